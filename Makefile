@@ -1,0 +1,33 @@
+# Two commands: `make demo` plays the main job on real processes, `make test` proves the rest.
+# Nothing but python3 and make is assumed; everything else lands in .venv.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test lint test-slow bench clean
+
+demo: .venv/ready
+	$(BIN)/batuta demo
+
+test: .venv/ready lint
+	$(BIN)/pytest -n 2 --dist loadfile
+
+lint: .venv/ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+
+test-slow: .venv/ready
+	$(BIN)/pytest -m slow --override-ini "addopts=-q --strict-markers --import-mode=importlib"
+
+bench: .venv/ready
+	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
+
+.venv/ready: pyproject.toml
+	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'Batuta needs Python 3.11 or newer; set PYTHON=python3.11')"
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable ".[dev]"
+	touch $@
+
+clean:
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist

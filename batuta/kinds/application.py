@@ -1,0 +1,288 @@
+"""Application: what should run. Components, each one model, process, container or pipeline."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+import msgspec
+from msgspec import Meta
+
+from batuta.kinds.base import Bytes, Condition, Millicores, Millis, Name, Problem, Record, Resource, Topic
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+Count = Annotated[int, Meta(ge=0, le=100_000)]
+Port = Annotated[int, Meta(ge=1, le=65_535)]
+
+
+class ModelUse(Record):
+    """Which model, and how to feed it."""
+
+    name: Name
+    version: str
+    batch: Annotated[int, Meta(ge=1, le=1024)] = 32
+    """At most so many messages in one run."""
+    linger_ms: Millis = msgspec.field(default_factory=lambda: Millis(0), name="linger")
+    """How long a message may wait for others to share its run."""
+
+
+class HttpProbe(Record):
+    """Healthy when a GET to this port of loopback answers 2xx or 3xx."""
+
+    port: Port
+    path: str = "/"
+
+
+class Probe(Record):
+    """How to ask an instance whether it is well: exactly one of http, tcp, exec."""
+
+    http: HttpProbe | None = None
+    tcp: Port | None = None
+    exec: tuple[str, ...] | None = None
+    every_ms: Millis = msgspec.field(default_factory=lambda: Millis(2_000), name="every")
+    timeout_ms: Millis = msgspec.field(default_factory=lambda: Millis(1_000), name="timeout")
+    failures: Annotated[int, Meta(ge=1, le=100)] = 3
+    """So many in a row count as a failure."""
+
+
+class ProcessUse(Record):
+    """A program of the node: an argument list, never a shell line."""
+
+    command: Annotated[tuple[str, ...], Meta(min_length=1, max_length=1024)]
+    env: dict[str, str] = {}
+    working_directory: str | None = None
+    """Defaults to the instance's own directory."""
+    ready: Probe | None = None
+    live: Probe | None = None
+    stop_grace_ms: Millis = msgspec.field(default_factory=lambda: Millis(10_000), name="stopGrace")
+    """Between the polite signal and the last one."""
+
+
+class Input(Record):
+    """A topic to read, and the model input that its messages feed."""
+
+    topic: Topic
+    tensor: str | None = None
+    """The model's input; may be left out when it has one."""
+    decode: Literal["json", "raw"] = "json"
+    """`json`: numbers in nested lists; `raw`: the tensor's little-endian bytes."""
+
+
+class Output(Record):
+    """Where results go: exactly one of topic and forward."""
+
+    topic: Annotated[str, Meta(min_length=1, max_length=256)] | None = None
+    """`{1}` is what the input's first wildcard matched."""
+    forward: Literal["hub"] | None = None
+    """Carry it to the hub: stored on the node until the hub has it."""
+
+
+class Replicas(Record):
+    """How many: exactly one of count, perSite, everyNode."""
+
+    count: Count | None = None
+    per_site: Count | None = None
+    every_node: bool | None = None
+
+
+class Toleration(Record):
+    """A taint that a component does not mind."""
+
+    key: str
+    value: str | None = None
+    """Left out: any value."""
+
+
+class Placement(Record):
+    where: Condition | None = None
+    """CEL over node and site: where it may run."""
+    near: tuple[Topic, ...] = ()
+    """Data gravity: prefer nodes where these topics are published."""
+    spread: Literal["node", "site"] | None = None
+    """Prefer, among equals, unlike places."""
+    tolerations: tuple[Toleration, ...] = ()
+
+
+class Resources(Record):
+    """What one instance is promised, and held to where the node can."""
+
+    cpu_millis: Millicores = msgspec.field(default_factory=lambda: Millicores(100), name="cpu")
+    memory_bytes: Bytes = msgspec.field(default_factory=lambda: Bytes(64 * 2**20), name="memory")
+
+
+class Failover(Record):
+    after_ms: Millis = msgspec.field(default_factory=lambda: Millis(10_000), name="after")
+    """How long a node must be silent before its instances are placed elsewhere."""
+
+
+class Component(Record):
+    """One part of an application: exactly one of model, process, container, pipeline."""
+
+    name: Name
+    model: ModelUse | None = None
+    process: ProcessUse | None = None
+    container: dict[str, Any] | None = None
+    pipeline: dict[str, Any] | None = None
+    inputs: tuple[Input, ...] = ()
+    outputs: tuple[Output, ...] = ()
+    replicas: Replicas = Replicas(count=1)
+    placement: Placement = Placement()
+    resources: Resources = msgspec.field(default_factory=Resources)
+    slo: dict[str, Any] | None = None
+    runs: Literal["at-least-once", "never-twice"] = "at-least-once"
+    """What to do when a silent node may be alive: start another at once, or wait until it cannot run any more."""
+    failover: Failover = msgspec.field(default_factory=Failover)
+
+    @property
+    def type(self) -> str:
+        """Which of the four it is; the first named, when a bad document names more."""
+        return next((t for t in COMPONENT_TYPES if getattr(self, t) is not None), "none")
+
+
+COMPONENT_TYPES = ("model", "process", "container", "pipeline")
+
+# What decodes but has nobody yet to honour it is refused, never ignored: a field that does nothing is a lie.
+NOT_YET_COMPONENT = {
+    "container": "container components are not yet available; use a process",
+    "pipeline": "pipeline components are not yet available; use a model with inputs and outputs",
+    "slo": "latency goals are not yet used by placement",
+}
+
+
+class ApplicationSpec(Record):
+    components: Annotated[tuple[Component, ...], Meta(min_length=1, max_length=256)]
+    rollout: dict[str, Any] | None = None
+
+
+class Application(Resource, tag="Application", kw_only=True):
+    """What should run: components, how many, where, and how they may be replaced."""
+
+    plural: ClassVar[str] = "applications"
+    namespaced: ClassVar[bool] = True
+    short_names: ClassVar[tuple[str, ...]] = ("app", "apps")
+    columns: ClassVar[tuple[tuple[str, str], ...]] = (
+        ("STATE", "status.state"),
+        ("READY", "status.ready"),
+        ("RELEASE", "status.release"),
+        ("REASON", "status.reason"),
+    )
+
+    spec: ApplicationSpec
+
+    def problems(self) -> Iterator[Problem]:
+        seen: set[str] = set()
+        for i, component in enumerate(self.spec.components):
+            here = f"spec.components[{i}]"
+            if component.name in seen:
+                yield Problem(
+                    path=f"{here}.name", code="duplicate", message=f"component {component.name!r} is there twice"
+                )
+            seen.add(component.name)
+            yield from _component_problems(here, component)
+        if self.spec.rollout is not None:
+            yield Problem(
+                path="spec.rollout",
+                code="not_yet",
+                message="waves and gates are not yet available; a change replaces instances one by one, new before old",
+                hint="leave it out for now",
+            )
+
+
+def _component_problems(here: str, component: Component) -> Iterator[Problem]:
+    named = [t for t in COMPONENT_TYPES if getattr(component, t) is not None]
+    if len(named) != 1:
+        what = " and ".join(named) or "none"
+        yield Problem(
+            path=here, code="one_of", message=f"say exactly one of {', '.join(COMPONENT_TYPES)}; there is {what}"
+        )
+    for field, message in NOT_YET_COMPONENT.items():
+        if getattr(component, field) is not None:
+            yield Problem(path=f"{here}.{field}", code="not_yet", message=message)
+
+    replicas = component.replicas
+    chosen = [f for f in ("count", "per_site", "every_node") if getattr(replicas, f) is not None]
+    if len(chosen) != 1:
+        yield Problem(path=f"{here}.replicas", code="one_of", message="say exactly one of count, perSite, everyNode")
+    if replicas.every_node is False:
+        yield Problem(
+            path=f"{here}.replicas.everyNode", code="value", message="everyNode can only be true; for none say count: 0"
+        )
+
+    if component.process is not None:
+        for name in ("ready", "live"):
+            yield from _probe_problems(f"{here}.process.{name}", getattr(component.process, name))
+        yield from _env_problems(f"{here}.process.env", component.process.env)
+        for field in ("inputs", "outputs"):
+            if getattr(component, field):
+                yield Problem(
+                    path=f"{here}.{field}",
+                    code="value",
+                    message="a process connects to the broker by itself; inputs and outputs are for models",
+                )
+    if component.model is not None:
+        yield from _flow_problems(here, component)
+
+
+def _flow_problems(here: str, component: Component) -> Iterator[Problem]:
+    if not component.inputs:
+        yield Problem(path=f"{here}.inputs", code="empty", message="a model needs at least one input topic")
+    if len({i.tensor for i in component.inputs}) > 1:
+        yield Problem(
+            path=f"{here}.inputs",
+            code="value",
+            message="all inputs of a component feed the same tensor; joining topics into one run is for pipelines",
+        )
+    fewest = min((_wildcards(i.topic) for i in component.inputs), default=0)
+    for j, output in enumerate(component.outputs):
+        path = f"{here}.outputs[{j}]"
+        if (output.topic is None) == (output.forward is None):
+            yield Problem(path=path, code="one_of", message="say exactly one of topic, forward")
+        if output.topic is None:
+            continue
+        if "+" in output.topic or "#" in output.topic:
+            yield Problem(
+                path=f"{path}.topic", code="value", message="an output topic has no wildcards", hint="use {1}, {2}, …"
+            )
+        for number in re.findall(r"\{([^}]*)\}", output.topic):
+            if not number.isdigit() or not 1 <= int(number) <= fewest:
+                yield Problem(
+                    path=f"{path}.topic",
+                    code="value",
+                    message=f"{{{number}}} names no wildcard: the inputs have {fewest}",
+                    hint="count the + and # of the input topic from 1",
+                )
+    if sum(o.topic is not None for o in component.outputs) > 1:
+        yield Problem(
+            path=f"{here}.outputs", code="value", message="one output topic a component; add a forward beside it"
+        )
+    if any(o.forward for o in component.outputs) and not any(o.topic for o in component.outputs):
+        yield Problem(
+            path=f"{here}.outputs",
+            code="value",
+            message="a forward carries what an output topic names",
+            hint="add {topic: …} beside it",
+        )
+
+
+def _wildcards(topic: str) -> int:
+    return sum(level in ("+", "#") for level in topic.split("/"))
+
+
+def _probe_problems(path: str, probe: Probe | None) -> Iterator[Problem]:
+    if probe is None:
+        return
+    named = [f for f in ("http", "tcp", "exec") if getattr(probe, f) is not None]
+    if len(named) != 1:
+        yield Problem(path=path, code="one_of", message="say exactly one of http, tcp, exec")
+    if probe.http is not None and not probe.http.path.startswith("/"):
+        yield Problem(path=f"{path}.http.path", code="value", message="a path starts with '/'")
+
+
+def _env_problems(path: str, env: dict[str, str]) -> Iterator[Problem]:
+    for name in env:
+        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
+            yield Problem(
+                path=f"{path}.{name}", code="value", message=f"{name!r} is not a name for an environment variable"
+            )

@@ -1,0 +1,114 @@
+"""Model: a named ML artifact; versions, and per version the variants by digest."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+import msgspec
+
+from batuta.kinds.base import Bytes, Digest, Name, Problem, Record, Resource
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+class Needs(Record):
+    """What a variant needs of the machine that runs it."""
+
+    memory_bytes: Bytes | None = msgspec.field(default=None, name="memory")
+
+
+class Tensor(Record):
+    """One input or output of a model, as read from its file."""
+
+    name: str
+    dtype: str
+    """NumPy's word: `float32`, `uint8`, `int64`, …"""
+    shape: tuple[int, ...]
+    """Dimensions; -1 for one that varies, such as the batch."""
+
+
+class Signature(Record):
+    """What goes in and what comes out. All variants of a version share it."""
+
+    inputs: tuple[Tensor, ...] = ()
+    outputs: tuple[Tensor, ...] = ()
+
+
+class Variant(Record):
+    """One file of a version: same signature, other size, precision or runtime."""
+
+    name: Name
+    format: Literal["onnx"]
+    digest: Digest
+    size_bytes: Bytes = msgspec.field(name="size")
+    needs: Needs = Needs()
+    quality: dict[str, float] = {}
+    """Measured quality, by metric: `{accuracy: 0.971}`."""
+
+
+class Golden(Record):
+    """Inputs and the outputs they must give, to be replayed on the device."""
+
+    digest: Digest
+    tolerance: float = 0.001
+
+
+class Version(Record):
+    """One version; its variants are choices, not history."""
+
+    version: str
+    variants: tuple[Variant, ...]
+    signature: Signature | None = None
+    golden: Golden | None = None
+    labels: tuple[str, ...] = ()
+    """Names of the classes, in the order of the model's output."""
+
+
+class ModelSpec(Record):
+    task: str | None = None
+    """What it is for: `classification`, `regression`, `detection`, …"""
+    versions: tuple[Version, ...] = ()
+
+
+class Model(Resource, tag="Model", kw_only=True):
+    """A named ML artifact. A version is immutable; components ask for one by name and version."""
+
+    plural: ClassVar[str] = "models"
+    namespaced: ClassVar[bool] = True
+    columns: ClassVar[tuple[tuple[str, str], ...]] = (
+        ("TASK", "spec.task"),
+        ("VERSIONS", "status.versions"),
+        ("STATE", "status.state"),
+        ("RUNNING", "status.running"),
+    )
+
+    spec: ModelSpec
+
+    def problems(self) -> Iterator[Problem]:
+        seen: set[str] = set()
+        for i, version in enumerate(self.spec.versions):
+            here = f"spec.versions[{i}]"
+            if version.version in seen:
+                yield Problem(
+                    path=f"{here}.version", code="duplicate", message=f"version {version.version!r} is there twice"
+                )
+            seen.add(version.version)
+            if not version.variants:
+                yield Problem(path=f"{here}.variants", code="empty", message="a version needs at least one variant")
+            names: set[str] = set()
+            for j, variant in enumerate(version.variants):
+                if variant.name in names:
+                    yield Problem(
+                        path=f"{here}.variants[{j}].name",
+                        code="duplicate",
+                        message=f"variant {variant.name!r} is there twice",
+                    )
+                names.add(variant.name)
+            if version.golden is not None:
+                yield Problem(
+                    path=f"{here}.golden",
+                    code="not_yet",
+                    message="golden inputs are not yet replayed on the device",
+                    hint="leave them out until rollouts prove models on the node",
+                )

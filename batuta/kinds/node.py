@@ -1,0 +1,53 @@
+"""Node: a machine that runs the node agent."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from batuta.kinds.base import Name, Problem, Record, Resource
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+class Taint(Record):
+    """A mark that keeps instances away unless their component tolerates it."""
+
+    key: str
+    value: str = ""
+    effect: Literal["NoSchedule", "NoExecute"] = "NoSchedule"
+    """NoSchedule places nothing new here; NoExecute also moves away what is here."""
+
+
+class NodeSpec(Record):
+    """What people say about a machine; what it has, it reports itself."""
+
+    site: Name
+    taints: tuple[Taint, ...] = ()
+    unschedulable: bool = False
+    """Place nothing new here (`kubectl cordon` sets it); what runs stays."""
+
+
+class Node(Resource, tag="Node", kw_only=True):
+    """A machine that runs the node agent. Enrolment creates it; it reports its own hardware."""
+
+    plural: ClassVar[str] = "nodes"
+    namespaced: ClassVar[bool] = False
+    short_names: ClassVar[tuple[str, ...]] = ("no",)
+    columns: ClassVar[tuple[tuple[str, str], ...]] = (
+        ("SITE", "spec.site"),
+        ("STATE", "status.state"),
+        ("LINK", "status.link.word"),
+        ("SYNC", "status.sync.word"),
+        ("HEALTH", "status.health.word"),
+        ("INSTANCES", "status.instances"),
+        ("SINCE", "status.since"),
+    )
+
+    spec: NodeSpec
+
+    def problems(self) -> Iterator[Problem]:
+        keys = [taint.key for taint in self.spec.taints]
+        for i, key in enumerate(keys):
+            if key in keys[:i]:
+                yield Problem(path=f"spec.taints[{i}].key", code="duplicate", message=f"taint {key!r} is there twice")
