@@ -1,0 +1,160 @@
+"""Decided: what the hub has made of the declarations. One writer, the hub; nodes read only their own Assignment.
+
+Keys of the decided table: `assignment.<node>`, `release.<namespace>.<application>.<revision>`,
+`fence.<namespace>.<application>.<component>.<slot>`.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from batuta.kinds.application import Component, Input, Output, ProcessUse
+from batuta.kinds.base import Bytes, Millicores, Record
+from batuta.kinds.model import Signature, Variant
+
+
+class ModelOrder(Record):
+    """A model reference, resolved: these bytes, fed in this way."""
+
+    name: str
+    version: str
+    variant: Variant
+    signature: Signature | None = None
+    labels: tuple[str, ...] = ()
+    batch: int = 32
+    linger_ms: int = 0
+
+
+class Instance(Record):
+    """One component on one node: all that the node must know to run it, with or without a hub."""
+
+    namespace: str
+    application: str
+    component: str
+    revision: int
+    """The release in which the component last changed."""
+    slot: str
+    """Which replica: `0` for a count, `berlin-0` for a site's, the node's name for one on every node."""
+    epoch: int
+    """Counts the placements of this slot; the newest holder is the right one."""
+    model: ModelOrder | None = None
+    process: ProcessUse | None = None
+    inputs: tuple[Input, ...] = ()
+    outputs: tuple[Output, ...] = ()
+    cpu_millis: Millicores = msgspec.field(default_factory=lambda: Millicores(0), name="cpu")
+    memory_bytes: Bytes = msgspec.field(default_factory=lambda: Bytes(0), name="memory")
+    lease_ms: int | None = None
+    """For `never-twice`: stop by yourself when the hub has not answered for so long."""
+
+    @property
+    def name(self) -> str:
+        """`default/meter-reader/read-1-berlin-0`: derived, never drawn."""
+        return f"{self.namespace}/{self.application}/{self.component}-{self.revision}-{self.slot}"
+
+    @property
+    def app(self) -> str:
+        return f"{self.namespace}/{self.application}"
+
+    @property
+    def consumer(self) -> str:
+        """The name under which all replicas of this component, of any revision, share what a site captures."""
+        return f"{self.namespace}_{self.application}_{self.component}"
+
+    @property
+    def runtime(self) -> str:
+        """Which runtime runs it, by the name nodes report."""
+        return self.model.variant.format if self.model is not None else "process"
+
+    @property
+    def artifacts(self) -> tuple[str, ...]:
+        """Digests that must be on the node before it can start."""
+        return (self.model.variant.digest,) if self.model is not None else ()
+
+
+class Capture(Record):
+    """Topics that a node stores when they are published at its own broker, until an instance has answered them."""
+
+    consumer: str
+    topics: tuple[str, ...]
+    outputs: tuple[Output, ...] = ()
+
+
+class Peer(Record):
+    """A neighbour at the site: where its SITE listener is."""
+
+    node: str
+    address: str
+
+
+class Assignment(Record):
+    """All that one node should run. It is the command: losing, doubling or reordering it changes nothing."""
+
+    node: str
+    site: str
+    serial: int
+    """Counts the changes of this assignment; a node ignores one older than what it has."""
+    instances: tuple[Instance, ...] = ()
+    peers: tuple[Peer, ...] = ()
+    """Every other node of the site that can be reached, eldest first."""
+    elders: tuple[str, ...] = ()
+    """Names of the peers that joined before this node: the ones it links to, in order. Acyclic by construction."""
+    captures: tuple[Capture, ...] = ()
+    watched: tuple[str, ...] = ()
+    """Topic patterns whose messages are counted here, for data gravity."""
+
+
+class VersionChoice(Record):
+    """The model version that a component asked for, with every variant a node may choose from."""
+
+    name: str
+    version: str
+    variants: tuple[Variant, ...]
+    signature: Signature | None = None
+    labels: tuple[str, ...] = ()
+
+
+class Released(Record):
+    """A component of a release, with its references resolved and the revision in which it last changed."""
+
+    component: Component
+    revision: int
+    version: VersionChoice | None = None
+
+
+class Release(Record):
+    """An immutable, resolved revision of an application."""
+
+    namespace: str
+    application: str
+    revision: int
+    components: tuple[Released, ...]
+    at: int
+    """When it was made, for people; nothing is decided by it."""
+
+
+class Fence(Record):
+    """The last placement of a `never-twice` slot: kept after its release until nobody can run it any more."""
+
+    namespace: str
+    application: str
+    component: str
+    slot: str
+    epoch: int
+    node: str
+    serial: int
+    """The assignment by which it was given or taken away."""
+    lease_ms: int
+    released_at: int | None = None
+    """Instant at which it was taken from the node; None while it holds."""
+
+
+def assignment_key(node: str) -> str:
+    return f"assignment.{node}"
+
+
+def release_key(namespace: str, application: str, revision: int) -> str:
+    return f"release.{namespace}.{application}.{revision}"
+
+
+def fence_key(namespace: str, application: str, component: str, slot: str) -> str:
+    return f"fence.{namespace}.{application}.{component}.{slot}"

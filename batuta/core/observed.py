@@ -1,0 +1,129 @@
+"""Observed: what nodes say is so. One writer each: a node writes its own Report and nothing else.
+
+A Report is state, not an event: the latest one wins and says everything the hub decides by.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+from batuta.core.reasons import Reason
+from batuta.kinds.base import Bytes, Millicores, Record
+
+Phase = Literal["waiting", "fetching", "starting", "ready", "unready", "backoff", "stopping", "refused"]
+"""What an instance is doing. `refused`: trying again would give the same answer; a new order is needed."""
+
+
+class Accelerator(Record):
+    """A GPU, NPU or TPU."""
+
+    kind: str
+    name: str = ""
+    memory_bytes: Bytes = msgspec.field(default_factory=lambda: Bytes(0), name="memory")
+
+
+class Inventory(Record):
+    """What a machine is and has; capacity is what instances may share, after the node agent's own needs."""
+
+    architecture: str = ""
+    cpu_millis: Millicores = msgspec.field(default_factory=lambda: Millicores(0), name="cpu")
+    memory_bytes: Bytes = msgspec.field(default_factory=lambda: Bytes(0), name="memory")
+    disk_bytes: Bytes = msgspec.field(default_factory=lambda: Bytes(0), name="disk")
+    accelerators: tuple[Accelerator, ...] = ()
+    runtimes: tuple[str, ...] = ()
+    """`process`, `onnx`, …: what this node can run."""
+    os: str = ""
+    kernel: str = ""
+    hostname: str = ""
+    agent_version: str = ""
+
+
+class Vitals(Record):
+    """What changes by the minute; None where the machine cannot tell."""
+
+    cpu_percent: float | None = None
+    memory_free_bytes: Bytes | None = msgspec.field(default=None, name="memoryFree")
+    disk_free_bytes: Bytes | None = msgspec.field(default=None, name="diskFree")
+    temperature_c: float | None = None
+    battery_percent: float | None = None
+    agent_rss_bytes: Bytes | None = msgspec.field(default=None, name="agentRss")
+    broker_rss_bytes: Bytes | None = msgspec.field(default=None, name="brokerRss")
+
+
+class Measures(Record):
+    """Counters since the instance's start, and quantiles of its last minute."""
+
+    received: int = 0
+    answered: int = 0
+    errors: int = 0
+    latency_p50_ms: float | None = None
+    latency_p99_ms: float | None = None
+    rss_bytes: Bytes | None = msgspec.field(default=None, name="rss")
+
+
+class InstanceReport(Record):
+    """One instance as its node sees it."""
+
+    name: str
+    """`namespace/application/component-revision-slot`."""
+    epoch: int
+    phase: Phase
+    since: int
+    """Instant of the phase's begin, milliseconds of the node's clock."""
+    starts: int = 0
+    reason: Reason | None = None
+    measures: Measures | None = None
+
+
+class Flow(Record):
+    """The books of one captured component's inbox at this node: produced = delivered + stored + shed."""
+
+    consumer: str
+    produced: int = 0
+    delivered: int = 0
+    stored: int = 0
+    shed: int = 0
+    reason: Reason | None = None
+
+
+class Report(Record):
+    """All that a node says about itself."""
+
+    node: str
+    boot: str
+    """Identity of this run of the node agent; changes when it restarts."""
+    sequence: int
+    """Counts this run's reports."""
+    at: int
+    """The node's clock, milliseconds."""
+    serial: int = 0
+    """The assignment it acts on."""
+    inventory: Inventory = Inventory()
+    vitals: Vitals = Vitals()
+    instances: tuple[InstanceReport, ...] = ()
+    artifacts: tuple[str, ...] = ()
+    """Digests it holds, verified."""
+    flows: tuple[Flow, ...] = ()
+    address: str = ""
+    """`host:port` of its SITE listener, for its neighbours."""
+    mqtt: str = ""
+    """`host:port` of its MQTT listener."""
+    hears: dict[str, int] = {}
+    """Neighbours at the site and how many milliseconds ago each was heard."""
+    topics: dict[str, int] = {}
+    """Messages first published at this node, by the pattern asked for in the assignment."""
+    problems: tuple[Reason, ...] = ()
+    """What ails the node itself."""
+
+
+class Sighting(Record):
+    """What the hub knows of a node's link: kept in memory, made from heartbeats and broker events, never stored."""
+
+    last_seen: int
+    """Instant of the last heartbeat, on the hub's clock."""
+    online_since: int
+    """Begin of the present unbroken presence."""
+    disconnected_at: int | None = None
+    """Instant at which the broker saw the link close, if it has not come back."""

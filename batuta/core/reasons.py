@@ -1,0 +1,114 @@
+"""Reason: why not. Every refusal, wait and undo carries one, and `batuta why` prints nothing else.
+
+`CATALOGUE` is the closed list of codes: what each means, what to do about it, and whether it is a wait (which is not an
+error). The reference page of reasons is printed from it.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from batuta.kinds.base import Record
+
+
+class Reason(Record):
+    """Why something is not so: a code of the catalogue, what it is about, and the figures of this case."""
+
+    code: str
+    subject: str
+    """What refused or waits: `node/pi-4`, `component/read`, `model/digits`."""
+    detail: str = ""
+    """The figures of this case: `96Mi free, 128Mi needed`."""
+
+    def __str__(self) -> str:
+        return f"{self.subject}: {CATALOGUE[self.code].sentence}" + (f" ({self.detail})" if self.detail else "")
+
+    @property
+    def is_waiting(self) -> bool:
+        """True for what passes by itself: a wait is not an error."""
+        return CATALOGUE[self.code].waits
+
+    @property
+    def next_step(self) -> str:
+        return CATALOGUE[self.code].next_step
+
+
+class Entry(NamedTuple):
+    """What a code means, what to do next, and whether it passes by itself."""
+
+    sentence: str
+    next_step: str
+    waits: bool = False
+
+
+CATALOGUE: dict[str, Entry] = {
+    # Placement: why a node was not chosen, in the order in which the filters ask.
+    "node_offline": Entry("the node is not connected", "bring it back, or see `batuta describe node NAME`", waits=True),
+    "node_unschedulable": Entry("the node takes no new instances", "set spec.unschedulable to false"),
+    "node_unreported": Entry("the node has not yet said what it has", "wait for its first report", waits=True),
+    "taint_not_tolerated": Entry("the node has a taint that the component does not tolerate", "add a toleration"),
+    "wrong_site": Entry("the node is at another site than this replica is for", "nothing: another replica is for it"),
+    "wrong_node": Entry("this replica is for another node", "nothing: every node has its own replica"),
+    "runtime_missing": Entry("the node lacks the runtime", "install batuta[model] on the node"),
+    "condition_false": Entry(
+        "the component's condition does not hold there", "change placement.where or the node's labels"
+    ),
+    "condition_fault": Entry("the component's condition cannot be evaluated there", "guard it with has(…)"),
+    "cpu_short": Entry("too little processor time is free", "ask for less, or free some"),
+    "memory_short": Entry("too little memory is free", "ask for less, or free some"),
+    "variant_unfit": Entry("no variant of the model fits there", "push a smaller variant"),
+    "already_here": Entry("another replica of this component is already there", "add nodes, or ask for fewer replicas"),
+    # Releases and references.
+    "model_missing": Entry("no such model", "push it: `batuta model push FILE --name NAME --version VERSION`"),
+    "version_missing": Entry("the model has no such version", "push it, or name one that exists"),
+    "no_site": Entry(
+        "there is no site with nodes", "join a node: `batuta token create` and `batuta join TOKEN`", waits=True
+    ),
+    "no_node": Entry("there is no node", "join one: `batuta token create` and `batuta join TOKEN`", waits=True),
+    "nothing_fits": Entry("no node can take it", "see the reasons of the nodes below"),
+    # Healing and replacing.
+    "node_silent": Entry(
+        "the node is silent; it may come back", "wait, or see `batuta describe node NAME`", waits=True
+    ),
+    "may_be_alive": Entry(
+        "its silent holder may still run it, and it must never run twice", "wait for the lease", waits=True
+    ),
+    "no_substitute": Entry("its node is lost and no other can take it", "bring the node back, or add one"),
+    "starting": Entry("it is starting", "wait", waits=True),
+    "replacing": Entry("the new instance gets ready before the old one stops", "wait", waits=True),
+    "making_room": Entry("the old instance stops first: both do not fit", "wait", waits=True),
+    # On the node.
+    "fetching": Entry("its artifact is on the way", "wait", waits=True),
+    "backing_off": Entry("it failed and waits before the next try", "see `batuta logs`", waits=True),
+    "exited": Entry("its process ended", "see `batuta logs`"),
+    "start_failed": Entry("it could not be started", "see `batuta logs`"),
+    "not_live": Entry("its liveness probe failed", "see `batuta logs`"),
+    "not_ready": Entry("its readiness probe has not passed", "see `batuta logs`", waits=True),
+    "digest_mismatch": Entry("the bytes are not what their digest says", "push the artifact again"),
+    "artifact_missing": Entry("nobody has the artifact", "push it again: `batuta model push`"),
+    "artifact_unreadable": Entry("the artifact cannot be loaded by its runtime", "check the file with its own tools"),
+    "disk_full": Entry("the disk is full", "free some space; nothing was lost"),
+    "hub_unreachable": Entry("the node cannot reach the hub; it goes on from its ledger", "check the link", waits=True),
+    "lease_lapsed": Entry(
+        "it must never run twice and the hub has been silent too long", "restore the link", waits=True
+    ),
+    "ledger_corrupt": Entry(
+        "the node's ledger could not be read and was set aside", "nothing: the hub's order is read again"
+    ),
+    "clock_jumped": Entry("the node's clock jumped", "check its time service"),
+    "port_taken": Entry("a port is in use by another program", "free it, or choose another"),
+    "command_missing": Entry("the command is not on the node", "install it, or correct process.command"),
+    "inbox_full": Entry("data was shed because the node's store was full", "give it more room, or more replicas"),
+    # Enrolment.
+    "token_unknown": Entry("the token is not one of this hub", "make one: `batuta token create`"),
+    "token_expired": Entry("the token has expired", "make a new one: `batuta token create`"),
+    "token_used": Entry("the token has been used already", "make a new one: `batuta token create`"),
+    "token_garbled": Entry("the token cannot be read", "paste the whole line that `batuta token create` printed"),
+    "hub_not_trusted": Entry(
+        "the hub's certificate is not the one that the token names", "ask for a new token; do not go on"
+    ),
+    "name_taken": Entry("another node has this name", "choose another: `batuta join --name NAME TOKEN`"),
+    "name_invalid": Entry("this cannot be a node's name", "use lower-case letters, digits and dashes"),
+    "clock_wrong": Entry("the machine's clock is far from the hub's", "set the clock"),
+    "not_connected": Entry("the hub cannot be reached", "check the address and the firewall"),
+}

@@ -1,0 +1,256 @@
+"""State: the three tables at one instant, with the indexes that decisions read.
+
+Immutable: `with_changes` gives a new State that shares what did not change. Tables are copied once a batch (about 30 µs
+for ten thousand rows), so changes are folded in batches. Indexes are derived here, incrementally, and nowhere else.
+"""
+
+from __future__ import annotations
+
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+from batuta.core.decided import Assignment, Fence, Instance, Release
+from batuta.core.observed import Report, Sighting
+from batuta.kinds.application import Application
+from batuta.kinds.base import DEFAULT_NAMESPACE, Ref, Resource
+from batuta.kinds.model import Model
+from batuta.kinds.node import Node
+from batuta.kinds.site import Site
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+Table = Literal["desired", "decided", "observed", "sightings"]
+
+
+class Change(NamedTuple):
+    """One row of one table becomes `value`; None removes it."""
+
+    table: Table
+    key: str
+    value: Any
+
+
+class Held(NamedTuple):
+    """An instance and the node whose assignment holds it."""
+
+    node: str
+    instance: Instance
+
+
+_EMPTY: Mapping[str, Any] = MappingProxyType({})
+
+
+class State:
+    """Desired by people, decided by the hub, observed by nodes; sightings are the hub's own ears."""
+
+    __slots__ = (
+        "assignments", "decided", "desired", "fences", "held", "hub_since", "nodes", "nodes_of_site", "observed",
+        "releases", "sightings", "users_of_model",
+    )  # fmt: skip
+
+    def __init__(self, *, hub_since: int = 0) -> None:
+        self.hub_since = hub_since
+        """When this hub began to listen: nobody's silence is older than that."""
+        self.desired: Mapping[str, Resource] = _EMPTY
+        """By `Ref.key`."""
+        self.decided: Mapping[str, Assignment | Release | Fence] = _EMPTY
+        """By the keys of `core.decided`."""
+        self.observed: Mapping[str, Report] = _EMPTY
+        """By node name."""
+        self.sightings: Mapping[str, Sighting] = _EMPTY
+        """By node name."""
+        # Derived from the tables above.
+        self.nodes: Mapping[str, Node] = _EMPTY
+        self.nodes_of_site: Mapping[str, tuple[str, ...]] = _EMPTY
+        """Eldest first: by enrolment, then name."""
+        self.assignments: Mapping[str, Assignment] = _EMPTY
+        """By node name."""
+        self.releases: Mapping[str, tuple[Release, ...]] = _EMPTY
+        """By `namespace/application`, oldest first."""
+        self.fences: Mapping[str, Mapping[str, Fence]] = _EMPTY
+        """By `namespace/application`, then `component/slot`."""
+        self.held: Mapping[str, tuple[Held, ...]] = _EMPTY
+        """By `namespace/application`: every instance in any assignment, sorted."""
+        self.users_of_model: Mapping[str, frozenset[str]] = _EMPTY
+        """By `namespace/model`: the applications that name it."""
+
+    # --- Reading ---
+
+    def get(self, ref: Ref) -> Resource | None:
+        return self.desired.get(ref.key)
+
+    def application(self, app: str) -> Application | None:
+        """The application called `namespace/name`, as desired."""
+        namespace, name = app.split("/")
+        found = self.desired.get(Ref("applications", namespace, name).key)
+        return found if isinstance(found, Application) else None
+
+    def model(self, namespace: str, name: str) -> Model | None:
+        found = self.desired.get(Ref("models", namespace, name).key)
+        return found if isinstance(found, Model) else None
+
+    def site(self, name: str) -> Site | None:
+        found = self.desired.get(Ref("sites", "", name).key)
+        return found if isinstance(found, Site) else None
+
+    def sites(self) -> list[Site]:
+        return [r for _, r in sorted(self.desired.items()) if isinstance(r, Site)]
+
+    def applications(self) -> list[str]:
+        """Every application that is wished for or still leaves something behind, sorted."""
+        desired = {_app(r) for r in self.desired.values() if isinstance(r, Application)}
+        return sorted(desired | set(self.held) | set(self.releases) | set(self.fences))
+
+    # --- Folding ---
+
+    def with_changes(self, changes: Iterable[Change]) -> State:
+        """The State after these changes, in order."""
+        after = State(hub_since=self.hub_since)
+        for slot in State.__slots__:
+            setattr(after, slot, getattr(self, slot))
+        batch = list(changes)
+        for table in ("desired", "decided", "observed", "sightings"):
+            mine = [c for c in batch if c.table == table]
+            if not mine:
+                continue
+            before: Mapping[str, Any] = getattr(self, table)
+            rows = dict(before)
+            for change in mine:
+                if change.value is None:
+                    rows.pop(change.key, None)
+                else:
+                    rows[change.key] = change.value
+            setattr(after, table, rows)
+            if table == "desired":
+                after._reindex_desired(before, {c.key for c in mine})
+            elif table == "decided":
+                after._reindex_decided(before, {c.key for c in mine})
+        return after
+
+    def listening_since(self, hub_since: int) -> State:
+        """The same tables, heard by a hub that began to listen at `hub_since`; what it heard before is forgotten."""
+        after = self.with_changes(())
+        after.hub_since = hub_since
+        after.sightings = _EMPTY
+        return after
+
+    def _reindex_desired(self, before: Mapping[str, Resource], keys: set[str]) -> None:
+        nodes: dict[str, Node] | None = None
+        users: dict[str, frozenset[str]] | None = None
+        sites_touched: set[str] = set()
+        for key in keys:
+            old, new = before.get(key), self.desired.get(key)
+            if old == new:
+                continue
+            if isinstance(old, Node) or isinstance(new, Node):
+                nodes = dict(self.nodes) if nodes is None else nodes
+                if isinstance(old, Node):
+                    nodes.pop(old.metadata.name, None)
+                    sites_touched.add(old.spec.site)
+                if isinstance(new, Node):
+                    nodes[new.metadata.name] = new
+                    sites_touched.add(new.spec.site)
+            if isinstance(old, Application) or isinstance(new, Application):
+                users = dict(self.users_of_model) if users is None else users
+                for resource, add in ((old, False), (new, True)):
+                    if isinstance(resource, Application):
+                        for model in _models_of(resource):
+                            present = users.get(model, frozenset())
+                            changed = present | {_app(resource)} if add else present - {_app(resource)}
+                            users[model] = changed
+                            if not changed:
+                                del users[model]
+        if nodes is not None:
+            self.nodes = nodes
+            self.nodes_of_site = self._sites_with(sites_touched, nodes)
+        if users is not None:
+            self.users_of_model = users
+
+    def _sites_with(self, touched: set[str], nodes: Mapping[str, Node]) -> Mapping[str, tuple[str, ...]]:
+        members: dict[str, list[Node]] = {site: [] for site in touched}
+        for node in nodes.values():
+            if node.spec.site in members:
+                members[node.spec.site].append(node)
+        index = dict(self.nodes_of_site)
+        for site, found in members.items():
+            if found:
+                ordered = sorted(found, key=lambda n: (n.metadata.creation_timestamp or "", n.metadata.name))
+                index[site] = tuple(n.metadata.name for n in ordered)
+            else:
+                index.pop(site, None)
+        return index
+
+    def _reindex_decided(self, before: Mapping[str, Any], keys: set[str]) -> None:
+        assignments: dict[str, Assignment] | None = None
+        releases: dict[str, tuple[Release, ...]] | None = None
+        fences: dict[str, Mapping[str, Fence]] | None = None
+        gone: dict[str, set[tuple[str, str]]] = {}
+        come: dict[str, list[Held]] = {}
+        for key in keys:
+            old, new = before.get(key), self.decided.get(key)
+            if old == new:
+                continue
+            row = new if new is not None else old
+            if isinstance(row, Assignment):
+                assignments = dict(self.assignments) if assignments is None else assignments
+                if new is None:
+                    assignments.pop(row.node, None)
+                else:
+                    assignments[row.node] = row
+                for instance in old.instances if isinstance(old, Assignment) else ():
+                    gone.setdefault(instance.app, set()).add((row.node, instance.name))
+                for instance in new.instances if isinstance(new, Assignment) else ():
+                    come.setdefault(instance.app, []).append(Held(row.node, instance))
+            elif isinstance(row, Release):
+                releases = dict(self.releases) if releases is None else releases
+                app = f"{row.namespace}/{row.application}"
+                kept = [r for r in releases.get(app, ()) if r.revision != row.revision]
+                kept += [row] if new is not None else []
+                releases[app] = tuple(sorted(kept, key=lambda r: r.revision))
+                if not releases[app]:
+                    del releases[app]
+            elif isinstance(row, Fence):
+                fences = dict(self.fences) if fences is None else fences
+                app = f"{row.namespace}/{row.application}"
+                rows = dict(fences.get(app, {}))
+                rows.pop(f"{row.component}/{row.slot}", None)
+                if new is not None:
+                    rows[f"{row.component}/{row.slot}"] = row
+                fences[app] = rows
+                if not rows:
+                    del fences[app]
+        if assignments is not None:
+            self.assignments = assignments
+        if releases is not None:
+            self.releases = releases
+        if fences is not None:
+            self.fences = fences
+        self._reindex_held(gone, come)
+
+    def _reindex_held(self, gone: dict[str, set[tuple[str, str]]], come: dict[str, list[Held]]) -> None:
+        if not gone and not come:
+            return
+        held = dict(self.held)
+        for app in gone.keys() | come.keys():
+            left = gone.get(app, set())
+            stay = [h for h in held.get(app, ()) if (h.node, h.instance.name) not in left] + come.get(app, [])
+            if stay:
+                held[app] = tuple(sorted(stay, key=_order))
+            else:
+                held.pop(app, None)
+        self.held = held
+
+
+def _order(held: Held) -> tuple[str, str, int, int, str]:
+    instance = held.instance
+    return (instance.component, instance.slot, instance.revision, instance.epoch, held.node)
+
+
+def _app(application: Application) -> str:
+    return f"{application.ref.namespace}/{application.ref.name}"
+
+
+def _models_of(application: Application) -> set[str]:
+    namespace = application.metadata.namespace or DEFAULT_NAMESPACE
+    return {f"{namespace}/{c.model.name}" for c in application.spec.components if c.model is not None}
