@@ -1,0 +1,304 @@
+"""Every subject that Batuta puts on the wire, in one place.
+
+A subject is an address, and on this fabric also a right: the hub's broker lets a node use exactly the subjects that
+`rights_of_node` lists, and a test walks through them. So an address that is not made here does not exist.
+
+    CONTROL, between a node and the hub
+      batuta.hub.alive              hub  -> all    the hub's pulse: is anyone deciding, and what time is it there
+      batuta.alive.<node>           node -> hub    a pulse; not stored
+      batuta.report.<node>          node -> hub    becomes table `observed`, key `report.<node>`
+      batuta.assignment.<node>      hub  -> node   table `decided`, key `assignment.<node>`, sent when it changes
+      batuta.ask.<node>.<verb>      node -> hub    a question, answered
+      batuta.tell.<node>.<verb>     hub  -> node   a question, answered
+      batuta.up.<node>.<class>      node -> hub    becomes log `up-<class>`
+      _INBOX.<who>.>                               answers to the one who asked
+
+    SITE, between the nodes of a site
+      cameras.c1.frame              MQTT topic cameras/c1/frame, as published
+      $MQTT.msgs.cameras.c1.frame   the same, kept by the broker that took it; never leaves that broker
+      out.<node>.meters.c1.reading  a result, kept at the node whose input it answers, then sent as meters.c1.reading
+      ctl.>                         between workers; no device may speak here
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Final
+
+UP_CLASSES: Final = ("critical", "normal", "bulk")
+
+_TOKEN = re.compile(r"^[A-Za-z0-9_-]+$")
+
+
+def _token(word: str) -> str:
+    """One subject level. A name with a dot or a wildcard would be a different address, so it is refused, not escaped."""
+    if not _TOKEN.match(word):
+        raise ValueError(f"{word!r} cannot be one level of a subject: letters, digits, '-' and '_' only")
+    return word
+
+
+# --- CONTROL: between a node and the hub ----------------------------------------------------------------------------
+
+ALL_ALIVE: Final = "batuta.alive.*"
+ALL_REPORTS: Final = "batuta.report.*"
+ALL_ASKS: Final = "batuta.ask.*.*"
+HUB_ALIVE: Final = "batuta.hub.alive"
+
+
+def alive(node: str) -> str:
+    return f"batuta.alive.{_token(node)}"
+
+
+def report(node: str) -> str:
+    return f"batuta.report.{_token(node)}"
+
+
+def assignment(node: str) -> str:
+    return f"batuta.assignment.{_token(node)}"
+
+
+def ask(node: str, verb: str) -> str:
+    return f"batuta.ask.{_token(node)}.{_token(verb)}"
+
+
+def tell(node: str, verb: str) -> str:
+    return f"batuta.tell.{_token(node)}.{_token(verb)}"
+
+
+def all_tells(node: str) -> str:
+    return f"batuta.tell.{_token(node)}.*"
+
+
+def up(node: str, priority: str) -> str:
+    if priority not in UP_CLASSES:
+        raise ValueError(f"{priority!r} is no class of data: {', '.join(UP_CLASSES)}")
+    return f"batuta.up.{_token(node)}.{priority}"
+
+
+def inbox(who: str) -> str:
+    """Prefix of the answers to `who`; the hub's broker lets a node hear only its own."""
+    return f"_INBOX.{_token(who)}"
+
+
+def node_of(subject: str) -> str:
+    """The node that `batuta.<what>.<node>…` is about."""
+    parts = subject.split(".")
+    if len(parts) < 3 or parts[0] != "batuta":
+        raise ValueError(f"{subject!r} is not about a node")
+    return parts[2]
+
+
+def verb_of(subject: str) -> str:
+    """The verb of `batuta.ask.<node>.<verb>` and `batuta.tell.<node>.<verb>`."""
+    parts = subject.split(".")
+    if len(parts) != 4 or parts[0] != "batuta" or parts[1] not in ("ask", "tell"):
+        raise ValueError(f"{subject!r} carries no verb")
+    return parts[3]
+
+
+# --- Tables and logs as JetStream knows them ------------------------------------------------------------------------
+
+HUB_DOMAIN: Final = "hub"
+
+
+def node_domain(node: str) -> str:
+    """The JetStream domain of a node's broker. Prefixed, so that a node called `hub` is not the hub."""
+    return f"n-{_token(node)}"
+
+
+def table_stream(table: str) -> str:
+    return f"KV_{_token(table)}"
+
+
+def table_key(table: str, key: str) -> str:
+    return f"$KV.{_token(table)}.{key}"
+
+
+def log_subject(log: str, key: str) -> str:
+    return f"log.{_token(log)}.{key}"
+
+
+def assignment_key(node: str) -> str:
+    return f"assignment.{_token(node)}"
+
+
+def report_key(node: str) -> str:
+    return f"report.{_token(node)}"
+
+
+def direct_get(domain: str, table: str, key: str) -> str:
+    """Where one key can be read with one request, over any number of leaf links and without a consumer."""
+    return f"$JS.{_token(domain)}.API.DIRECT.GET.{table_stream(table)}.{table_key(table, key)}"
+
+
+@dataclass(frozen=True, slots=True)
+class Rights:
+    """What one connection may do. `answers` lets it reply to whoever asked it, and to nobody else."""
+
+    publish: tuple[str, ...]
+    subscribe: tuple[str, ...]
+    answers: bool = True
+
+
+def rights_of_node(node: str) -> Rights:
+    """All that the link of one node may carry: its own subjects, and nothing of any other node or of the hub's tables."""
+    return Rights(
+        publish=(
+            alive(node),
+            report(node),
+            f"batuta.ask.{_token(node)}.*",
+            *(up(node, each) for each in UP_CLASSES),
+            direct_get(HUB_DOMAIN, "decided", assignment_key(node)),
+        ),
+        subscribe=(HUB_ALIVE, assignment(node), all_tells(node), f"{inbox(node)}.>"),
+    )
+
+
+# --- SITE: topics ---------------------------------------------------------------------------------------------------
+
+# First levels that are not topics. No device may publish or listen below them, no component may read or write them.
+RESERVED_ROOTS: Final = ("_INBOX", "batuta", "ctl", "out")
+
+# Where a broker keeps what MQTT clients publish with QoS 1 or 2, before it acknowledges. Leaf links do not carry it.
+MQTT_KEPT: Final = "$MQTT.msgs"
+MQTT_KEPT_STREAM: Final = "$MQTT_msgs"
+
+
+def subject_of_topic(topic: str) -> str:
+    """The NATS subject of an MQTT topic or topic filter, by the broker's own rules.
+
+    `a/b` is `a.b`; a dot inside a level becomes `//`; a slash that would leave an empty level stays, as `/`.
+    """
+    _check_topic(topic)
+    out: list[str] = []
+    last = len(topic) - 1
+    for i, char in enumerate(topic):
+        if char == "/":
+            if not out or out[-1][-1] == ".":
+                out.append("/.")
+            elif i == last or topic[i + 1] == "/":
+                out.append("./")
+            else:
+                out.append(".")
+        else:
+            out.append({".": "//", "+": "*", "#": ">"}.get(char, char))
+    if out[-1][-1] == ".":
+        out.append("/")
+    return "".join(out)
+
+
+def topic_of_subject(subject: str) -> str:
+    """The MQTT topic, or topic filter, of a subject: the inverse of `subject_of_topic`."""
+    out: list[str] = []
+    i = 0
+    while i < len(subject):
+        pair = subject[i : i + 2]
+        if pair == "//":
+            out.append(".")
+            i += 2
+        elif pair == "/.":
+            out.append("/")
+            i += 2
+        elif pair[0] == "/":
+            i += 1
+        else:
+            out.append({".": "/", "*": "+", ">": "#"}.get(pair[0], pair[0]))
+            i += 1
+    return "".join(out)
+
+
+def _check_topic(topic: str) -> None:
+    if not topic:
+        raise ValueError("a topic has at least one level")
+    if any(char.isspace() or char in "\0\x7f" for char in topic):
+        raise ValueError(f"{topic!r} has white space or control characters, which brokers drop without a word")
+    if any(char in topic for char in "*>"):
+        raise ValueError(f"{topic!r} has '*' or '>': the wildcards of a topic are '+' and '#'")
+    levels = topic.split("/")
+    for level in levels:
+        if "+" in level and level != "+":
+            raise ValueError(f"{topic!r}: '+' stands for a whole level")
+    if any("#" in level for level in levels[:-1]) or ("#" in levels[-1] and levels[-1] != "#"):
+        raise ValueError(f"{topic!r}: '#' stands alone, and last")
+
+
+def why_not_input(topic: str) -> str:
+    """Why a component cannot read `topic`, as a sentence; empty when it can."""
+    try:
+        _check_topic(topic)
+    except ValueError as error:
+        return str(error)
+    root = topic.split("/", 1)[0]
+    if root.startswith("$") or root in RESERVED_ROOTS:
+        return f"{topic!r}: what starts with {root!r} belongs to the fabric"
+    return ""
+
+
+def why_not_output(topic: str) -> str:
+    """Why a component cannot write to `topic` (captures such as `{1}` may stand below the first level)."""
+    if problem := why_not_input(topic):
+        return problem
+    if "+" in topic or "#" in topic:
+        return f"{topic!r}: an output names one topic; write {{1}} for what the first wildcard of the input matched"
+    # Results of one root share a stream, and a stream is made before the first result, so the root is known by then.
+    if not _TOKEN.match(topic.split("/", 1)[0]):
+        return f"{topic!r}: the first level of an output is made of letters, digits, '-' and '_'"
+    return ""
+
+
+def captures(pattern: str, topic: str) -> tuple[str, ...] | None:
+    """What each wildcard of `pattern` matched in `topic`, in order; None when it does not match."""
+    wanted, levels = pattern.split("/"), topic.split("/")
+    if topic.startswith("$") and wanted[0] in ("+", "#"):
+        return None
+    found: list[str] = []
+    for i, level in enumerate(wanted):
+        if level == "#":
+            return (*found, "/".join(levels[i:]))
+        if i >= len(levels):
+            return None
+        if level == "+":
+            found.append(levels[i])
+        elif level != levels[i]:
+            return None
+    return tuple(found) if len(levels) == len(wanted) else None
+
+
+def subjects_of_topic_filter(topic: str) -> tuple[str, ...]:
+    """All subjects that a topic filter means: `x/#` also matches `x` itself, which takes a second subject."""
+    subject = subject_of_topic(topic)
+    return (subject[:-2], subject) if subject.endswith(".>") else (subject,)
+
+
+def kept(subject: str) -> str:
+    """Where the broker that took an MQTT message of QoS 1 or 2 keeps it."""
+    return f"{MQTT_KEPT}.{subject}"
+
+
+def result(ingest: str, subject: str) -> str:
+    """Where a result is kept: at the node that took the input. It then goes out under `subject` itself."""
+    return f"out.{_token(ingest)}.{subject}"
+
+
+def all_results(node: str, root: str) -> str:
+    return f"out.{_token(node)}.{_token(root)}.>"
+
+
+def result_stream(node: str, root: str) -> str:
+    """Named after the node: acknowledgements carry stream and consumer names, and cross the site."""
+    return f"out-{_token(node)}-{_token(root)}"
+
+
+def reader(component: str, node: str) -> str:
+    """The durable consumer of one component at one node. Named after the node for the same reason."""
+    return f"{_token(component)}-at-{_token(node)}"
+
+
+def topic_subject(subject: str) -> str:
+    """The plain subject below `$MQTT.msgs.` or `out.<node>.`; any other subject is its own."""
+    if subject.startswith(MQTT_KEPT + "."):
+        return subject[len(MQTT_KEPT) + 1 :]
+    if subject.startswith("out."):
+        return subject.split(".", 2)[2]
+    return subject
