@@ -1,12 +1,12 @@
 """The contract between Batuta and whatever carries its bytes.
 
-Three ways to talk, and no fourth. *Messages* are said once and may be lost: pulses, questions, answers. A *table* holds the
-newest value of every key and says when it changes: what is desired, decided and observed. A *log* holds every entry in
-order until it is acknowledged or too old: data that must arrive, and the audit.
+Three ways to talk, and no fourth. *Messages* are said once and may be lost: pulses, questions, answers. A *table*
+holds the newest value of every key and says when it changes: what is desired, decided and observed. A *log* holds
+every entry in order until it is acknowledged or too old: data that must arrive, and the audit.
 
-`memory` and `nats` are its tenants, and one suite tests both. On a node some names are views of the hub's: table `decided`
-reads the node's own assignment and nothing else, table `observed` takes its own report, logs `up-*` only append. Code
-written against the contract cannot tell, which is the point.
+`memory` and `nats` are its tenants, and one suite tests both. On a node some names are views of the hub's: table
+`decided` reads the node's own assignment and nothing else, table `observed` takes its own report, logs `up-*` only
+append. Code written against the contract cannot tell, which is the point.
 
 What cannot be reached, or does not answer in time, raises `FabricUnavailable`; a write against an old revision raises
 `Stale`; an operation that a view does not have raises `PermissionError`, because no waiting will help.
@@ -74,7 +74,7 @@ class Table(Protocol):
         ...
 
     async def put(self, key: str, value: bytes, revision: int | None = None) -> int:
-        """Writes and returns the new revision. `revision`: None writes anyway, 0 only creates, else it must be the newest."""
+        """Writes and returns the new revision. `revision`: None writes anyway, 0 only creates, else it must be newest."""
         ...
 
     async def delete(self, key: str, revision: int | None = None) -> None:
@@ -84,8 +84,8 @@ class Table(Protocol):
     def watch(self, prefix: str = "") -> AsyncIterator[Change]:
         """Every row now, then `SNAPSHOT_DONE` once, then every change as it happens, across lost connections.
 
-        `prefix` is "" for all keys, `report.` for all below, or one whole key. A change that is overtaken by a newer one of
-        the same key may be left out; the newest never is. Deleted rows are not part of the snapshot.
+        `prefix` is "" for all keys, `report.` for all below, or one whole key. A change that is overtaken by a newer
+        one of the same key may be left out; the newest never is. Deleted rows are not part of the snapshot.
         """
         ...
 
@@ -174,7 +174,7 @@ class Fabric(Protocol):
         ...
 
     async def subscribe(self, subject: str, handler: Handler) -> Subscription:
-        """Calls `handler` for each message, one after the other. An exception in it is logged, and the next one comes."""
+        """Calls `handler` for each message, one after the other. What it raises is logged, and the next one comes."""
         ...
 
     def table(self, name: str) -> Table: ...

@@ -32,7 +32,7 @@ _TOKEN = re.compile(r"^[A-Za-z0-9_-]+$")
 
 
 def _token(word: str) -> str:
-    """One subject level. A name with a dot or a wildcard would be a different address, so it is refused, not escaped."""
+    """One subject level. A name with a dot or a wildcard would be a different address, so it is refused."""
     if not _TOKEN.match(word):
         raise ValueError(f"{word!r} cannot be one level of a subject: letters, digits, '-' and '_' only")
     return word
@@ -142,7 +142,7 @@ class Rights:
 
 
 def rights_of_node(node: str) -> Rights:
-    """All that the link of one node may carry: its own subjects, and nothing of any other node or of the hub's tables."""
+    """All that the link of one node may carry: its own subjects, and nothing of another node or of the hub's tables."""
     return Rights(
         publish=(
             alive(node),
