@@ -1,0 +1,100 @@
+"""A cable that can be cut: a relay on loopback through which a whole site reaches its hub.
+
+Cut means what it means outside: nothing is closed and nothing is refused, bytes just stop arriving. What was under way when
+the cable is mended goes on from there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+
+
+class Cable:
+    """Relays TCP from a port of its own to `target`, until cut. Runs in a thread of its own."""
+
+    def __init__(self, target: tuple[str, int]) -> None:
+        self.target = target
+        self.port = 0
+        self.bytes_carried = 0
+        self._whole: asyncio.Event | None = None
+        self._loop = asyncio.new_event_loop()
+        self._server: asyncio.Server | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="cable", daemon=True)
+
+    def start(self) -> int:
+        """Begin to relay; returns the port to connect to."""
+        self._thread.start()
+        return asyncio.run_coroutine_threadsafe(self._listen(), self._loop).result(10)
+
+    def cut(self) -> None:
+        """From now on no byte passes, in either direction."""
+        assert self._whole is not None
+        self._loop.call_soon_threadsafe(self._whole.clear)
+
+    def mend(self) -> None:
+        """Bytes pass again, first those that were waiting."""
+        assert self._whole is not None
+        self._loop.call_soon_threadsafe(self._whole.set)
+
+    def close(self) -> None:
+        """End the relay and everything that passes through it."""
+        if not self._thread.is_alive():
+            return
+        asyncio.run_coroutine_threadsafe(self._end(), self._loop).result(10)
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(10)
+        self._loop.close()
+
+    async def _listen(self) -> int:
+        self._whole = asyncio.Event()
+        self._whole.set()
+        self._server = await asyncio.start_server(self._relay, "127.0.0.1", 0)
+        self.port = self._server.sockets[0].getsockname()[1]
+        return self.port
+
+    async def _relay(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._tasks.add(task)
+        try:
+            await self._passing()
+            far_reader, far_writer = await asyncio.open_connection(*self.target)
+            both = [
+                asyncio.create_task(self._carry(reader, far_writer)),
+                asyncio.create_task(self._carry(far_reader, writer)),
+            ]
+            try:
+                await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                for one in both:
+                    one.cancel()
+                await asyncio.gather(*both, return_exceptions=True)
+                far_writer.close()
+        except OSError:
+            pass  # the hub is away: the caller sees its connection close, as it would on a real link
+        finally:
+            writer.close()
+            self._tasks.discard(task)
+
+    async def _carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while data := await reader.read(65_536):
+            await self._passing()
+            self.bytes_carried += len(data)
+            writer.write(data)
+            await writer.drain()
+
+    async def _passing(self) -> None:
+        assert self._whole is not None
+        await self._whole.wait()
+
+    async def _end(self) -> None:
+        if self._server is not None:
+            self._server.close()
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.gather(*tasks, return_exceptions=True)

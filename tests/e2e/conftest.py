@@ -1,0 +1,27 @@
+"""A stage for tests: real hub, real nodes, in a directory that vanishes with all its processes."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from batuta.demo.stage import Stage, processes_in
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+@pytest.fixture
+def stage() -> Iterator[Stage]:
+    """An empty stage; closing it must leave no process behind and have to kill none."""
+    with tempfile.TemporaryDirectory(prefix="batuta-test-") as directory:
+        made = Stage(Path(directory))
+        try:
+            yield made
+        finally:
+            killed = made.close()
+        assert killed == [], "these did not end when asked to"
+        assert processes_in(Path(directory)) == []
