@@ -1,7 +1,7 @@
 """A cable that can be cut: a relay on loopback through which a whole site reaches its hub.
 
-Cut means what it means outside: nothing is closed and nothing is refused, bytes just stop arriving. What was under way when
-the cable is mended goes on from there.
+Cut means what it means outside: nothing is closed and nothing is refused, bytes just stop arriving. What was under way
+goes on from there when the cable is mended.
 """
 
 from __future__ import annotations

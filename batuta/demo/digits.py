@@ -28,7 +28,7 @@ class Digits(NamedTuple):
 
 
 def prepare(directory: Path, seed: int = 7) -> Digits:
-    """Train both versions, write `digits-1.onnx` and `digits-2.onnx` into `directory`; return them and what was held out.
+    """Train both versions, write `digits-1.onnx` and `digits-2.onnx` into `directory`, and say what was held out.
 
     Input `image`: float32 [-1, 64]; outputs `label`: int64 [-1] and `probabilities`: float32 [-1, 10].
     """

@@ -1,4 +1,4 @@
-"""What outlives what: agents, workers, hubs and whole machines are killed -9, and nothing is started that already runs."""
+"""What outlives what: agents, workers, hubs and machines are killed -9, and nothing is started that already runs."""
 
 from __future__ import annotations
 
