@@ -37,6 +37,8 @@ class Inventory(Record):
     os: str = ""
     kernel: str = ""
     hostname: str = ""
+    link: str = ""
+    """The interface of the default route, its kind and speed: `eth0 ethernet 1000 Mbit/s`."""
     agent_version: str = ""
 
 

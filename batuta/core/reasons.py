@@ -95,6 +95,15 @@ CATALOGUE: dict[str, Entry] = {
     "ledger_corrupt": Entry(
         "the node's ledger could not be read and was set aside", "nothing: the hub's order is read again"
     ),
+    "ledger_unwritable": Entry(
+        "the node's ledger cannot be written; it goes on from memory", "check the disk and the rights of its directory"
+    ),
+    "artifact_unwritable": Entry("the artifact cannot be kept on the node's disk", "check the disk"),
+    "order_unreadable": Entry(
+        "the node cannot read its newest assignment and goes on with the last one", "update the node agent"
+    ),
+    "broker_restarted": Entry("the node's broker had died or frozen and was restarted", "see the broker's journal"),
+    "renewal_failed": Entry("the node's certificate could not be renewed yet", "check the link and the hub", waits=True),
     "clock_jumped": Entry("the node's clock jumped", "check its time service"),
     "port_taken": Entry("a port is in use by another program", "free it, or choose another"),
     "command_missing": Entry("the command is not on the node", "install it, or correct process.command"),

@@ -1,0 +1,52 @@
+"""The systemd unit of a node: printed by `batuta join --print-unit`, never installed behind anyone's back."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+UNIT = """\
+# Save as /etc/systemd/system/batuta-node.service, then: systemctl enable --now batuta-node
+[Unit]
+Description=Batuta node agent
+Wants=network-online.target
+After=network-online.target
+StartLimitIntervalSec=0
+
+[Service]
+Type=exec
+ExecStart={command}
+Restart=always
+RestartSec=2
+# An agent that dies leaves its broker and instances running, and the next one adopts them. Asked to stop, it stops them
+# itself; `systemctl kill -s HUP batuta-node` replaces only the agent, for an update.
+KillMode=process
+TimeoutStopSec=60
+OOMScoreAdjust=-500
+UMask=0077
+NoNewPrivileges=yes
+ProtectSystem=full
+ProtectControlGroups=yes
+ProtectKernelTunables=yes
+ProtectKernelModules=yes
+ProtectClock=yes
+RestrictSUIDSGID=yes
+RestrictRealtime=yes
+LockPersonality=yes
+ReadWritePaths={state}
+
+[Install]
+WantedBy=multi-user.target
+"""
+
+
+def unit(state: Path, python: str = sys.executable) -> str:
+    """The unit for an enrolled node whose state is below `state`."""
+    command = (python, "-m", "batuta.agent", "--state", str(state))
+    # systemd splits like a shell, and expands % and $ by itself.
+    words = " ".join(shlex.quote(word).replace("%", "%%").replace("$", "$$") for word in command)
+    return UNIT.format(command=words, state=str(state).replace("%", "%%"))
