@@ -74,7 +74,7 @@ class Table(Protocol):
         ...
 
     async def put(self, key: str, value: bytes, revision: int | None = None) -> int:
-        """Writes and returns the new revision. `revision`: None writes anyway, 0 only creates, else it must be newest."""
+        """Writes and returns the new revision. `revision`: None writes anyway, 0 creates, else it must be newest."""
         ...
 
     async def delete(self, key: str, revision: int | None = None) -> None:
