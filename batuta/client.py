@@ -1,0 +1,377 @@
+"""The typed client of a hub: `connect().get(Application, "meter-reader")`. The command line, tests and users share it.
+
+It is synchronous and needs nothing but the standard library and msgspec. One Client keeps one connection alive and
+serves one thread; a watch or a log that is followed has a connection of its own. Errors are those of `batuta.errors`:
+Refused with every Problem, NotFound, Stale, and FabricUnavailable when the hub does not answer.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, TypeVar
+from urllib.parse import quote
+
+import msgspec
+
+from batuta.config import HTTP_PORT, default_state
+from batuta.errors import BatutaError, FabricUnavailable, NotFound, Stale
+from batuta.kinds.base import API_VERSION, DEFAULT_NAMESPACE, Resource, decode_hook
+from batuta.wire import Silent, Upload, Wire, failure
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping
+
+R = TypeVar("R", bound=Resource)
+
+DEFAULT_SERVER = f"http://127.0.0.1:{HTTP_PORT}"
+PAUSE_S, PAUSE_MAX_S = 0.05, 2.0
+"""Before a broken stream is opened again; doubled each time until something is heard."""
+SILENCE_MAX_S = 75.0
+"""A stream that says nothing for so long is opened again; hubs send a bookmark more often than that."""
+
+
+class Found(NamedTuple, Generic[R]):
+    """A resource as the hub knows it: what was declared, and what is so."""
+
+    resource: R
+    status: Mapping[str, Any]
+    """Computed by the hub, never stored."""
+    document: Mapping[str, Any]
+    """The whole answer, as it came."""
+
+
+class Event(NamedTuple, Generic[R]):
+    """A resource was added, modified or deleted."""
+
+    type: Literal["ADDED", "MODIFIED", "DELETED"]
+    found: Found[R]
+
+
+class Applied(NamedTuple):
+    """What became of one applied resource."""
+
+    kind: str
+    namespace: str
+    name: str
+    action: Literal["created", "configured", "unchanged"]
+
+
+class Token(NamedTuple):
+    """A join token. `token` is the line to paste; it is shown once."""
+
+    id: str
+    site: str
+    expires: str
+    token: str = ""
+    name: str = ""
+    used_by: str = ""
+
+
+class Check(NamedTuple):
+    """One question of the doctor, its answer, and the command that mends it."""
+
+    name: str
+    result: Literal["pass", "warn", "fail"]
+    message: str
+    next_step: str = ""
+
+
+class Context(NamedTuple):
+    """Which hub, as whom."""
+
+    server: str
+    token: str = ""
+    ca: str = ""
+
+
+def context(state: str | os.PathLike[str] | None = None) -> Context:
+    """The hub that `batuta up` wrote down there; $BATUTA_SERVER and $BATUTA_TOKEN_FILE come first."""
+    server, token_file = os.environ.get("BATUTA_SERVER", ""), os.environ.get("BATUTA_TOKEN_FILE", "")
+    file = Path(state or default_state()).expanduser() / "context.json"
+    known: dict[str, Any] = {}
+    try:
+        known = msgspec.json.decode(file.read_bytes(), type=dict[str, Any])
+    except FileNotFoundError:
+        if not server:
+            raise FabricUnavailable(
+                f"no hub is known here: there is no {file}",
+                next_step="start one with `batuta up`, or name one with BATUTA_SERVER and BATUTA_TOKEN_FILE",
+            ) from None
+    except (OSError, msgspec.DecodeError) as error:
+        raise BatutaError(f"{file} cannot be read", next_step="`batuta up` writes it anew") from error
+    ca = str(known.get("ca") or "")
+    if server and server.rstrip("/") != str(known.get("server", "")).rstrip("/"):
+        ca = ""  # Another hub than the one written down: neither its authority nor its token are for this one.
+    else:
+        token_file = token_file or str(known.get("tokenFile") or "")
+    token = ""
+    if token_file:
+        try:
+            token = Path(token_file).expanduser().read_text().strip()
+        except OSError as error:
+            raise BatutaError(
+                f"the token file {token_file} cannot be read",
+                next_step="run as the user who runs the hub, or set BATUTA_TOKEN_FILE",
+            ) from error
+    return Context(server or str(known.get("server") or DEFAULT_SERVER), token, ca)
+
+
+def connect(state: str | os.PathLike[str] | None = None) -> Client:
+    """A client of the hub that this user knows. Nothing is sent yet."""
+    return Client(*context(state))
+
+
+class Client:
+    """One hub, over HTTP."""
+
+    def __init__(self, server: str, token: str = "", ca: str = "", *, timeout_s: float = 30.0) -> None:
+        self.server = server.rstrip("/")
+        self._wire = Wire(server, token, ca, timeout_s)
+
+    def close(self) -> None:
+        self._wire.close()
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # --- Resources ---
+
+    def get(self, kind: type[R], name: str, *, namespace: str = DEFAULT_NAMESPACE) -> Found[R]:
+        return _found(kind, self._wire.ask("GET", _path(kind, namespace, name)))
+
+    def list(
+        self, kind: type[R], *, namespace: str | None = DEFAULT_NAMESPACE, selector: str = ""
+    ) -> tuple[Found[R], ...]:
+        """All of a kind, sorted by the hub; `namespace=None` looks into every one."""
+        return self._list(kind, _path(kind, namespace), {"labelSelector": selector})[0]
+
+    def apply(
+        self, what: str | Iterable[Resource], *, file: str = "", namespace: str = "", dry_run: bool = False
+    ) -> tuple[Applied, ...]:
+        """Declare all of these at once, or nothing. Text is YAML or JSON, with one or many documents."""
+        text = what if isinstance(what, str) else "\n".join(f"---\n{to_text(resource)}" for resource in what)
+        query = {"dryRun": "All" if dry_run else "", "file": file, "namespace": namespace}
+        answer = self._wire.ask("POST", "/apply", query, text.encode(), content_type="application/yaml")
+        return tuple(
+            Applied(
+                item.get("kind", ""),
+                item.get("metadata", item).get("namespace") or "",
+                item.get("metadata", item).get("name", ""),
+                item.get("action", "configured"),
+            )
+            for item in answer.get("items", ())
+        )
+
+    def delete(self, kind: type[Resource], name: str, *, namespace: str = DEFAULT_NAMESPACE) -> None:
+        self._wire.ask("DELETE", _path(kind, namespace, name))
+
+    def watch(
+        self,
+        kind: type[R],
+        *,
+        name: str = "",
+        namespace: str | None = DEFAULT_NAMESPACE,
+        selector: str = "",
+        timeout_s: float | None = None,
+        patience_s: float = 30.0,
+    ) -> Iterator[Event[R]]:
+        """What is there, as ADDED, and then every change; ends after `timeout_s`.
+
+        A broken stream is taken up where it broke. When the hub no longer knows that place, everything is read again
+        and only the difference is told. FabricUnavailable is raised when the hub is away for longer than `patience_s`.
+        """
+        until = None if timeout_s is None else time.monotonic() + timeout_s
+        path = _path(kind, namespace)
+        query = {"labelSelector": selector, "fieldSelector": f"metadata.name={name}" if name else ""}
+        known: dict[tuple[str, str], Found[R]] = {}
+        version: str | None = None
+        heard_at, pause_s = time.monotonic(), PAUSE_S
+        while until is None or time.monotonic() < until:
+            try:
+                if version is None:
+                    everything, version = self._list(kind, path, query)
+                    yield from _difference(known, everything)
+                heard_at = time.monotonic()
+                for type_, document in self._changes(path, {**query, "resourceVersion": version}, until):
+                    heard_at, pause_s = time.monotonic(), PAUSE_S
+                    version = str(document.get("metadata", {}).get("resourceVersion") or version)
+                    if type_ != "BOOKMARK":
+                        yield from _told(known, type_, _found(kind, document))
+            except Stale:  # The hub has forgotten that version: read everything again.
+                version = None
+            except FabricUnavailable:
+                if time.monotonic() - heard_at > patience_s:
+                    raise
+            # The stream ended or broke. Opening it again at once, again and again, would help nobody.
+            time.sleep(pause_s if until is None else max(0.0, min(pause_s, until - time.monotonic())))
+            pause_s = min(pause_s * 2, PAUSE_MAX_S)
+
+    def wait(
+        self,
+        kind: type[R],
+        name: str,
+        until: Callable[[Found[R]], bool],
+        *,
+        namespace: str = DEFAULT_NAMESPACE,
+        timeout_s: float = 60.0,
+    ) -> Found[R]:
+        """The resource as soon as `until` is true of it. Raises BatutaError when that takes too long."""
+        for event in self.watch(kind, name=name, namespace=namespace, timeout_s=timeout_s):
+            if event.type != "DELETED" and until(event.found):
+                return event.found
+        raise BatutaError(
+            f"{kind.__name__} {name} is not as awaited after {timeout_s:g} s", next_step=f"see `batuta describe {name}`"
+        )
+
+    # --- Questions ---
+
+    def why(
+        self, application: str, *, component: str = "", node: str = "", namespace: str = DEFAULT_NAMESPACE
+    ) -> dict[str, Any]:
+        """Why each instance is where it is, and why others are not."""
+        from batuta.kinds.application import Application
+
+        path = f"{_path(Application, namespace, application)}/why"
+        return self._wire.ask("GET", path, {"component": component, "node": node})
+
+    def logs(
+        self,
+        application: str,
+        *,
+        component: str = "",
+        instance: str = "",
+        tail: int = 100,
+        follow: bool = False,
+        namespace: str = DEFAULT_NAMESPACE,
+    ) -> Iterator[str]:
+        """Lines that its instances printed, without their line ends; `follow` goes on until closed."""
+        from batuta.kinds.application import Application
+
+        path = f"{_path(Application, namespace, application)}/log"
+        query = {"component": component, "instance": instance, "tail": str(tail), "follow": "true" if follow else ""}
+        # Followed, it may be silent for as long as the instances are.
+        for line in self._wire.stream(path, query, timeout_s=None if follow else 30.0):
+            yield line.decode(errors="replace")
+
+    def doctor(self) -> tuple[Check, ...]:
+        answer = self._wire.ask("GET", "/doctor")
+        return tuple(
+            Check(c["name"], c["result"], c.get("message", ""), c.get("nextStep", "")) for c in answer.get("checks", ())
+        )
+
+    # --- Tokens and artifacts ---
+
+    def create_token(self, site: str, *, name: str = "", ttl_ms: int = 3_600_000) -> Token:
+        """A token by which one node may join `site`, once."""
+        body = msgspec.json.encode({"site": site, "name": name, "ttlMs": ttl_ms})
+        return _token(self._wire.ask("POST", "/tokens", body=body, may_repeat=False))
+
+    def tokens(self) -> tuple[Token, ...]:
+        """Every token that was made and not forgotten; never its secret."""
+        return tuple(_token(item) for item in self._wire.ask("GET", "/tokens").get("items", ()))
+
+    def revoke_token(self, id: str) -> None:  # noqa: A002 - the word that the API uses
+        self._wire.ask("DELETE", f"/tokens/{quote(id, safe='')}")
+
+    def push_artifact(
+        self, path: str | os.PathLike[str], on_progress: Callable[[int, int], None] | None = None
+    ) -> tuple[str, int]:
+        """Bring a file to the hub, unless it has it. Returns digest and size; both are checked by the hub."""
+        with Path(path).open("rb") as file:
+            digest = f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
+            size_bytes = file.tell()
+            where = f"/artifacts/{digest}"
+            try:
+                self._wire.ask("HEAD", where)
+            except NotFound:
+                file.seek(0)
+                body = Upload(file, size_bytes, on_progress)
+                self._wire.ask("PUT", where, body=body, content_type="application/octet-stream", may_repeat=False)
+        return digest, size_bytes
+
+    # --- Listing and watching ---
+
+    def _list(self, kind: type[R], path: str, query: Mapping[str, str]) -> tuple[tuple[Found[R], ...], str]:
+        answer = self._wire.ask("GET", path, query)
+        items = tuple(_found(kind, item) for item in answer.get("items", ()))
+        return items, str(answer.get("metadata", {}).get("resourceVersion", ""))
+
+    def _changes(
+        self, path: str, query: Mapping[str, str], until: float | None
+    ) -> Iterator[tuple[str, dict[str, Any]]]:
+        """One stream of changes, until it ends, falls silent, or `until`. Stale when the version is forgotten."""
+        left_s = SILENCE_MAX_S if until is None else min(SILENCE_MAX_S, max(0.05, until - time.monotonic()))
+        query = {**query, "watch": "true", "allowWatchBookmarks": "true"}
+        try:
+            for line in self._wire.stream(path, query, timeout_s=left_s):
+                event = msgspec.json.decode(line, type=dict[str, Any])
+                if event["type"] == "ERROR":
+                    raise failure(event["object"].get("code", 500), event["object"], self.server)
+                yield event["type"], event["object"]
+        except Silent:
+            return
+        except msgspec.DecodeError as error:
+            raise FabricUnavailable(f"the hub at {self.server} broke off in the middle of a line") from error
+
+
+def to_text(resource: Resource) -> str:
+    """A resource as a manifest."""
+    from batuta.kinds.manifest import dump
+
+    return dump(resource)
+
+
+def _path(kind: type[Resource], namespace: str | None, name: str = "") -> str:
+    inside = f"namespaces/{quote(namespace, safe='')}/" if kind.namespaced and namespace else ""
+    return f"/apis/{API_VERSION}/{inside}{kind.plural}" + (f"/{quote(name, safe='')}" if name else "")
+
+
+def _found(kind: type[R], document: dict[str, Any]) -> Found[R]:
+    declared = {k: v for k, v in document.items() if k != "status"}
+    try:
+        resource = msgspec.convert({"kind": kind.__name__, **declared}, kind, dec_hook=decode_hook)
+    except msgspec.ValidationError as error:
+        raise BatutaError(
+            f"the hub sent a {kind.__name__} that this version cannot read: {error}",
+            next_step="install the same version of batuta as the hub's",
+        ) from error
+    return Found(resource, document.get("status") or {}, document)
+
+
+def _identity(found: Found[Any]) -> tuple[str, str]:
+    return found.resource.ref.namespace, found.resource.ref.name
+
+
+def _told(known: dict[tuple[str, str], Found[R]], type_: str, found: Found[R]) -> Iterator[Event[R]]:
+    """An event, unless it says what is known already."""
+    identity = _identity(found)
+    before = known.get(identity)
+    if type_ == "DELETED":
+        if known.pop(identity, None) is not None:
+            yield Event("DELETED", found)
+    elif before is None or before.document != found.document:
+        known[identity] = found
+        yield Event("ADDED" if before is None else "MODIFIED", found)
+
+
+def _difference(known: dict[tuple[str, str], Found[R]], everything: tuple[Found[R], ...]) -> Iterator[Event[R]]:
+    """What a new list says that was not known."""
+    there = {_identity(found) for found in everything}
+    for gone in sorted(known.keys() - there):
+        yield Event("DELETED", known.pop(gone))
+    for found in everything:
+        yield from _told(known, "ADDED", found)
+
+
+def _token(item: Mapping[str, Any]) -> Token:
+    said = {name: str(item.get(key) or "") for name, key in _TOKEN_KEYS.items()}
+    return Token(**said)
+
+
+_TOKEN_KEYS = {"id": "id", "site": "site", "expires": "expires", "token": "token", "name": "name", "used_by": "usedBy"}
