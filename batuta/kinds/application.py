@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 import msgspec
 from msgspec import Meta
 
+from batuta.kinds import condition
 from batuta.kinds.base import Bytes, Condition, Millicores, Millis, Name, Problem, Record, Resource, Topic
 
 if TYPE_CHECKING:
@@ -210,6 +211,9 @@ def _component_problems(here: str, component: Component) -> Iterator[Problem]:
             path=f"{here}.replicas.everyNode", code="value", message="everyNode can only be true; for none say count: 0"
         )
 
+    if component.placement.where is not None:
+        yield from condition.check(f"{here}.placement.where", component.placement.where)
+
     if component.process is not None:
         for name in ("ready", "live"):
             yield from _probe_problems(f"{here}.process.{name}", getattr(component.process, name))
@@ -284,5 +288,8 @@ def _env_problems(path: str, env: dict[str, str]) -> Iterator[Problem]:
     for name in env:
         if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
             yield Problem(
-                path=f"{path}.{name}", code="value", message=f"{name!r} is not a name for an environment variable"
+                path=f"{path}.{name}",
+                code="key",
+                message=f"{name!r} is not a name for an environment variable",
+                hint="use letters, digits and underscores",
             )

@@ -52,10 +52,13 @@ class Problem(Record):
     file: str = ""
     line: int = 0
     column: int = 0
+    inside: int = 0
+    """Which character of the value, from 1, when the value has an inside (a condition) and no line is known."""
 
     def __str__(self) -> str:
         place = f"{self.file or '<input>'}:{self.line}:{self.column}: " if self.line else ""
-        where = f"{self.path}: " if self.path else ""
+        spot = f", character {self.inside}" if self.inside and not self.line else ""
+        where = f"{self.path}{spot}: " if self.path else ""
         return f"{place}{where}{self.message}" + (f", {self.hint}" if self.hint else "")
 
 
@@ -215,7 +218,13 @@ Digest = Annotated[
     Meta(pattern=r"^sha256:[0-9a-f]{64}$", description="The SHA-256 of the exact bytes: `sha256:` and 64 hex digits."),
 ]
 Condition = Annotated[
-    str, Meta(min_length=1, max_length=4096, description="A condition in CEL, the Common Expression Language.")
+    str,
+    Meta(
+        min_length=1,
+        max_length=4096,
+        description="A condition in CEL, the Common Expression Language.",
+        extra={"condition": True},
+    ),
 ]
 Topic = Annotated[
     str,
