@@ -76,6 +76,7 @@ CATALOGUE: dict[str, Entry] = {
     "no_substitute": Entry("its node is lost and no other can take it", "bring the node back, or add one"),
     "starting": Entry("it is starting", "wait", waits=True),
     "replacing": Entry("the new instance gets ready before the old one stops", "wait", waits=True),
+    "moving": Entry("it moves away: its node may no longer run it", "wait", waits=True),
     "making_room": Entry("the old instance stops first: both do not fit", "wait", waits=True),
     # On the node.
     "fetching": Entry("its artifact is on the way", "wait", waits=True),
@@ -104,6 +105,7 @@ CATALOGUE: dict[str, Entry] = {
     ),
     "broker_restarted": Entry("the node's broker had died or frozen and was restarted", "see the broker's journal"),
     "renewal_failed": Entry("the node's certificate could not be renewed yet", "check the link and the hub", waits=True),
+    "report_garbled": Entry("the node's report cannot be read by the hub", "install the same version on both"),
     "clock_jumped": Entry("the node's clock jumped", "check its time service"),
     "port_taken": Entry("a port is in use by another program", "free it, or choose another"),
     "command_missing": Entry("the command is not on the node", "install it, or correct process.command"),
@@ -113,6 +115,11 @@ CATALOGUE: dict[str, Entry] = {
     "token_expired": Entry("the token has expired", "make a new one: `batuta token create`"),
     "token_used": Entry("the token has been used already", "make a new one: `batuta token create`"),
     "token_garbled": Entry("the token cannot be read", "paste the whole line that `batuta token create` printed"),
+    "token_for_another": Entry("the token is for another node", "join under the name it was made for"),
+    "too_many_tokens": Entry("the hub keeps too many tokens", "revoke some: `batuta token ls`, `batuta token revoke ID`"),
+    "request_malformed": Entry("the signing request cannot be read", "join again with the same version as the hub's"),
+    "node_removed": Entry("the hub knows no such node any more", "join again with a new token"),
+    "node_refused": Entry("the node cannot be declared", "see what is wrong with it"),
     "hub_not_trusted": Entry(
         "the hub's certificate is not the one that the token names", "ask for a new token; do not go on"
     ),
