@@ -1,0 +1,78 @@
+"""Questions that nodes ask over the fabric: one row for each verb. Who asks is in the subject, and the broker vouches for it.
+
+artifact   PieceWanted  -> one line of JSON, `{"size": n}` or `{"error", "message"}`, then the bytes
+renew      RenewRequest -> EnrolAnswer, or `{"error", "message", "nextStep"}`
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from batuta.errors import BatutaError, EnrolmentRefused
+from batuta.fabric import subjects
+from batuta.hub.enrol import RenewRequest
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from batuta.fabric.base import Fabric, Message, Subscription
+    from batuta.hub.artifacts import ArtifactStore
+    from batuta.hub.counters import Counters
+    from batuta.hub.enrol import Enrolment
+
+log = logging.getLogger(__name__)
+
+
+class Asks:
+    """Answers nodes."""
+
+    def __init__(self, artifacts: ArtifactStore, enrolment: Enrolment, counters: Counters) -> None:
+        self._artifacts = artifacts
+        self._enrolment = enrolment
+        self._counters = counters
+        self._subscription: Subscription | None = None
+        self._verbs: dict[str, Callable[[str, bytes], Awaitable[bytes]]] = {
+            "artifact": self._artifact,
+            "renew": self._renew,
+        }
+
+    async def open(self, fabric: Fabric) -> None:
+        self._subscription = await fabric.subscribe(subjects.ALL_ASKS, self._hear)
+
+    async def close(self) -> None:
+        if self._subscription is not None:
+            await self._subscription.close()
+
+    async def _hear(self, message: Message) -> None:
+        node, verb = subjects.node_of(message.subject), subjects.verb_of(message.subject)
+        answer = self._verbs.get(verb)
+        if answer is None:
+            self._counters.add("asks_refused", "verb_unknown")
+            await message.respond(_error("verb_unknown", f"this hub does not answer {verb!r}"))
+            return
+        try:
+            await message.respond(await answer(node, message.data))
+        except BatutaError as error:
+            self._counters.add("asks_refused", verb)
+            await message.respond(_error(getattr(error, "code", "failed"), error.message, error.next_step))
+
+    async def _artifact(self, _node: str, data: bytes) -> bytes:
+        piece, size = self._artifacts.piece(data)
+        return msgspec.json.encode({"size": size}) + b"\n" + piece
+
+    async def _renew(self, node: str, data: bytes) -> bytes:
+        try:
+            asked = msgspec.json.decode(data, type=RenewRequest)
+        except msgspec.DecodeError as error:
+            raise EnrolmentRefused("request_malformed", str(error)) from None
+        return msgspec.json.encode(await self._enrolment.renew(node, asked))
+
+
+def _error(code: str, message: str, next_step: str = "") -> bytes:
+    said: dict[str, Any] = {"error": code, "message": message}
+    if next_step:
+        said["nextStep"] = next_step
+    return msgspec.json.encode(said) + b"\n"

@@ -1,0 +1,120 @@
+"""The hub's composition: builds the parts, starts and stops them, in order. No logic."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from batuta.hub.artifacts import ArtifactStore
+from batuta.hub.asks import Asks
+from batuta.hub.authority import Authorities
+from batuta.hub.counters import Counters
+from batuta.hub.declare import Declarations
+from batuta.hub.enrol import Enrolment
+from batuta.hub.feed import Feed
+from batuta.hub.loop import HubLoop
+from batuta.hub.questions import Questions
+from batuta.hub.sightings import Sightings
+from batuta.hub.store import Store
+from batuta.hub.up import UpReader
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Sequence
+
+    from batuta.config import HubConfig
+    from batuta.fabric.base import Fabric
+    from batuta.fabric.clock import Clock
+    from batuta.kinds.base import Ref
+
+
+class Hub:
+    """One deciding process over one fabric."""
+
+    def __init__(
+        self,
+        config: HubConfig,
+        fabric: Fabric,
+        clock: Clock,
+        *,
+        hubs: Sequence[str] = (),
+        leafs: Sequence[str] = (),
+        kick: Callable[[str], Awaitable[object]] | None = None,
+    ) -> None:
+        self.config = config
+        self.fabric = fabric
+        self.clock = clock
+        self.leafs = tuple(leafs)
+        self.counters = Counters()
+        self.started_at = clock.now()
+        self._kick = kick
+        self._changed: Callable[[], None] = lambda: None
+        self.store = Store(fabric, self.counters, lambda: self._changed())
+        self.loop = HubLoop(self.store, clock, self.counters, full_pass_ms=config.full_pass_ms)
+        self._changed = self.loop.changed.ring
+        self.sightings = Sightings(
+            clock,
+            self.counters,
+            lambda: self.loop.state,
+            self.loop.changed.ring,
+            heartbeat_ms=config.heartbeat_ms,
+            epoch=lambda: self.store.epoch,
+        )
+        self.declarations = Declarations(self.store, clock, self.counters, lambda: self.loop.state)
+        self.declarations.before_removal = self._before_removal
+        self.authorities = Authorities(config.directory / "authority")
+        self.artifacts = ArtifactStore(
+            config.directory / "artifacts", self.counters, bytes_max=config.artifact_bytes_max
+        )
+        self.enrolment = Enrolment(
+            fabric,
+            clock,
+            self.counters,
+            self.authorities,
+            self.declarations,
+            hubs=hubs,
+            leafs=leafs,
+            certificate_s=config.certificate_s,
+        )
+        self.asks = Asks(self.artifacts, self.enrolment, self.counters)
+        self.questions = Questions(fabric, clock)
+        self.up = UpReader(fabric)
+        self.feed = Feed(self.loop, clock, 0)
+        self._deciding: asyncio.Task[None] | None = None
+        self._following: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        self.artifacts.open()
+        await self.store.open()
+        self.feed = Feed(self.loop, self.clock, self.store.epoch)
+        await self.enrolment.open()
+        await self.sightings.open(self.fabric)
+        await self.asks.open(self.fabric)
+        self.loop.begin(self.sightings)
+        self._deciding = asyncio.create_task(self.loop.run(), name="decide")
+        self._following = asyncio.create_task(self.store.failed(), name="tables")
+
+    async def failed(self) -> None:
+        """Returns never; raises what ended the loop or the tables: then this process must end, and its successor begins
+        from what is written."""
+        assert self._deciding is not None and self._following is not None
+        done, _ = await asyncio.wait((self._deciding, self._following), return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
+
+    async def stop(self) -> None:
+        for task in (self._deciding, self._following):
+            if task is not None:
+                task.cancel()
+        await asyncio.gather(*(t for t in (self._deciding, self._following) if t is not None), return_exceptions=True)
+        await self.asks.close()
+        await self.sightings.close()
+        await self.store.close()
+
+    async def _before_removal(self, ref: Ref) -> None:
+        if ref.plural != "nodes":
+            return
+        await self.enrolment.remove(ref.name)
+        if self._kick is not None:
+            await self._kick(ref.name)
+        self.sightings.forget(ref.name)
+        await self.store.forget_report(ref.name)

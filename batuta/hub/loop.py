@@ -1,0 +1,163 @@
+"""The hub's loop: gather changes, fold them into State, decide, commit, sleep until `wake_at` or the next change.
+
+Deciding is incremental: what the changes touch, and what the last decision left open. A slow full pass decides everything;
+it is the anti-entropy, and what it finds that the increments missed is a fault, counted and put right.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING, Final
+
+from batuta.core.decide import decide
+from batuta.core.decided import Assignment
+from batuta.core.state import Change, State
+from batuta.core.touched import touched
+from batuta.errors import FabricUnavailable, Stale
+from batuta.hub.bell import Bell
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from batuta.core.decide import Decision
+    from batuta.fabric.clock import Clock
+    from batuta.hub.counters import Counters
+    from batuta.hub.sightings import Sightings
+    from batuta.hub.store import Store
+
+RETRY_MS: Final = 1_000
+ROUNDS_MAX: Final = 100
+"""A decision that is not idle after so many rounds flaps; the rest waits for the next turn and is counted."""
+WRITES_AT_ONCE: Final = 64
+
+
+class HubLoop:
+    """One hub's deciding."""
+
+    def __init__(self, store: Store, clock: Clock, counters: Counters, *, full_pass_ms: int) -> None:
+        self._store = store
+        self._clock = clock
+        self._counters = counters
+        self._full_pass_ms = full_pass_ms
+        self._sightings: Sightings | None = None
+        self._state = State(hub_since=clock.now())
+        self._decided_on = self._state
+        """The state as of the last decision, and when that was: what has changed since is what must be decided."""
+        self._decided_at = clock.now()
+        self._open: frozenset[str] = frozenset()
+        self._full_at = 0
+        self.changed = Bell()
+        """Rung by whoever has news for this loop."""
+        self.turned = Bell()
+        """Rung by this loop when it has decided: what can be seen may have changed."""
+        self.lag_ms = 0
+        """How long the last turn took, from gathering to the last commit."""
+        self.unavailable = ""
+        """Why the last commit failed, while it fails."""
+
+    @property
+    def state(self) -> State:
+        """The tables as of now, with everything that was heard folded in."""
+        changes = self._store.take()
+        if self._sightings is not None:
+            for change in changes:
+                if change.table == "observed" and change.value is not None:
+                    self._sightings.reported(change.key)
+            changes += self._sightings.take()
+        if changes:
+            self._state = self._state.with_changes(changes)
+        return self._state
+
+    def begin(self, sightings: Sightings) -> None:
+        """Start from what the tables say: nothing heard before counts, and nothing new is decided for it."""
+        now = self._clock.now()
+        self._state = self.state.listening_since(now)
+        self._sightings = sightings
+        # What an earlier hub left open can only be found by deciding everything once.
+        self._decided_on, self._decided_at, self._full_at = self._state, now, now
+
+    async def run(self) -> None:
+        while True:
+            heard = self.changed.rings
+            wake_at = await self.turn()
+            until = self._full_at if wake_at is None else min(wake_at, self._full_at)
+            await self.changed.wait(heard, self._clock, until)
+
+    async def turn(self) -> int | None:
+        """Decides and commits until nothing is left to do; returns when to look again if nothing happens."""
+        began = time.perf_counter()
+        try:
+            wake_at = await self._turn()
+            self.unavailable = ""
+        except FabricUnavailable as error:
+            self._counters.add("commits_failed", "fabric_unavailable")
+            self.unavailable = error.message
+            wake_at = self._clock.now() + RETRY_MS
+        self.lag_ms = int((time.perf_counter() - began) * 1000)
+        self.turned.ring()
+        return wake_at
+
+    async def _turn(self) -> int | None:
+        for _ in range(ROUNDS_MAX):
+            now = self._clock.now()
+            full = now >= self._full_at
+            state = self.state
+            decision = self._decide(state, now)
+            settled = not decision.changes
+            if settled and full:
+                self._full_at = now + self._full_pass_ms
+                decision = self._decide_everything(state, now)
+                settled = not decision.changes
+            if settled:
+                return decision.wake_at
+            await self._commit(decision.changes)
+        self._counters.add("decisions_restless")
+        return self._clock.now() + RETRY_MS
+
+    def _decide(self, state: State, now: int) -> Decision:
+        subjects = touched(self._decided_on, state, self._decided_at, now) | self._open
+        decision = decide(state, now, subjects)
+        self._counters.add("passes", "incremental")
+        self._decided_on, self._decided_at = state, now
+        self._open = frozenset(decision.pending)
+        return decision
+
+    def _decide_everything(self, state: State, now: int) -> Decision:
+        first = not self._counters["passes_full"]
+        decision = decide(state, now)
+        self._counters.add("passes_full")
+        self._open = frozenset(decision.pending)
+        if decision.changes and not first:
+            # The law says that this cannot be; if it ever is, it must be seen, and the full pass is right.
+            self._counters.add("incremental_differences", by=len(decision.changes))
+        return decision
+
+    async def _commit(self, changes: Iterable[Change]) -> None:
+        """Releases and fences first, then assignments, then what is no longer needed: a crash in between leaves nothing
+        that runs without its record."""
+        changes = list(changes)
+        assignments = [c for c in changes if c.key.startswith("assignment.")]
+        records = [c for c in changes if not c.key.startswith("assignment.")]
+        kept = [c for c in records if c.value is not None]
+        dropped = [c for c in records if c.value is None]
+        for group in (kept, assignments, dropped):
+            for start in range(0, len(group), WRITES_AT_ONCE):
+                written = await asyncio.gather(
+                    *(self._write(change) for change in group[start : start + WRITES_AT_ONCE]), return_exceptions=True
+                )
+                failures = [w for w in written if isinstance(w, BaseException)]
+                if failures and not all(isinstance(f, Stale) for f in failures):
+                    raise next(f for f in failures if not isinstance(f, Stale))
+                if failures:
+                    return  # Somebody else wrote; it was read again, and is decided on again.
+
+    async def _write(self, change: Change) -> None:
+        try:
+            await self._store.commit(change)
+        except Stale:
+            self._counters.add("commits_failed", "stale")
+            await self._store.reread("decided", change.key)
+            raise
+        what = "assignment" if isinstance(change.value, Assignment) else change.key.split(".", 1)[0]
+        self._counters.add("decisions", what)

@@ -1,0 +1,128 @@
+"""The hub's own ears: heartbeats and link events become Sightings. Kept in memory only; a new hub listens anew.
+
+A heartbeat is answered at once, with the newest serial of the node's assignment: the answer is the node's contact with the
+hub, by which leases run, and tells a node that missed an order. Nothing is decided here.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+
+from batuta.core.liveness import sighted
+from batuta.core.state import Change
+from batuta.fabric import subjects
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from batuta.core.observed import Sighting
+    from batuta.core.state import State
+    from batuta.fabric.base import Fabric, Message, Subscription
+    from batuta.fabric.clock import Clock
+    from batuta.hub.counters import Counters
+
+HEARTBEAT_BYTES_MAX: Final = 4096
+NODES_A_SECOND_MAX: Final = 1_000
+"""Heartbeats that one hub should hear in a second; larger fleets beat more slowly."""
+
+
+class Heartbeat(msgspec.Struct, frozen=True):
+    """What a node says every second. Unknown fields are for newer hubs."""
+
+    boot: str = ""
+    sequence: int = 0
+    serial: int = 0
+
+
+class Sightings:
+    """When each node was last heard."""
+
+    def __init__(
+        self,
+        clock: Clock,
+        counters: Counters,
+        state: Callable[[], State],
+        on_change: Callable[[], None],
+        *,
+        heartbeat_ms: int,
+        epoch: Callable[[], int],
+    ) -> None:
+        self._clock = clock
+        self._counters = counters
+        self._state = state
+        self._on_change = on_change
+        self._heartbeat_ms = heartbeat_ms
+        self._epoch = epoch
+        self._rows: dict[str, Sighting] = {}
+        self._fresh: set[str] = set()
+        self._subscription: Subscription | None = None
+
+    async def open(self, fabric: Fabric) -> None:
+        self._subscription = await fabric.subscribe(subjects.ALL_ALIVE, self._hear)
+
+    async def close(self) -> None:
+        if self._subscription is not None:
+            await self._subscription.close()
+
+    def take(self) -> list[Change]:
+        """The sightings that are newer than the last call."""
+        fresh, self._fresh = sorted(self._fresh), set()
+        return [Change("sightings", node, self._rows.get(node)) for node in fresh]
+
+    def every_ms(self) -> int:
+        """How often each node should beat, for a fleet of this size."""
+        return max(self._heartbeat_ms, self._heartbeat_ms * len(self._state().nodes) // NODES_A_SECOND_MAX)
+
+    def heard(self, node: str) -> None:
+        """A sign of life. It wakes the loop only when it is news: silence is decided by when it was last heard."""
+        before = self._rows.get(node)
+        self._rows[node] = after = sighted(before, self._clock.now())
+        self._fresh.add(node)
+        if before is None or before.online_since != after.online_since:
+            self._on_change()
+
+    def reported(self, node: str) -> None:
+        """Its report came: what it says of its neighbours is as old as this."""
+        before = self._rows.get(node)
+        if before is not None:
+            self._rows[node] = msgspec.structs.replace(before, reported_at=self._clock.now())
+            self._fresh.add(node)
+
+    def link_closed(self, node: str) -> None:
+        """The broker saw the node's link close. That is a hint, not silence: a link may come back at once."""
+        before = self._rows.get(node)
+        if before is None or before.disconnected_at is not None:
+            return
+        self._rows[node] = msgspec.structs.replace(before, disconnected_at=self._clock.now())
+        self._fresh.add(node)
+        self._on_change()
+
+    def forget(self, node: str) -> None:
+        if self._rows.pop(node, None) is not None:
+            self._fresh.add(node)
+            self._on_change()
+
+    async def _hear(self, message: Message) -> None:
+        node = subjects.node_of(message.subject)
+        state = self._state()
+        if node not in state.nodes:
+            self._counters.add("heartbeats_refused", "node_unknown")
+            return
+        try:
+            if len(message.data) > HEARTBEAT_BYTES_MAX:
+                raise ValueError("a heartbeat is short")
+            msgspec.json.decode(message.data, type=Heartbeat)
+        except (ValueError, msgspec.DecodeError):
+            self._counters.add("heartbeats_refused", "garbled")
+            return
+        self.heard(node)
+        assignment = state.assignments.get(node)
+        answer = {
+            "serial": assignment.serial if assignment is not None else 0,
+            "everyMs": self.every_ms(),
+            "hubEpoch": self._epoch(),
+        }
+        if message.reply:
+            await message.respond(msgspec.json.encode(answer))
