@@ -97,6 +97,8 @@ class Toleration(Record):
 
 
 class Placement(Record):
+    """Where it may run, and where it had better."""
+
     where: Condition | None = None
     """CEL over node and site: where it may run."""
     near: tuple[Topic, ...] = ()
@@ -114,6 +116,8 @@ class Resources(Record):
 
 
 class Failover(Record):
+    """When a silent node's instances are given up."""
+
     after_ms: Millis = msgspec.field(default_factory=lambda: Millis(10_000), name="after")
     """How long a node must be silent before its instances are placed elsewhere."""
 
@@ -125,13 +129,16 @@ class Component(Record):
     model: ModelUse | None = None
     process: ProcessUse | None = None
     container: dict[str, Any] | None = None
+    """Not yet available."""
     pipeline: dict[str, Any] | None = None
+    """Not yet available."""
     inputs: tuple[Input, ...] = ()
     outputs: tuple[Output, ...] = ()
     replicas: Replicas = Replicas(count=1)
     placement: Placement = Placement()
     resources: Resources = msgspec.field(default_factory=Resources)
     slo: dict[str, Any] | None = None
+    """Not yet available."""
     runs: Literal["at-least-once", "never-twice"] = "at-least-once"
     """What to do when a silent node may be alive: start another at once, or wait until it cannot run any more."""
     failover: Failover = msgspec.field(default_factory=Failover)
@@ -155,6 +162,7 @@ NOT_YET_COMPONENT = {
 class ApplicationSpec(Record):
     components: Annotated[tuple[Component, ...], Meta(min_length=1, max_length=256)]
     rollout: dict[str, Any] | None = None
+    """Not yet available."""
 
 
 class Application(Resource, tag="Application", kw_only=True):

@@ -124,7 +124,7 @@ def from_document(document: object) -> AnyResource:
 
 
 def to_json(resource: Resource) -> bytes:
-    """The one JSON form of a resource: what is stored, sent and compared."""
+    """The JSON form of a resource: what is stored and sent."""
     # The api version is every class's default, so msgspec leaves it out; readers elsewhere must see it.
     encoded = msgspec.json.encode(resource, enc_hook=encode_hook)
     return b'{"apiVersion":"' + API_VERSION.encode() + b'",' + encoded[1:]
@@ -166,8 +166,8 @@ def dump(resource: Resource, *, server_fields: bool = True) -> str:
 
 def to_document(resource: Resource, *, server_fields: bool = True) -> dict[str, Any]:
     """The plain values of a resource, in the order that people read: apiVersion, kind, metadata, spec."""
-    body: dict[str, Any] = msgspec.to_builtins(resource, enc_hook=encode_hook)
-    document = {"apiVersion": API_VERSION, "kind": body.pop("kind"), **body}
+    # By way of JSON, so that lists are lists: no reader has to know which sequences were tuples.
+    document: dict[str, Any] = msgspec.json.decode(to_json(resource))
     if not server_fields:
         document["metadata"] = {k: v for k, v in document["metadata"].items() if k not in SERVER_FIELDS}
     return document
