@@ -9,9 +9,10 @@ A subject is an address, and on this fabric also a right: the hub's broker lets 
       batuta.report.<node>          node -> hub    becomes table `observed`, key `report.<node>`
       batuta.assignment.<node>      hub  -> node   table `decided`, key `assignment.<node>`, sent when it changes
       batuta.ask.<node>.<verb>      node -> hub    a question, answered
-      batuta.tell.<node>.<verb>     hub  -> node   a question, answered
+      batuta.tell.<node>.<verb>     hub  -> node   a question
+      batuta.told.<node>.<id>       node -> hub    the answer to it
       batuta.up.<node>.<class>      node -> hub    becomes log `up-<class>`
-      _INBOX.<who>.>                               answers to the one who asked
+      _INBOX.<who>.>                               answers to the one who asked, in all other cases
 
     SITE, between the nodes of a site
       cameras.c1.frame              MQTT topic cameras/c1/frame, as published
@@ -42,7 +43,9 @@ def _token(word: str) -> str:
 
 ALL_ALIVE: Final = "batuta.alive.*"
 ALL_REPORTS: Final = "batuta.report.*"
-ALL_ASKS: Final = "batuta.ask.*.*"
+# Wide on purpose: the broker prunes a wish to hear by rights, and loses `batuta.ask.*.*` where a right ends in `*` too.
+ALL_ASKS: Final = "batuta.ask.>"
+ALL_TOLD: Final = "batuta.told.>"
 HUB_ALIVE: Final = "batuta.hub.alive"
 
 
@@ -68,6 +71,11 @@ def tell(node: str, verb: str) -> str:
 
 def all_tells(node: str) -> str:
     return f"batuta.tell.{_token(node)}.*"
+
+
+def told(node: str, question: str) -> str:
+    """Where the node answers. An inbox of the hub would not do: a right to it is one to the answers of all nodes."""
+    return f"batuta.told.{_token(node)}.{_token(question)}"
 
 
 def up(node: str, priority: str) -> str:
@@ -116,7 +124,20 @@ def table_key(table: str, key: str) -> str:
 
 
 def log_subject(log: str, key: str) -> str:
-    return f"log.{_token(log)}.{key}"
+    """Where an entry of `log` is written."""
+    priority = log.removeprefix("up-")
+    return up(key, priority) if priority in UP_CLASSES and log != priority else f"log.{_token(log)}.{key}"
+
+
+def log_filter(log: str) -> str:
+    """Every subject whose messages log `log` keeps. Logs `up-*` keep what nodes send up; others are written to directly."""
+    priority = log.removeprefix("up-")
+    return f"batuta.up.*.{priority}" if priority in UP_CLASSES and log != priority else f"log.{_token(log)}.>"
+
+
+def log_key(log: str, subject: str) -> str:
+    """The key of an entry, from its subject: for logs `up-*` the node it came from."""
+    return node_of(subject) if subject.startswith("batuta.up.") else subject.removeprefix(f"log.{log}.")
 
 
 def assignment_key(node: str) -> str:
@@ -134,11 +155,10 @@ def direct_get(domain: str, table: str, key: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Rights:
-    """What one connection may do. `answers` lets it reply to whoever asked it, and to nobody else."""
+    """What one connection may do; what is not listed, it may not."""
 
     publish: tuple[str, ...]
     subscribe: tuple[str, ...]
-    answers: bool = True
 
 
 def rights_of_node(node: str) -> Rights:
@@ -148,6 +168,7 @@ def rights_of_node(node: str) -> Rights:
             alive(node),
             report(node),
             f"batuta.ask.{_token(node)}.*",
+            f"batuta.told.{_token(node)}.*",
             *(up(node, each) for each in UP_CLASSES),
             direct_get(HUB_DOMAIN, "decided", assignment_key(node)),
         ),
