@@ -1,6 +1,7 @@
 """Runtime: the contract between the node agent and whatever runs an instance.
 
-A runtime starts, finds again, watches and stops instances. It decides nothing: when to start or retry is `core.local`'s.
+A runtime starts, finds again, watches and stops instances. It decides nothing: when to start or retry is
+`core.local`'s.
 Every tenant passes the one suite in `tests/contracts/test_runtime.py`.
 """
 

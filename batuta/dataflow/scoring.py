@@ -1,0 +1,190 @@
+"""A model in ONNX Runtime: what it takes, one run of a batch, and what its outputs mean. Imported by workers only.
+
+One thread and no spinning: on an edge machine a model shares its cores with others, and a thread that waits by turning
+takes theirs.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnxruntime as ort
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from batuta.core.decided import ModelOrder
+    from batuta.dataflow.tensors import Array
+
+CLASSES_MAX = 4096
+SCORES_LISTED_MAX = 64
+"""More classes than this, or classes with names: only the best are listed."""
+BEST = 3
+NUMBERS_MAX = 4096
+"""An answer is a message; a larger output is no answer."""
+
+_DTYPES = {
+    "float": "float32", "double": "float64", "float16": "float16", "int8": "int8", "int16": "int16", "int32": "int32",
+    "int64": "int64", "uint8": "uint8", "uint16": "uint16", "uint32": "uint32", "uint64": "uint64", "bool": "bool",
+    "string": "object",
+}  # fmt: skip
+
+
+class Unfit(Exception):
+    """The model file cannot be used as ordered. `code` is a Reason code; the same order would fail again."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class Scorer:
+    """One loaded model."""
+
+    def __init__(self, path: str, order: ModelOrder, tensor: str | None) -> None:
+        self.labels = order.labels
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = 1
+        options.inter_op_num_threads = 1
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        options.log_severity_level = 3
+        try:
+            self._session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # ONNX Runtime raises its own kinds for every fault of a file
+            raise Unfit("artifact_unreadable", f"ONNX Runtime cannot load it: {_first_line(error)}") from error
+        given = _input(self._session, tensor)
+        self.input = given.name
+        if given.type[len("tensor(") : -1] not in _DTYPES:
+            raise Unfit("artifact_unreadable", f"input {given.name} is a {given.type}, which messages cannot feed")
+        self.dtype = np.dtype(_DTYPES[given.type[len("tensor(") : -1]])
+        shape = tuple(d if isinstance(d, int) and d >= 0 else -1 for d in given.shape)
+        if not shape:
+            raise Unfit("artifact_unreadable", f"input {given.name} has no dimensions, so nothing can be batched")
+        _check_declared(order, given.name, self.dtype, shape)
+        self.fixed_batch = shape[0] if shape[0] > 0 else 0
+        """A batch of this many and no other; 0 when any is right."""
+        self.shape = shape[1:]
+        self._outputs = [output.name for output in self._session.get_outputs()]
+
+    def score(self, items: Sequence[Array]) -> list[dict[str, Any]]:
+        """The answers, in order. Raises what ONNX Runtime raises, or ValueError for what is no answer."""
+        size = self.fixed_batch or len(items)
+        answers: list[dict[str, Any]] = []
+        for begin in range(0, len(items), size):
+            chunk = list(items[begin : begin + size])
+            # A model of a fixed batch is fed full ones: the last item fills up, and its echoes are dropped.
+            batch = np.stack(chunk + [chunk[-1]] * (size - len(chunk)))
+            outputs = self._session.run(self._outputs, {self.input: batch})
+            answers += meaning(outputs, size, self.labels)[: len(chunk)]
+        return answers
+
+
+def meaning(outputs: Sequence[Any], count: int, labels: Sequence[str]) -> list[dict[str, Any]]:
+    """What a model's outputs say about each of `count` items: a class with its scores, a number, or numbers."""
+    scores = next((o for o in outputs if _is_scores(o, count)), None)
+    maps = next((o for o in outputs if isinstance(o, list) and len(o) == count and isinstance(o[0], dict)), None)
+    plain = next((np.asarray(o) for o in outputs if isinstance(o, np.ndarray) and o.shape[:1] == (count,)), None)
+    chosen = _choices(outputs, count) if len(outputs) > 1 else None
+    if maps is not None:
+        return [_named(each, labels) for each in maps]
+    if scores is not None:
+        best = chosen if chosen is not None else [int(i) for i in np.argmax(scores, axis=1)]
+        return [_class(value, row, labels) for value, row in zip(best, scores.tolist(), strict=True)]
+    if plain is None:
+        raise ValueError(f"no output has one row for each of {count} items")
+    if plain.size > NUMBERS_MAX * count:
+        raise ValueError(f"an output of {plain.size // count} numbers is too large for an answer")
+    return [_number(row, labels) for row in plain.reshape(count, -1).tolist()]
+
+
+def _is_scores(output: Any, count: int) -> bool:
+    """Floating, one row an item, one column a class."""
+    if not isinstance(output, np.ndarray) or output.dtype.kind != "f" or output.ndim != 2:
+        return False
+    return bool(output.shape[0] == count and 2 <= output.shape[1] <= CLASSES_MAX)
+
+
+def _choices(outputs: Sequence[Any], count: int) -> list[int | str] | None:
+    """The classes that a model names by itself, beside their scores."""
+    for output in outputs:
+        if isinstance(output, np.ndarray) and output.dtype.kind in "iuUO" and output.size == count:
+            return [v if isinstance(v, str) else int(v) for v in output.reshape(count).tolist()]
+    return None
+
+
+def _class(value: int | str, row: list[float], labels: Sequence[str]) -> dict[str, Any]:
+    _refuse_nonsense(row)
+    answer = _labelled(value, labels)
+    if len(row) <= SCORES_LISTED_MAX and not labels:
+        answer["scores"] = [round(score, 6) for score in row]
+        return answer
+    best = sorted(range(len(row)), key=lambda i: -row[i])[:BEST]
+    answer["scores"] = {labels[i] if len(labels) == len(row) else str(i): round(row[i], 6) for i in best}
+    return answer
+
+
+def _named(scores: dict[Any, float], labels: Sequence[str]) -> dict[str, Any]:
+    """Scores by class, as scikit-learn's exporter gives them when nobody asks it not to."""
+    _refuse_nonsense(list(scores.values()))
+    best = sorted(scores, key=lambda each: -scores[each])[:BEST]
+    answer = _labelled(best[0] if isinstance(best[0], str) else int(best[0]), labels)
+    answer["scores"] = {str(each): round(float(scores[each]), 6) for each in best}
+    return answer
+
+
+def _labelled(value: int | str, labels: Sequence[str]) -> dict[str, Any]:
+    answer: dict[str, Any] = {"value": value}
+    if isinstance(value, str):
+        answer["label"] = value
+    elif 0 <= value < len(labels):
+        answer["label"] = labels[value]
+    return answer
+
+
+def _number(row: list[Any], labels: Sequence[str]) -> dict[str, Any]:
+    _refuse_nonsense(row)
+    if len(row) != 1:
+        return {"value": row}
+    return _labelled(row[0], labels) if isinstance(row[0], (int, str)) and labels else {"value": row[0]}
+
+
+def _refuse_nonsense(row: list[Any]) -> None:
+    if any(isinstance(v, float) and not math.isfinite(v) for v in row):
+        raise ValueError("the model answered with something that is not a number")
+
+
+def _input(session: Any, tensor: str | None) -> Any:
+    inputs = {each.name: each for each in session.get_inputs()}
+    if tensor is not None:
+        if tensor not in inputs:
+            raise Unfit("artifact_unreadable", f"it has no input {tensor!r}; it has {', '.join(sorted(inputs))}")
+        needed = [name for name in inputs if name != tensor]
+    else:
+        needed = list(inputs)[1:]
+    if needed:
+        raise Unfit("artifact_unreadable", f"it also needs {', '.join(needed)}; a component feeds one input")
+    return inputs[tensor] if tensor is not None else next(iter(inputs.values()))
+
+
+def _check_declared(order: ModelOrder, name: str, dtype: np.dtype[Any], shape: tuple[int, ...]) -> None:
+    """The file must be what its version declares: all variants are exchanged on the strength of that."""
+    declared = next((t for t in order.signature.inputs if t.name == name), None) if order.signature else None
+    if order.signature is None or not order.signature.inputs:
+        return
+    if declared is None:
+        raise Unfit("artifact_unreadable", f"its input {name!r} is not in the declared signature")
+    said = "object" if declared.dtype in ("string", "str") else declared.dtype
+    same = len(declared.shape) == len(shape) and all(
+        -1 in (a, b) or a == b for a, b in zip(declared.shape, shape, strict=True)
+    )
+    if said != dtype.name or not same:
+        raise Unfit(
+            "artifact_unreadable",
+            f"its input {name!r} is {dtype.name}{list(shape)}, declared as {declared.dtype}{list(declared.shape)}",
+        )
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

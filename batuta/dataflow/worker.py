@@ -1,0 +1,304 @@
+"""The model worker: a process that takes frames from the inboxes of its site, runs its model, and answers.
+
+For each frame, in this order: answer into the `out` stream of the node that took the frame, hear that it is kept, then
+acknowledge the frame. Killed anywhere between, the frame comes again within two seconds to whoever serves the inbox,
+and the answer's name keeps it from being there twice. A frame that no run could ever answer is refused for good and
+counted.
+
+Started by the node agent with its order on standard input, which holds paths of secrets, never secrets.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from batuta.core.worker import NEIGHBOURS_FILE, PULSE_EVERY_MS, PULSE_FILE, WorkerOrder
+from batuta.dataflow import answers
+from batuta.dataflow.connect import connect
+from batuta.dataflow.hand import Frame, Hand
+from batuta.dataflow.pull import Inbox, Pull
+from batuta.dataflow.tally import Tally
+from batuta.fabric import subjects
+from batuta.kinds.base import decode_hook
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import Any
+
+    from nats.aio.client import Client
+    from nats.aio.msg import Msg
+    from nats.js import JetStreamContext
+
+    from batuta.dataflow.scoring import Scorer
+    from batuta.dataflow.tensors import Array
+
+ORDER_BYTES_MAX = 1 << 20
+NEIGHBOURS_BYTES_MAX = 1 << 20
+KEPT_WITHIN_S = 2.0
+"""An answer that is not known to be kept after this is not; its frame comes again."""
+EXTEND_EVERY_S = 0.7
+"""Well below the two seconds after which an unacknowledged frame is given to another."""
+UNANSWERED_BATCHES_MAX = 2
+EXIT_UNFIT = 3
+
+log = logging.getLogger("worker")
+
+
+class Worker:
+    """One instance of a model."""
+
+    def __init__(self, order: WorkerOrder, scorer: Scorer, client: Client, tally: Tally) -> None:
+        assert order.instance.model is not None
+        self.order = order
+        self.instance = order.instance
+        self.model = order.instance.model
+        self.scorer = scorer
+        self.tally = tally
+        self.hand = Hand(room=self.model.batch * 2, stir=self._stir)
+        self.pulls: dict[str, Pull] = {}
+        self._client = client
+        self._stream: JetStreamContext = client.jetstream(publish_async_max_pending=16_384)
+        self._routes = answers.routes_of(order.instance)
+        self._answering: set[asyncio.Task[None]] = set()
+        self._neighbours_seen: tuple[int, int] | None = None
+        self._how = {r.input.topic: r.input.decode for r in self._routes}
+
+    # --- Whom it serves ---
+
+    async def meet_neighbours(self) -> None:
+        """Serves exactly the nodes that the neighbours file names."""
+        path = Path(self.order.directory) / NEIGHBOURS_FILE
+        try:
+            status = path.stat()
+            seen = (status.st_ino, status.st_mtime_ns)
+            if seen == self._neighbours_seen:
+                return
+            with path.open("rb") as file:
+                names = set(msgspec.json.decode(file.read(NEIGHBOURS_BYTES_MAX), type=list[str]))
+            self._neighbours_seen = seen
+        except (OSError, ValueError) as error:
+            # Whoever it serves already, it goes on serving.
+            self.tally.error(f"the list of neighbours cannot be read: {error}")
+            return
+        for name in sorted(self.pulls.keys() - names):
+            await self.pulls.pop(name).stop()
+        for name in sorted(names - self.pulls.keys()):
+            inbox = Inbox(name, subjects.MQTT_KEPT_STREAM, subjects.reader(self.instance.consumer, name))
+            self.pulls[name] = Pull(self._client, inbox, self.model.batch, take=self._take, may_take=self.hand.has_room)
+            self.pulls[name].begin()
+
+    def _stir(self) -> None:
+        for pull in self.pulls.values():
+            pull.stir()
+
+    def _take(self, ingest: str, message: Msg) -> None:
+        place = answers.place_of(message.reply)
+        self.tally.received += 1
+        self.tally.redelivered += place.delivered > 1
+        self.hand.put(Frame(ingest, message, place, time.monotonic()))
+
+    # --- Answering ---
+
+    async def work(self) -> None:
+        """Until the hand is closed and empty."""
+        while frames := await self.hand.take(self.model.batch, self.model.linger_ms):
+            fit, items = await self._decoded(frames)
+            if fit:
+                results = await self._scored(fit, items)
+                while len(self._answering) >= UNANSWERED_BATCHES_MAX:
+                    await asyncio.wait(self._answering, return_when=asyncio.FIRST_COMPLETED)
+                # Published here, in order; only the waiting is done aside, while the next batch runs.
+                sent = [(frame, await self._send(frame, result)) for frame, result in results]
+                task = asyncio.create_task(self._settle(sent))
+                self._answering.add(task)
+                task.add_done_callback(self._answering.discard)
+        if self._answering:
+            await asyncio.wait(self._answering)
+
+    async def _decoded(self, frames: Sequence[Frame]) -> tuple[list[Frame], list[Array]]:
+        from batuta.dataflow import tensors
+
+        fit: list[Frame] = []
+        items: list[Array] = []
+        for frame in frames:
+            found = answers.route_of(self._routes, frame.topic)
+            if found is None:
+                # Another revision of this component reads it, and shares the inbox.
+                self.tally.passed_on += 1
+                await self._quietly(frame.message.nak(delay=1))
+                self.hand.drop(frame)
+                continue
+            frame.route, frame.output_topic = found
+            try:
+                items.append(
+                    tensors.decode(frame.message.data, frame.route.input.decode, self.scorer.dtype, self.scorer.shape)
+                )
+                fit.append(frame)
+            except ValueError as error:
+                await self._refuse(frame, str(error))
+        return fit, items
+
+    async def _scored(self, frames: list[Frame], items: list[Array]) -> list[tuple[Frame, dict[str, Any]]]:
+        self.tally.batches += 1
+        try:
+            results = await asyncio.to_thread(self.scorer.score, items)
+            return list(zip(frames, results, strict=True))
+        except (
+            Exception
+        ) as error:  # ONNX Runtime raises its own kinds; whichever it is, somebody in the batch is at fault
+            if len(frames) == 1:
+                await self._refuse(frames[0], f"the model could not run on it: {_line(error)}")
+                return []
+        found: list[tuple[Frame, dict[str, Any]]] = []
+        for frame, item in zip(frames, items, strict=True):
+            found += await self._scored([frame], [item])
+        return found
+
+    async def _send(self, frame: Frame, result: dict[str, Any]) -> asyncio.Future[Any] | None:
+        if frame.output_topic is None or frame.route is None:
+            return None
+        name = answers.answer_id(self.instance.consumer, frame.ingest, frame.place)
+        said = {
+            **result,
+            "model": f"{self.model.name}:{self.model.version}",
+            "instance": self.instance.name,
+            "source": frame.topic,
+            "at": time.time_ns() // 1_000_000,
+        }
+        try:
+            subject = subjects.result(frame.ingest, subjects.subject_of_topic(frame.output_topic))
+            headers = answers.headers_of(self.instance, frame.route, frame.output_topic, frame.topic, name)
+            return await self._stream.publish_async(subject, msgspec.json.encode(said), 1.0, headers=headers)
+        except (
+            Exception
+        ) as error:  # a broker that is away, a topic that cannot be one: it stays unanswered and comes again
+            unsent: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+            unsent.set_exception(error)
+            return unsent
+
+    async def _settle(self, sent: list[tuple[Frame, asyncio.Future[Any] | None]]) -> None:
+        """Acknowledges every frame whose answer is kept, and leaves the others to come again."""
+        waiting = [future for _, future in sent if future is not None and not future.done()]
+        if waiting:
+            await asyncio.wait(waiting, timeout=KEPT_WITHIN_S)
+        for frame, future in sent:
+            if future is not None:
+                if not future.done():
+                    future.cancel()
+                    self.tally.unsent_because(f"{frame.ingest} did not say that the answer is kept")
+                    self.hand.drop(frame)
+                    continue
+                if (error := future.exception()) is not None:
+                    self.tally.unsent_because(f"{frame.ingest} did not keep the answer: {_line(error)}")
+                    self.hand.drop(frame)
+                    continue
+                self.tally.duplicates += bool(future.result().duplicate)
+            await self._quietly(frame.message.ack())
+            self.tally.answered_after((time.monotonic() - frame.taken_at) * 1000)
+            self.hand.drop(frame)
+
+    async def _refuse(self, frame: Frame, why: str) -> None:
+        """It would be refused for ever, so it never comes again."""
+        self.tally.errors += 1
+        self.tally.error(f"{frame.topic}: {why}")
+        await self._quietly(frame.message.term())
+        self.hand.drop(frame)
+
+    async def _quietly(self, saying: Any) -> None:
+        """What cannot be said to the broker is the same as not having come this far: the frame comes again."""
+        try:
+            await saying
+        except Exception as error:  # the client raises its own kinds
+            self.tally.error(f"could not acknowledge: {_line(error)}")
+
+    async def extend(self) -> None:
+        """Tells the brokers that what is in hand is being worked on."""
+        while True:
+            await asyncio.sleep(EXTEND_EVERY_S)
+            before = time.monotonic() - EXTEND_EVERY_S
+            for frame in self.hand.held():
+                if frame.taken_at <= before:
+                    await self._quietly(frame.message.in_progress())
+
+    # --- Living ---
+
+    async def live(self, stop: asyncio.Event) -> None:
+        """Until told to stop; then finishes what is in hand."""
+        aside = [asyncio.create_task(self.extend()), asyncio.create_task(self._beat(stop))]
+        working = asyncio.create_task(self.work())
+        stopping = asyncio.create_task(stop.wait())
+        await asyncio.wait({working, stopping, *aside}, return_when=asyncio.FIRST_COMPLETED)
+        for pull in self.pulls.values():
+            await pull.stop()
+        self.hand.close()
+        try:
+            await working
+            if self._client.is_connected:
+                await self._client.flush()
+        finally:
+            for task in (*aside, stopping):
+                task.cancel()
+        for task in aside:
+            # A fault of what runs aside is a fault of the worker: it ends by it, and is started anew.
+            if task.done() and not task.cancelled():
+                task.result()
+
+    async def _beat(self, stop: asyncio.Event) -> None:
+        while True:
+            await self.meet_neighbours()
+            reached = tuple(sorted(name for name, pull in self.pulls.items() if pull.reached))
+            self.tally.beat("stopping" if stop.is_set() else "ready", reached=reached)
+            await asyncio.sleep(PULSE_EVERY_MS / 1000)
+
+
+def _line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+
+
+async def run(order: WorkerOrder) -> int:
+    """One worker's life; its exit status."""
+    tally = Tally(Path(order.directory) / PULSE_FILE, order.start)
+    tally.beat("loading")
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    if order.instance.model is None:
+        tally.beat("failed", code="start_failed", detail="the order names no model", final=True)
+        return EXIT_UNFIT
+    from batuta.dataflow.scoring import Scorer, Unfit
+
+    tensor = next((i.tensor for i in order.instance.inputs if i.tensor is not None), None)
+    try:
+        scorer = Scorer(order.artifact, order.instance.model, tensor)
+    except Unfit as unfit:
+        log.error("%s", unfit)  # noqa: TRY400 - a sentence for people; the trace says nothing more
+        tally.beat("failed", code=unfit.code, detail=str(unfit), final=True)
+        return EXIT_UNFIT
+    client = await connect(order.broker, f"worker {order.instance.name}", stop)
+    if client is None:
+        return 0
+    try:
+        await Worker(order, scorer, client, tally).live(stop)
+    finally:
+        await client.close()
+    log.info("stopped after %d answers", tally.answered)
+    return 0
+
+
+def main() -> None:
+    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    logging.getLogger("nats").setLevel(logging.WARNING)
+    order = msgspec.json.decode(sys.stdin.buffer.read(ORDER_BYTES_MAX), type=WorkerOrder, dec_hook=decode_hook)
+    sys.exit(asyncio.run(run(order)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,134 @@
+"""Runs a model: one worker process per instance, `batuta.dataflow.worker`, kept like any other process.
+
+The node agent never imports ONNX Runtime; whether it is installed is a question to the file system. Readiness and
+liveness are the worker's own word, its pulse: a file that moves once a second. A pulse that stands still is a worker
+that hangs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import json
+import sys
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from batuta.core.observed import Measures
+from batuta.core.worker import NEIGHBOURS_FILE, PULSE_BYTES_MAX, PULSE_FILE, PULSE_STALE_MS, Pulse, WorkerOrder
+from batuta.errors import RuntimeFailure
+from batuta.kinds.base import Bytes, decode_hook, encode_hook
+from batuta.runtimes.base import Condition
+from batuta.runtimes.keeping import Keeping, Run, environment
+from batuta.runtimes.kept import starts_so_far, write_whole
+from batuta.runtimes.sandbox import Limits, Program
+
+if TYPE_CHECKING:
+    from batuta.runtimes.base import Handle, Order
+    from batuta.runtimes.kept import Kept
+
+WORKER = "batuta.dataflow.worker"
+# What Python, NumPy and ONNX Runtime take before any model is loaded. A component's memory is for its model.
+WORKER_BASE_BYTES = 128 << 20
+
+
+class ModelRun(Run):
+    def __init__(self, order: Order, program: Program, kept: Kept) -> None:
+        super().__init__(order, program, kept)
+        self.pulse: Pulse | None = None
+        self.unreadable = 0
+        """Pulses that could not be read; it stands still meanwhile, and so is noticed."""
+        self._moved_at = asyncio.get_running_loop().time()
+        self._seen: tuple[int, int] = (0, 0)
+
+    def still_ms(self) -> int:
+        """Looks at the pulse, and says for how long it has stood still by this process's own clock."""
+        path = self.order.directory / PULSE_FILE
+        now = asyncio.get_running_loop().time()
+        try:
+            # A full disk cannot take a new pulse; then the old one is touched.
+            seen = (path.stat().st_ino, path.stat().st_mtime_ns)
+            if seen != self._seen:
+                with path.open("rb") as file:
+                    pulse = msgspec.json.decode(file.read(PULSE_BYTES_MAX), type=Pulse, dec_hook=decode_hook)
+                if pulse.start == self.kept.starts:
+                    self._seen, self.pulse, self._moved_at = seen, pulse, now
+        except FileNotFoundError:
+            pass
+        except (OSError, ValueError):
+            self.unreadable += 1
+        return int((now - self._moved_at) * 1000)
+
+
+class ModelRuntime(Keeping[ModelRun]):
+    """ONNX models, each in a process of its own."""
+
+    name = "onnx"
+
+    def available(self) -> bool:
+        return super().available() and all(importlib.util.find_spec(each) for each in ("numpy", "onnxruntime"))
+
+    def program(self, order: Order) -> Program:
+        instance = order.instance
+        if instance.model is None:
+            raise RuntimeFailure("start_failed", f"{instance.name} is not a model")
+        artifact = order.artifacts.get(instance.model.variant.digest)
+        if artifact is None:
+            raise RuntimeFailure("artifact_missing", f"{instance.model.variant.digest} was not given to the runtime")
+        order.directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        said = WorkerOrder(
+            instance=instance,
+            artifact=str(artifact),
+            directory=str(order.directory),
+            broker=dict(order.broker),
+            start=starts_so_far(order.directory) + 1,
+        )
+        return Program(
+            # Isolated from the instance's own directory, which is its working directory: no file there can be imported.
+            command=(sys.executable, "-P", "-m", WORKER),
+            env={**environment(order), "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
+            directory=order.directory,
+            limits=Limits(memory_bytes=int(instance.memory_bytes) + WORKER_BASE_BYTES if instance.memory_bytes else 0),
+            stdin=msgspec.json.encode(said, enc_hook=encode_hook),
+        )
+
+    async def start(self, order: Order) -> Handle:
+        _tell_neighbours(order)
+        return await super().start(order)
+
+    async def recover(self, order: Order, handle: Handle) -> bool:
+        found = await super().recover(order, handle)
+        if found:
+            _tell_neighbours(order)
+        return found
+
+    async def update(self, order: Order) -> None:
+        await super().update(order)
+        _tell_neighbours(order)
+
+    def watch(self, order: Order, program: Program, kept: Kept) -> ModelRun:
+        return ModelRun(order, program, kept)
+
+    def fares(self, run: ModelRun) -> Condition:
+        still_ms = run.still_ms()
+        if still_ms > PULSE_STALE_MS:
+            return Condition("unready", f"the worker has given no sign of life for {still_ms // 1000} s", "not_live")
+        if run.pulse is None or run.pulse.state == "loading":
+            return Condition("running", "loading the model", "not_ready")
+        if run.pulse.state == "failed":
+            return Condition("unready", run.pulse.detail, run.pulse.code)
+        measures = msgspec.structs.replace(run.pulse.measures, rss_bytes=Bytes(run.kept.rss_bytes))
+        return Condition("ready", measures=measures if run.kept.rss_bytes else run.pulse.measures)
+
+    def ended(self, run: ModelRun) -> Condition:
+        run.still_ms()
+        if run.pulse is not None and run.pulse.state == "failed":
+            return Condition("gone", run.pulse.detail, run.pulse.code, final=run.pulse.final)
+        measures = run.pulse.measures if run.pulse is not None else Measures()
+        return super().ended(run)._replace(measures=measures)
+
+
+def _tell_neighbours(order: Order) -> None:
+    order.directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+    write_whole(order.directory / NEIGHBOURS_FILE, json.dumps(list(order.neighbours)))
