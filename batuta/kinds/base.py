@@ -94,7 +94,7 @@ def _scaled(text: object, units: dict[str, int], what: str, example: str) -> int
     """A decimal number times its unit, refused rather than rounded or overflowed."""
     if isinstance(text, bool) or not isinstance(text, (int, float, str)):
         raise ValueError(f"expected {what} like {example}")
-    match = re.fullmatch(r"(\d{1,18})(?:\.(\d{1,9}))?([A-Za-z]*)", str(text).strip())
+    match = re.fullmatch(r"([0-9]{1,19})(?:\.([0-9]{1,9}))?([A-Za-z]*)", str(text).strip())
     if match is None or match[3] not in units:
         raise ValueError(f"{str(text)[:40]!r} is not {what}; write it like {example}")
     fraction = match[2] or ""
@@ -152,7 +152,7 @@ class Millis(Quantity):
     def parse(cls, text: object) -> Millis:
         if isinstance(text, bool) or not isinstance(text, str):
             raise ValueError(f"expected a duration with a unit, like {cls.example}")
-        parts = re.findall(r"\d{1,18}(?:\.\d{1,9})?[a-z]+", text)
+        parts = re.findall(r"[0-9]{1,19}(?:\.[0-9]{1,9})?[a-z]+", text)
         if not parts or "".join(parts) != text.strip():
             raise ValueError(f"{text[:40]!r} is not a duration; write it like {cls.example}")
         total = sum(_scaled(part, _TIME_UNITS_MS, "a duration", cls.example) for part in parts)

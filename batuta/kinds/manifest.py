@@ -184,8 +184,11 @@ class _Dumper(yaml.SafeDumper):
 
 
 def _text_node(dumper: yaml.SafeDumper, text: str) -> yaml.Node:
-    style = None if resolve(text) == text else '"'
-    if "\n" in text and not any(line != line.rstrip() for line in text.split("\n")):
+    lines = text.split("\n")
+    # What does not print, and what only looks like a line break, is written as an escape.
+    plain = resolve(text) == text and all(line.isprintable() for line in lines)
+    style = None if plain else '"'
+    if plain and len(lines) > 1:
         style = "|"
     return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
 
