@@ -19,6 +19,7 @@ A subject is an address, and on this fabric also a right: the hub's broker lets 
       $MQTT.msgs.cameras.c1.frame   the same, kept by the broker that took it; never leaves that broker
       out.<node>.meters.c1.reading  a result, kept at the node whose input it answers, then sent as meters.c1.reading
       ctl.>                         between workers; no device may speak here
+      ctl.alive.<node>              a node's pulse to its neighbours; not stored
 """
 
 from __future__ import annotations
@@ -300,6 +301,14 @@ def kept(subject: str) -> str:
 def result(ingest: str, subject: str) -> str:
     """Where a result is kept: at the node that took the input. It then goes out under `subject` itself."""
     return f"out.{_token(ingest)}.{subject}"
+
+
+ALL_NEIGHBOURS: Final = "ctl.alive.*"
+
+
+def neighbour(node: str) -> str:
+    """Where a node tells its site that it is alive."""
+    return f"ctl.alive.{_token(node)}"
 
 
 def all_results(node: str, root: str) -> str:
