@@ -87,9 +87,12 @@ class Context(NamedTuple):
     ca: str = ""
 
 
-def context(state: str | os.PathLike[str] | None = None) -> Context:
-    """The hub that `batuta up` wrote down there; $BATUTA_SERVER and $BATUTA_TOKEN_FILE come first."""
-    server, token_file = os.environ.get("BATUTA_SERVER", ""), os.environ.get("BATUTA_TOKEN_FILE", "")
+def context(
+    state: str | os.PathLike[str] | None = None, *, server: str | None = None, token_file: str | None = None
+) -> Context:
+    """The hub that is meant: by the arguments, else $BATUTA_SERVER and $BATUTA_TOKEN_FILE, else by `batuta up` here."""
+    server = server or os.environ.get("BATUTA_SERVER", "")
+    token_file = token_file or os.environ.get("BATUTA_TOKEN_FILE", "")
     file = Path(state or default_state()).expanduser() / "context.json"
     known: dict[str, Any] = {}
     try:
@@ -119,9 +122,11 @@ def context(state: str | os.PathLike[str] | None = None) -> Context:
     return Context(server or str(known.get("server") or DEFAULT_SERVER), token, ca)
 
 
-def connect(state: str | os.PathLike[str] | None = None) -> Client:
+def connect(
+    state: str | os.PathLike[str] | None = None, *, server: str | None = None, token_file: str | None = None
+) -> Client:
     """A client of the hub that this user knows. Nothing is sent yet."""
-    return Client(*context(state))
+    return Client(*context(state, server=server, token_file=token_file))
 
 
 class Client:

@@ -12,7 +12,7 @@ from urllib.parse import urlencode, urlsplit
 
 import msgspec
 
-from batuta.errors import BatutaError, FabricUnavailable, NotFound, Refused, Stale
+from batuta.errors import ArtifactRefused, BatutaError, FabricUnavailable, NotFound, Refused, Stale
 from batuta.kinds.base import Problem
 
 if TYPE_CHECKING:
@@ -192,10 +192,13 @@ def failure(status: int, answer: Mapping[str, Any], server: str) -> BatutaError:
     if status in (401, 403):
         step = "check BATUTA_TOKEN_FILE, or run as the user who runs the hub"
         return BatutaError(f"the hub at {server} refuses: {message}", next_step=next_step or step)
-    if status in (400, 409, 413, 415, 422):
-        return Refused(_problems(answer) or [Problem(path="", code="refused", message=message, hint=next_step)])
+    if problems := _problems(answer):
+        return Refused(problems)
     if status in (502, 503, 504):
         return FabricUnavailable(message, next_step=next_step or "try again in a moment, or see `batuta doctor`")
+    code = (answer.get("details") or {}).get("code")
+    if code:
+        return ArtifactRefused(str(code), message, next_step=next_step)
     return BatutaError(message, next_step=next_step or "see `batuta doctor`")
 
 

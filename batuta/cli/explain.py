@@ -1,0 +1,45 @@
+"""`batuta explain`: what a field, a state word or a reason code means. It needs no hub."""
+
+from __future__ import annotations
+
+import re
+
+import click
+
+from batuta.cli.text import painted
+
+
+@click.command()
+@click.argument("path")
+def explain(path: str) -> None:
+    """What a field, a state or a reason means.
+
+    \b
+    batuta explain application.spec.components.placement
+    batuta explain deferred
+    batuta explain memory_short
+    """
+    from batuta.core.reasons import CATALOGUE
+    from batuta.kinds import KINDS, kind_called
+    from batuta.kinds.nearest import did_you_mean
+
+    dotted = ".".join(step for step in re.split(r"[./]", re.sub(r"\[\d*\]", "", path)) if step)
+    if kind_called(dotted.partition(".")[0]) is not None:
+        from batuta.kinds.schema import explain as explain_field
+
+        click.echo(explain_field(dotted))
+    elif path in CATALOGUE:
+        entry = CATALOGUE[path]
+        _pairs(("REASON", path), ("MEANS", entry.sentence), ("NEXT", entry.next_step))
+        if entry.waits:
+            click.echo("This is a wait, not an error: it passes by itself.")
+    else:
+        known = (*(k.__name__.lower() for k in KINDS), *CATALOGUE)
+        hint = did_you_mean(path, known, "it explains fields, states and reason codes")
+        raise click.UsageError(f"nothing is called {path!r}; {hint}")
+
+
+def _pairs(*pairs: tuple[str, str]) -> None:
+    width = max(len(heading) for heading, _ in pairs)
+    for heading, value in pairs:
+        click.echo(f"{painted(heading.ljust(width), 'dim')}  {value}")

@@ -1,0 +1,133 @@
+"""How answers look: tables, ages, sizes, colour. Plain text first; colour repeats what a word already says."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+import unicodedata
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+CELL_MAX = 60
+ABSENT = "-"
+
+_CODES = {"good": "32", "wait": "33", "bad": "31", "dim": "2", "strong": "1"}
+# State words, by how much they should worry. What is not here stays plain.
+TONES = {
+    "good": ("online", "in-sync", "ok", "ready", "running", "pass"),
+    "wait": (
+        "late", "updating", "deferred", "unassigned", "waiting", "starting", "unknown", "never", "degraded", "warn",
+        "held", "drifted", "fetching", "progressing", "unready", "backoff", "stopping",
+    ),
+    "bad": ("offline", "failed", "failing", "refused", "fail", "lost", "gone"),
+}  # fmt: skip
+_TONE_OF = {word: tone for tone, words in TONES.items() for word in words}
+
+
+def wants_colour(*, err: bool = False) -> bool:
+    """Only at a terminal that can, and never against NO_COLOR."""
+    stream = sys.stderr if err else sys.stdout
+    return not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb" and stream.isatty()
+
+
+def painted(text: str, tone: str, *, err: bool = False) -> str:
+    code = _CODES.get(tone, "")
+    return f"\x1b[{code}m{text}\x1b[0m" if code and wants_colour(err=err) else text
+
+
+def toned(text: str) -> str:
+    """A state word in its colour."""
+    return painted(text, _TONE_OF.get(text.strip(), ""))
+
+
+def table(headings: Sequence[str], rows: Iterable[Sequence[str]], widths: Sequence[int] | None = None) -> list[str]:
+    """Lines of a table: columns two spaces apart, nothing after the last word."""
+    rows = [[clean(cell) for cell in row] for row in rows]
+    lines = [list(headings), *rows]
+    needed = [max(map(_width, column)) for column in zip(*lines, strict=True)] if lines else []
+    widths = [max(pair) for pair in zip(needed, widths, strict=True)] if widths else needed
+    out = [painted(_joined(headings, widths), "dim")] if headings and any(headings) else []
+    for row in rows:
+        padded = [cell + " " * (width - _width(cell)) for cell, width in zip(row, widths, strict=True)]
+        padded[-1] = row[-1]
+        out.append("  ".join(toned(cell) if cell.strip() in _TONE_OF else cell for cell in padded).rstrip())
+    return out
+
+
+def column_widths(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> list[int]:
+    """How wide each column is, to keep later rows in line with those printed."""
+    lines = [list(headings), *([clean(cell) for cell in row] for row in rows)]
+    return [max(map(_width, column)) for column in zip(*lines, strict=True)]
+
+
+def cell(value: Any, *, wide: bool = False) -> str:
+    """One value as one cell."""
+    if value is None or value in ("", (), [], {}):
+        return ABSENT
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, dict):
+        return ",".join(f"{key}={inner}" for key, inner in sorted(value.items()))
+    if isinstance(value, list | tuple):
+        return ",".join(cell(inner, wide=True) for inner in value)
+    if isinstance(value, float):
+        return f"{value:.3g}"
+    text = clean(str(value))
+    return text if wide or len(text) <= CELL_MAX else f"{text[: CELL_MAX - 1]}…"
+
+
+def clean(text: str) -> str:
+    """No control character of somebody else's reaches the terminal, and a cell is one line."""
+    return re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+", " ", text)
+
+
+def age(since_ms: float | None, now_ms: float) -> str:
+    """How long ago, in the two largest units that matter: `40s`, `5m`, `3h12m`, `12d`."""
+    if since_ms is None:
+        return ABSENT
+    seconds = max(0, int((now_ms - since_ms) // 1000))
+    if seconds < 120:
+        return f"{seconds}s"
+    minutes, hours, days = seconds // 60, seconds // 3600, seconds // 86_400
+    if minutes < 10:
+        return f"{minutes}m{seconds % 60}s" if seconds % 60 else f"{minutes}m"
+    if hours < 3:
+        return f"{minutes}m"
+    if hours < 8:
+        return f"{hours}h{minutes % 60}m" if minutes % 60 else f"{hours}h"
+    if hours < 48:
+        return f"{hours}h"
+    if days < 8:
+        return f"{days}d{hours % 24}h" if hours % 24 else f"{days}d"
+    return f"{days}d" if days < 730 else f"{days // 365}y{days % 365}d"
+
+
+def size(bytes_: float) -> str:
+    """An amount of bytes as people read it: `210 KiB`."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if abs(bytes_) < 1024:
+            return f"{bytes_:.0f} {unit}" if unit == "B" or bytes_ >= 100 else f"{bytes_:.1f} {unit}"
+        bytes_ /= 1024
+    return f"{bytes_:.1f} TiB"
+
+
+def at(document: Mapping[str, Any], path: str) -> Any:
+    """The value at a dotted path of plain keys; None where it ends early."""
+    value: Any = document
+    for key in path.split("."):
+        value = value.get(key) if isinstance(value, dict) else None
+    return value
+
+
+def _joined(cells: Sequence[str], widths: Sequence[int]) -> str:
+    return "  ".join(c + " " * (w - _width(c)) for c, w in zip(cells, widths, strict=True)).rstrip()
+
+
+def _width(text: str) -> int:
+    """Terminal columns, as far as the standard library knows."""
+    if text.isascii():
+        return len(text)
+    return sum(0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)
