@@ -1,0 +1,47 @@
+"""The application: every route, in one list."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+
+from batuta.errors import BatutaError
+from batuta.hub.feed import TooOld
+from batuta.web.access import Access
+from batuta.web.actions import action_routes
+from batuta.web.answers import on_error
+from batuta.web.discovery import discovery_routes
+from batuta.web.doctor import doctor_routes
+from batuta.web.files import file_routes
+from batuta.web.joining import joining_routes
+from batuta.web.metrics import metrics_routes
+from batuta.web.resources import resource_routes
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp
+
+    from batuta.hub.hub import Hub
+
+
+def application(hub: Hub) -> Starlette:
+    """The API of a hub, without a door."""
+    return Starlette(
+        routes=[
+            *discovery_routes(hub),
+            *resource_routes(hub),
+            *action_routes(hub),
+            *joining_routes(hub),
+            *file_routes(hub),
+            *metrics_routes(hub),
+            *doctor_routes(hub),
+        ],
+        exception_handlers={BatutaError: on_error, TooOld: on_error, HTTPException: on_error, 500: on_error},
+    )
+
+
+def doors(hub: Hub, token: str) -> tuple[ASGIApp, ASGIApp]:
+    """The same API behind both doors: plain on loopback, and TLS."""
+    app = application(hub)
+    return Access(app, token, hub.counters, is_tls=False), Access(app, token, hub.counters, is_tls=True)

@@ -1,0 +1,98 @@
+"""Tokens and enrolment over HTTP, and what a machine must know of the hub before it trusts it."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+import msgspec
+from msgspec import Meta
+from starlette.responses import Response
+from starlette.routing import Route
+
+from batuta import __version__
+from batuta.hub.enrol import TOKEN_TTL_MS, EnrolRequest
+from batuta.kinds.base import Record
+from batuta.web.answers import raw, said
+from batuta.web.bodies import record_of
+
+if TYPE_CHECKING:
+    from starlette.requests import Request
+
+    from batuta.hub.enrol import TokenRow
+    from batuta.hub.hub import Hub
+
+ENROL_BYTES_MAX: Final = 64 * 1024
+
+
+class TokenWanted(Record):
+    """What a new token is for."""
+
+    site: Annotated[str, Meta(max_length=63)] = "default"
+    """Its nodes join this site; empty: the node says which."""
+    name: Annotated[str, Meta(max_length=63)] = ""
+    """Only a node of this name may use it."""
+    ttl_ms: Annotated[int, Meta(ge=1_000, le=365 * 86_400_000)] = TOKEN_TTL_MS
+    uses: Annotated[int, Meta(ge=1, le=100_000)] = 1
+
+
+def joining_routes(hub: Hub) -> list[Route]:
+    joining = Joining(hub)
+    return [
+        Route("/tokens", joining.create, methods=["POST"]),
+        Route("/tokens", joining.list_all, methods=["GET"]),
+        Route("/tokens/{id}", joining.revoke, methods=["DELETE"]),
+        Route("/enrol", joining.enrol, methods=["POST"]),
+        Route("/ca.pem", joining.authority, methods=["GET"]),
+        Route("/hub", joining.hub, methods=["GET"]),
+    ]
+
+
+class Joining:
+    """Endpoints by which machines become nodes."""
+
+    def __init__(self, hub: Hub) -> None:
+        self._hub = hub
+
+    async def create(self, request: Request) -> Response:
+        wanted = await record_of(request, TokenWanted)
+        text, row = await self._hub.enrolment.create_token(
+            site=wanted.site, node=wanted.name, ttl_ms=wanted.ttl_ms, uses=wanted.uses
+        )
+        return said({**_shown(row, self._hub.clock.now()), "token": text}, 201)
+
+    async def list_all(self, _request: Request) -> Response:
+        now = self._hub.clock.now()
+        return said({"items": [_shown(row, now) for row in await self._hub.enrolment.tokens()]})
+
+    async def revoke(self, request: Request) -> Response:
+        await self._hub.enrolment.revoke_token(request.path_params["id"])
+        return said({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success"})
+
+    async def enrol(self, request: Request) -> Response:
+        asked = await record_of(request, EnrolRequest, ENROL_BYTES_MAX)
+        return raw(msgspec.json.encode(await self._hub.enrolment.enrol(asked)))
+
+    async def authority(self, _request: Request) -> Response:
+        root = self._hub.authorities.root(self._hub.clock.now())
+        return Response(root.certificate_pem, media_type="application/x-pem-file")
+
+    async def hub(self, _request: Request) -> Response:
+        """Where this hub is, for tools that run beside it."""
+        leafs = [url.removeprefix("tls://") for url in self._hub.leafs]
+        answer = {"version": __version__, "epoch": self._hub.store.epoch, "leaf": leafs[0] if leafs else ""}
+        return said({**answer, "leafs": leafs, "startedAt": self._hub.started_at})
+
+
+def _shown(row: TokenRow, now: int) -> dict[str, Any]:
+    record = row.record
+    state = "expired" if now >= record.expires_at else "open" if record.uses_left > 0 else "used"
+    return {
+        "id": record.id,
+        "site": record.site,
+        "name": record.node,
+        "expires": datetime.fromtimestamp(record.expires_at / 1000, UTC).isoformat(timespec="seconds"),
+        "usesLeft": record.uses_left,
+        "usedBy": ", ".join(row.used_by),
+        "state": state,
+    }
