@@ -131,7 +131,7 @@ def log_subject(log: str, key: str) -> str:
 
 
 def log_filter(log: str) -> str:
-    """Every subject whose messages log `log` keeps. Logs `up-*` keep what nodes send up; others are written to directly."""
+    """What log `log` keeps: `up-*` what nodes send up, any other what is written to it."""
     priority = log.removeprefix("up-")
     return f"batuta.up.*.{priority}" if priority in UP_CLASSES and log != priority else f"log.{_token(log)}.>"
 
@@ -139,6 +139,12 @@ def log_filter(log: str) -> str:
 def log_key(log: str, subject: str) -> str:
     """The key of an entry, from its subject: for logs `up-*` the node it came from."""
     return node_of(subject) if subject.startswith("batuta.up.") else subject.removeprefix(f"log.{log}.")
+
+
+# The broker itself turns keys into subjects and subjects into keys; these are the two rewritings, in its own words.
+ASSIGNMENT_KEYS: Final = "assignment.*"
+REPUBLISHED_ASSIGNMENT: Final = "batuta.assignment.{{wildcard(1)}}"
+TRANSFORMED_REPORT: Final = "report.{{wildcard(1)}}"
 
 
 def assignment_key(node: str) -> str:
