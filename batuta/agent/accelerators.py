@@ -1,7 +1,7 @@
 """Accelerators: the GPUs, NPUs and TPUs of a machine, read from `/proc`, `/sys` and `/dev` below a `root`.
 
-Rows, one per family; each looks for what its driver leaves in the file system, so nothing of a vendor is imported or run.
-What is not there is not found, and what cannot be read is left out: a probe never fails.
+Rows, one per family; each looks for what its driver leaves in the file system, so nothing of a vendor is imported or
+run. What is not there is not found, and what cannot be read is left out: a probe never fails.
 """
 
 from __future__ import annotations
@@ -46,7 +46,8 @@ def number(path: Path) -> int | None:
 
 
 def _nvidia(root: Path) -> Iterator[Accelerator]:
-    """Discrete cards: the driver lists them with their names; memory is told only by its library, so it is not claimed."""
+    """Discrete cards: the driver lists them with their names; memory is told only by its library, so it is not
+    claimed."""
     cards = sorted((root / "proc/driver/nvidia/gpus").glob("*/information"))
     for card in cards:
         model = next(
@@ -79,7 +80,8 @@ def _graphics(root: Path) -> Iterator[Accelerator]:
 
 
 def _coral(root: Path) -> Iterator[Accelerator]:
-    """Google's Edge TPU: on PCIe it has a device; on USB it is known by its ids, before and after its firmware is loaded."""
+    """Google's Edge TPU: on PCIe it has a device; on USB it is known by its ids, before and after its firmware is
+    loaded."""
     for device in sorted((root / "dev").glob("apex_[0-9]*")):
         yield Accelerator(kind="coral", name=f"Edge TPU on PCIe ({device.name})")
     for vendor in sorted((root / "sys/bus/usb/devices").glob("*/idVendor")):

@@ -34,8 +34,13 @@ class AgentConfig(Record):
     """Time between heartbeats until the hub says otherwise."""
     report_every_ms: int = 15_000
     """Time between reports when nothing changes."""
+    addresses: tuple[str, ...] = ()
+    """Names and addresses of this machine that go into its certificate, so that neighbours can check it."""
+    tied: bool = False
+    """The broker dies with the agent, however that ends: for demonstrations, never for a machine that matters."""
     debug_modules: str = ""
-    """Write the names of all loaded modules to this file once the node runs: how a test proves that the agent is light."""
+    """Write the names of all loaded modules to this file once the node runs: how a test proves that the agent is
+    light."""
 
     @property
     def home(self) -> Path:

@@ -1,9 +1,10 @@
 """The ledger: what a node must know to go on without a hub, and after any crash.
 
-Two generations, `ledger` and `ledger.old`. A write goes to a temporary file, is flushed to the disk, takes the name, and
-then the directory is flushed; whatever instant the power fails at, one whole generation is there. Each file begins with
-one line (format, schema, SHA-256 of the rest), so damage is seen and never acted upon: a damaged file is set aside as
-`ledger.corrupt-<n>` and the older generation is used. Nothing is written when nothing changed, because flash wears out.
+Two generations, `ledger` and `ledger.old`. A write goes to a temporary file, is flushed to the disk, takes the name,
+and then the directory is flushed; whatever instant the power fails at, one whole generation is there. Each file
+begins with one line (format, schema, SHA-256 of the rest), so damage is seen and never acted upon: a damaged file is
+set aside as `ledger.corrupt-<n>` and the older generation is used. Nothing is written when nothing changed, because
+flash wears out.
 """
 
 from __future__ import annotations
@@ -89,7 +90,8 @@ class Ledger:
         return Opened(Page(), tuple(problems))
 
     def write(self, page: Page) -> bool:
-        """Make `page` the newest generation; True when the disk has it. No room is a Reason, and the next write retries."""
+        """Make `page` the newest generation; True when the disk has it. No room is a Reason, and the next write
+        retries."""
         what = _what_counts(page)
         if what == self._kept and self.problem is None:
             return True
@@ -107,7 +109,7 @@ class Ledger:
     def _write(self, data: bytes) -> None:
         temporary = self.directory / "ledger.new"
         try:
-            with temporary.open("wb", opener=_private) as file:
+            with open(temporary, "wb", opener=_private) as file:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())

@@ -1,8 +1,8 @@
 """Probe: what this machine is and has (Inventory), and how it is right now (Vitals).
 
-Everything is read below a `root`, so that tests give it the file trees of machines we do not own. What is absent is None or
-empty; what is unreadable is absent; nothing here raises. Limits of the control group count: in a container with half a
-core, half a core is all there is.
+Everything is read below a `root`, so that tests give it the file trees of machines we do not own. What is absent is
+None or empty; what is unreadable is absent; nothing here raises. Limits of the control group count: in a container
+with half a core, half a core is all there is.
 """
 
 from __future__ import annotations
@@ -189,7 +189,8 @@ def battery_percent(root: Path) -> float | None:
 
 
 def link(root: Path) -> str:
-    """The default route's interface, its kind and speed: `wlan0 wifi`, `eth0 ethernet 1000 Mbit/s`; "" when there is none."""
+    """The default route's interface, its kind and speed: `wlan0 wifi`, `eth0 ethernet 1000 Mbit/s`; "" when there is
+    none."""
     for line in text(root / "proc/net/route").splitlines()[1:]:
         words = line.split()
         if len(words) > 1 and words[1] == "00000000":

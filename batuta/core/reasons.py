@@ -103,6 +103,7 @@ CATALOGUE: dict[str, Entry] = {
     "order_unreadable": Entry(
         "the node cannot read its newest assignment and goes on with the last one", "update the node agent"
     ),
+    "broker_failed": Entry("the node's broker does not run as it should", "see the broker's journal"),
     "broker_restarted": Entry("the node's broker had died or frozen and was restarted", "see the broker's journal"),
     "renewal_failed": Entry("the node's certificate could not be renewed yet", "check the link and the hub", waits=True),
     "report_garbled": Entry("the node's report cannot be read by the hub", "install the same version on both"),

@@ -1,0 +1,38 @@
+"""`python -m batuta.agent --state DIR`: run a machine that is already a node. What systemd starts."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+
+# nats-py imports this optional transport when it is installed for somebody else; it costs ten megabytes, and links here
+# are plain TCP on loopback.
+sys.modules.setdefault("aiohttp", None)  # type: ignore[arg-type]
+
+from batuta.agent.agent import main  # noqa: E402
+from batuta.agent.config import AgentConfig  # noqa: E402
+
+
+def config() -> AgentConfig:
+    parser = argparse.ArgumentParser(prog="python -m batuta.agent", description="Run an enrolled Batuta node.")
+    default = os.environ.get("BATUTA_HOME") or os.path.expanduser("~/.local/share/batuta")
+    parser.add_argument("--state", default=default, help="state directory [default: $BATUTA_HOME]")
+    parser.add_argument("--cpu", type=int, metavar="MILLICORES", help="offer only this much processor time")
+    parser.add_argument("--memory", type=int, metavar="BYTES", help="offer only this much memory")
+    parser.add_argument("--listen", default="127.0.0.1", metavar="ADDRESS", help="of the SITE and MQTT listeners")
+    parser.add_argument("--mqtt-port", type=int, default=1883)
+    parser.add_argument("--debug-modules", default="", metavar="FILE", help=argparse.SUPPRESS)
+    said = parser.parse_args()
+    return AgentConfig(
+        state=said.state,
+        cpu_millis=said.cpu,
+        memory_bytes=said.memory,
+        listen=said.listen,
+        mqtt_port=said.mqtt_port,
+        debug_modules=said.debug_modules,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main(config()))

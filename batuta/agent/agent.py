@@ -1,0 +1,209 @@
+"""The agent's process: lock, enrolment, broker, connections, runtimes, loop; and how it ends.
+
+SIGTERM and SIGINT stop the instances and the broker in order; the ledger keeps what was wanted, so the next start
+brings it back. SIGHUP ends only this process, for an update, and so does any crash: broker and instances go on, and the
+next agent adopts them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import fcntl
+import gc
+import logging
+import os
+import re
+import secrets
+import signal
+import socket
+import sys
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, Final
+
+from batuta.agent import neighbours, steady
+from batuta.agent.enrolling import Renewal, join
+from batuta.agent.ledger import Ledger
+from batuta.agent.neighbours import Neighbours
+from batuta.agent.node import Node, Parts
+from batuta.agent.probe import Probe
+from batuta.agent.station import Station
+from batuta.errors import BatutaError, FabricUnavailable
+from batuta.fabric.nats import NatsFabric, connect_node
+from batuta.runtimes.model import ModelRuntime
+from batuta.runtimes.process import ProcessRuntime
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from batuta.agent.config import AgentConfig
+    from batuta.agent.identity import Identity
+    from batuta.agent.news import Ailing
+    from batuta.core.decided import Assignment
+    from batuta.runtimes.base import Runtime
+
+SETTLED_S: Final = 2.0
+
+log = logging.getLogger("batuta.agent")
+
+
+class AlreadyRunning(BatutaError):
+    """Another agent has this state directory."""
+
+
+async def run(config: AgentConfig) -> int:
+    """One node, until it is told to end. Returns the process's exit status."""
+    with_lock = lock(config)
+    try:
+        identity = await join(config, config.name or default_name())
+        log.info("this is node %s of site %s", identity.node, identity.site)
+        return await _run(config, identity)
+    finally:
+        with_lock.close()
+
+
+async def _run(config: AgentConfig, identity: Identity) -> int:
+    said: list[Ailing] = []
+    station = Station(config, identity, said.append)
+    opened = Ledger(config.home, identity.node).open()
+    birth = await station.open(neighbours.links(opened.page.assignment))
+    log.info("broker %s, process %d; MQTT at %s", birth, station.broker.pid, station.mqtt)
+
+    async with _connections(identity.node, station) as (control, site):
+        clock = steady.Steady(steady.MachineClock())
+        runtimes = _runtimes()
+        probe = Probe(config.home, runtimes=runtimes, cpu_millis=config.cpu_millis, memory_bytes=config.memory_bytes)
+        inventory = probe.inventory()
+
+        async def follow(assignment: Assignment) -> None:
+            await station.follow(neighbours.links(assignment))
+
+        node = Node(
+            Parts(
+                fabric=control,
+                steady=clock,
+                runtimes=runtimes,
+                home=config.home,
+                boot=secrets.token_hex(8),
+                machine_boot=steady.machine_boot(),
+                inventory=lambda: inventory,
+                vitals=lambda: probe.vitals(station.broker.pid or None),
+                broker=station.for_instances(),
+                neighbours=Neighbours(site, clock, identity.node),
+                places=lambda: (station.address, station.mqtt),
+                follow=follow,
+                doctor=lambda: {"broker": {"pid": station.broker.pid, "restarts": station.restarts}},
+                artifacts_bytes=config.artifacts_bytes,
+                contact_every_ms=config.contact_every_ms,
+                report_every_ms=config.report_every_ms,
+            ),
+            opened,
+        )
+        station.tell = node.loop.tell
+        for news in said:
+            node.loop.tell(news)
+        renewal = Renewal(config, identity, control, station.renew, node.loop.tell)
+        node.besides = {"broker": station.watch, "renewal": renewal.run, "settle": lambda: _settle(config)}
+        ends_all = _listen_for_signals(node)
+        try:
+            await node.run()
+        except BaseException:
+            # A crash of ours must not take the instances along: leave them, and let the next agent adopt them.
+            await node.leave()
+            raise
+        if ends_all():
+            await node.stop()
+        else:
+            await node.leave()
+    if ends_all():
+        await station.close()
+    log.info("node %s has ended%s", identity.node, "" if ends_all() else "; what runs goes on")
+    return 0
+
+
+@asynccontextmanager
+async def _connections(node: str, station: Station) -> AsyncIterator[tuple[NatsFabric, NatsFabric]]:
+    """Two clients of our own broker: CONTROL leads to the hub, SITE to the neighbours."""
+    place = station.place
+    control = await connect_node(node, station.url, "agent", place.agent_password)
+    try:
+        site = await NatsFabric.open(node, station.url, "site", place.site_password, is_node=False)
+        try:
+            yield control, site
+        finally:
+            await site.close()
+    finally:
+        await control.close()
+
+
+def _runtimes() -> dict[str, Runtime]:
+    """Those that this machine can run."""
+    tenants: tuple[Runtime, ...] = (ProcessRuntime(), ModelRuntime())
+    return {runtime.name: runtime for runtime in tenants if runtime.available()}
+
+
+def _listen_for_signals(node: Node) -> Any:
+    """Returns whether everything is to end, as known once the node has ended."""
+    ends: list[bool] = []
+    loop = asyncio.get_running_loop()
+
+    def end(everything: bool) -> None:
+        ends.append(everything)
+        node.end()
+
+    loop.add_signal_handler(signal.SIGTERM, end, True)
+    loop.add_signal_handler(signal.SIGINT, end, True)
+    loop.add_signal_handler(signal.SIGHUP, end, False)
+    return lambda: bool(ends) and ends[0]
+
+
+async def _settle(config: AgentConfig) -> None:
+    """Once everything is loaded: give back what only the start needed, and say what is loaded if asked."""
+    await asyncio.sleep(SETTLED_S)
+    gc.collect()
+    gc.freeze()
+    try:
+        ctypes.CDLL(None).malloc_trim(0)
+    except AttributeError:
+        log.debug("this C library cannot trim")  # musl
+    if config.debug_modules:
+        Path(config.debug_modules).write_text("\n".join(sorted(m for m in sys.modules if sys.modules[m])), "utf-8")
+    await asyncio.Event().wait()
+
+
+def lock(config: AgentConfig) -> IO[str]:
+    """Held for as long as this process lives, however it ends; no other agent can use the same state meanwhile."""
+    config.home.mkdir(parents=True, exist_ok=True, mode=0o700)
+    file = open(config.lock, "a+", encoding="ascii")  # noqa: SIM115  it stays open: closing it is unlocking
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.seek(0)
+        who = file.read(32).strip() or "unknown"
+        file.close()
+        raise AlreadyRunning(
+            f"another node agent (process {who}) uses {config.home}",
+            next_step="stop it first, or give this node a directory of its own with --state",
+        ) from None
+    file.truncate(0)
+    file.write(f"{os.getpid()}\n")
+    file.flush()
+    return file
+
+
+def default_name() -> str:
+    """The machine's host name, as far as it can be a node's."""
+    name = re.sub(r"[^a-z0-9]+", "-", socket.gethostname().split(".")[0].lower()).strip("-")
+    return name[:63].rstrip("-") or "node"
+
+
+def main(config: AgentConfig) -> int:
+    """Run in the foreground, saying what happens on standard error."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
+    logging.getLogger("asyncio").setLevel(logging.WARNING)
+    try:
+        return asyncio.run(run(config))
+    except (BatutaError, FabricUnavailable) as error:
+        log.error("%s%s", error.message, f"\n  next: {error.next_step}" if error.next_step else "")  # noqa: TRY400
+        return 1

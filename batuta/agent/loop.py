@@ -1,0 +1,359 @@
+"""The node's loop: gather, fold, step, write down, act, report, sleep.
+
+The only place of the agent that decides, and it decides by `core.local.step` alone. Everything else puts News into
+one queue and wakes it. Nothing is done before the ledger has it, except when the disk is full: then the node goes on
+from memory, says so, and tries again. Waiting is by the monotonic clock; `steady` keeps instants whole when the other
+one jumps.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+import msgspec
+
+from batuta.agent.ledger import Page
+from batuta.agent.news import Ailing, Looked, News, Ordered, Reconnected
+from batuta.agent.pulse import Contact
+from batuta.agent.steady import DRIFT_MS, JUMP_MS
+from batuta.core import local as core
+from batuta.core.decided import Assignment
+from batuta.core.lease import contacted
+from batuta.core.observed import Inventory, Report
+from batuta.core.reasons import Reason
+from batuta.kinds.base import decode_hook
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from batuta.agent.actuator import Actuator
+    from batuta.agent.artifacts import Artifacts
+    from batuta.agent.contact import ContactNote
+    from batuta.agent.ledger import Ledger, Opened
+    from batuta.agent.report import Reporter
+    from batuta.agent.steady import Steady
+
+WRITE_WITHIN_MS: Final = 1_000
+"""What the ledger may lag behind when nothing is about to be done: several changes, one write."""
+WRITE_AGAIN_AFTER_MS: Final = 10_000
+SILENT_AFTER_MS: Final = 5_000
+JUMP_TOLD_FOR_MS: Final = 600_000
+CORRUPT_TOLD_FOR_MS: Final = 3_600_000
+LONGEST_SLEEP_MS: Final = 10_000
+SHORTEST_SLEEP_MS: Final = 5
+MOST_PROBLEMS: Final = 32
+MOST_ASSIGNMENT_BYTES: Final = 8 * 2**20
+
+_decoder = msgspec.json.Decoder(Assignment, dec_hook=decode_hook)
+
+
+class Senses(NamedTuple):
+    """What the loop asks for when it reports. Each answers at once, from what is known."""
+
+    inventory: Callable[[], Inventory]
+    rest: Callable[[Report], Report]
+    """Fills in vitals, flows, addresses, what is heard: all that the loop does not decide by."""
+
+
+class Loop:
+    """One node's deciding. `run` until `end` is called."""
+
+    def __init__(
+        self, *, node: str, boot: str, machine_boot: str, steady: Steady, ledger: Ledger, actuator: Actuator,
+        artifacts: Artifacts, reporter: Reporter, senses: Senses,
+        note: ContactNote, on_assignment: Callable[[Assignment], Awaitable[None]], apart: bool = True,
+    ) -> None:  # fmt: skip
+        self.node = node
+        self.boot = boot
+        self.machine_boot = machine_boot
+        self.steady = steady
+        self.ledger = ledger
+        self.actuator = actuator
+        self.artifacts = artifacts
+        self.reporter = reporter
+        self.senses = senses
+        self.note = note
+        self.on_assignment = on_assignment
+        """Called with each new assignment once it is written down: neighbours and data flows follow it."""
+        self.apart = apart
+        """Write in a thread, so that a slow card stops nothing. In virtual time there are no threads."""
+        self.assignment: Assignment | None = None
+        self.locals: dict[str, core.Local] = {}
+        self.contact_at: int | None = None
+        self.hub_epoch = 0
+        self.newest_serial = 0
+        """What the hub said it has for us; above ours, we read again."""
+        self.reread = asyncio.Event()
+        self.rounds = 0
+        self.stale_orders = 0
+        """Assignments older than the one we have: dropped, as they must be."""
+        self._news: deque[News] = deque()
+        self._changed = asyncio.Event()
+        self._ending = False
+        self._ailing: dict[str, Reason] = {}
+        self._told_until: dict[str, int] = {}
+        """Problems that are over but are told for a while."""
+        self._dirty_since: int | None = None
+        self._write_again_at = 0
+        self._started_at = 0
+        self._announce = False
+
+    # --- From outside ---
+
+    def tell(self, news: News) -> None:
+        """Anything that happened. Wakes the loop; never works."""
+        self._news.append(news)
+        self._changed.set()
+
+    def end(self) -> None:
+        self._ending = True
+        self._changed.set()
+
+    @property
+    def serial(self) -> int:
+        return self.assignment.serial if self.assignment is not None else 0
+
+    def needed(self) -> frozenset[str]:
+        """Artifacts that what is assigned or remembered needs: never to be removed."""
+        wanted = self.assignment.instances if self.assignment is not None else ()
+        kept = (local.instance for local in self.locals.values())
+        return frozenset(digest for instance in (*wanted, *kept) for digest in instance.artifacts)
+
+    # --- The loop ---
+
+    async def run(self) -> None:
+        while not self._ending:
+            wake_at = await self.round()
+            await self._sleep(wake_at)
+
+    async def open(self, opened: Opened) -> None:
+        """Remember, look at what is still here, and ask the runtimes what still runs."""
+        now = self._started_at = self.steady.now()
+        page = _brought_forward(opened.page, now, self.steady.monotonic_ms(), self.machine_boot)
+        self.assignment, self.hub_epoch = page.assignment, page.hub_epoch
+        self.locals = {local.instance.name: local for local in page.locals}
+        if (sent_ms := self.note.read(self.steady.monotonic_ms())) is not None:
+            self.contact_at = now - (self.steady.monotonic_ms() - sent_ms)
+        for n, reason in enumerate(opened.problems):
+            self._ailing[f"ledger-{n}"] = reason
+            self._told_until[f"ledger-{n}"] = now + CORRUPT_TOLD_FOR_MS
+        await self.artifacts.verify(sorted(self.needed()))
+        if self.assignment is not None:
+            await self.on_assignment(self.assignment)
+        await self.actuator.recover(self.locals.values())
+
+    async def close(self) -> None:
+        """Write down what is known now, so that the next run goes on from it."""
+        now = self.steady.now()
+        while self._news:
+            self._fold(self._news.popleft(), now)
+        await self._write(now)
+
+    async def round(self) -> int:
+        """Once around; returns when to come again if nothing happens."""
+        self.rounds += 1
+        self._changed.clear()
+        self._follow_clock()
+        now = self.steady.now()
+        before = (self.assignment, dict(self.locals))
+        while self._news:
+            self._fold(self._news.popleft(), now)
+
+        plan = core.step(self.assignment, self.locals, self.artifacts.held, now, self.contact_at)
+        self.locals = dict(plan.locals)
+        if (self.assignment, self.locals) != before and self._dirty_since is None:
+            self._dirty_since = now
+        if plan.actions or self._announce or self._write_due(now):
+            await self._write(now)
+        self.actuator.keep_only(self.locals)
+        for action in plan.actions:
+            self.actuator.perform(action, self.locals[action.name], now, self.contact_at)
+        if self._announce and self.assignment is not None:
+            self._announce = False
+            await self.on_assignment(self.assignment)
+        self._report(self.steady.now())
+        return min(
+            (
+                at
+                for at in (plan.wake_at, self.reporter.wake_at(), self._write_at(), self._silent_at())
+                if at is not None
+            ),
+            default=now + LONGEST_SLEEP_MS,
+        )
+
+    async def _sleep(self, wake_at: int) -> None:
+        # Never in a spin, whatever an instant in the past may say.
+        left_ms = max(SHORTEST_SLEEP_MS, min(LONGEST_SLEEP_MS, wake_at - self.steady.now()))
+        try:
+            async with asyncio.timeout(left_ms / 1000):
+                await self._changed.wait()
+        except TimeoutError:
+            pass
+
+    # --- Folding ---
+
+    def _fold(self, news: News, now: int) -> None:
+        match news:
+            case Ordered(data=data):
+                self._take(data)
+            case Contact(sent_ms=sent_ms, serial=serial, hub_epoch=epoch):
+                sent_at = now - (self.steady.monotonic_ms() - sent_ms)
+                self.contact_at = contacted(self.contact_at, sent_at, now)
+                self._well("hub")
+                if any(local.instance.lease_ms is not None for local in self.locals.values()):
+                    self.note.write(sent_ms)
+                self.newest_serial = serial
+                if serial > self.serial or epoch != self.hub_epoch:
+                    self.reread.set()
+                self.hub_epoch = epoch
+            case Reconnected():
+                self.reread.set()
+                self.reporter.again(now)
+            case Ailing(about=about, reason=reason):
+                if reason is None:
+                    self._well(about)
+                else:
+                    self._ailing[about] = reason
+            case Looked():
+                pass
+            case _:
+                local = self.locals.get(news.name)
+                if local is None:
+                    return  # it was forgotten meanwhile, because nobody wants it and nothing of it runs
+                after = core.heard(local, news, now)
+                if after is None:
+                    del self.locals[news.name]
+                else:
+                    self.locals[news.name] = after
+
+    def _take(self, data: bytes) -> None:
+        """An assignment: taken when it is ours and newer. What cannot be read changes nothing, and is said."""
+        problem = ""
+        if len(data) > MOST_ASSIGNMENT_BYTES:
+            problem = f"{len(data)} bytes"
+        else:
+            try:
+                assignment = _decoder.decode(data)
+                if assignment.node != self.node:
+                    problem = f"it is for node {assignment.node[:63]!r}"
+            except (msgspec.MsgspecError, ValueError) as error:
+                problem = str(error)[:300]
+        if problem:
+            self._ailing["order"] = Reason(code="order_unreadable", subject=f"node/{self.node}", detail=problem)
+            return
+        self._well("order")
+        if self.assignment is not None and assignment.serial <= self.assignment.serial:
+            self.stale_orders += assignment.serial < self.assignment.serial
+            return
+        self.assignment = assignment
+        self._announce = True
+
+    def _well(self, about: str) -> None:
+        self._ailing.pop(about, None)
+        self._told_until.pop(about, None)
+
+    def _follow_clock(self) -> None:
+        """When the wall clock stepped, every instant kept here steps with it, so no interval changes."""
+        apart = self.steady.apart_ms()
+        if abs(apart) < DRIFT_MS:
+            return
+        self.steady.follow()
+        self.locals = {name: _shifted(local, apart) for name, local in self.locals.items()}
+        self.contact_at = self.contact_at + apart if self.contact_at is not None else None
+        self._dirty_since = self._dirty_since + apart if self._dirty_since is not None else None
+        self._told_until = {about: at + apart for about, at in self._told_until.items()}
+        self._write_again_at += apart
+        self._started_at += apart
+        self.reporter.shift(apart)
+        if abs(apart) >= JUMP_MS:
+            way = "ahead" if apart > 0 else "back"
+            detail = f"{abs(apart) / 1000:.0f} s {way}; waits and leases were not touched"
+            self._ailing["clock"] = Reason(code="clock_jumped", subject=f"node/{self.node}", detail=detail)
+            self._told_until["clock"] = self.steady.now() + JUMP_TOLD_FOR_MS
+
+    # --- Writing down ---
+
+    def page(self, now: int) -> Page:
+        return Page(
+            assignment=self.assignment,
+            locals=tuple(local for _, local in sorted(self.locals.items())),
+            at=now,
+            steady_ms=self.steady.monotonic_ms(),
+            machine_boot=self.machine_boot,
+            hub_epoch=self.hub_epoch,
+        )
+
+    def _write_at(self) -> int | None:
+        return max(self._dirty_since + WRITE_WITHIN_MS, self._write_again_at) if self._dirty_since is not None else None
+
+    def _write_due(self, now: int) -> bool:
+        at = self._write_at()
+        return at is not None and now >= at
+
+    async def _write(self, now: int) -> None:
+        page = self.page(now)
+        written = await asyncio.to_thread(self.ledger.write, page) if self.apart else self.ledger.write(page)
+        if written:
+            self._dirty_since = None
+            self._write_again_at = 0
+            self._well("ledger")
+        elif self.ledger.problem is not None:
+            self._ailing["ledger"] = self.ledger.problem
+            self._dirty_since = now if self._dirty_since is None else self._dirty_since
+            self._write_again_at = now + WRITE_AGAIN_AFTER_MS
+
+    # --- Reporting ---
+
+    def _silent_at(self) -> int | None:
+        """When the present silence of the hub becomes worth telling."""
+        if "hub" in self._ailing:
+            return None
+        return (self.contact_at if self.contact_at is not None else self._started_at) + SILENT_AFTER_MS
+
+    def _report(self, now: int) -> None:
+        silent_at = self._silent_at()
+        if silent_at is not None and now >= silent_at:
+            since = (
+                "since the node agent started" if self.contact_at is None else f"{(now - self.contact_at) // 1000} s"
+            )
+            self._ailing["hub"] = Reason(code="hub_unreachable", subject=f"node/{self.node}", detail=f"silent {since}")
+        for about in [about for about, until in self._told_until.items() if now >= until]:
+            self._well(about)
+        report = self.report(now)
+        self.reporter.offer(report, now)
+        if self.reporter.is_due(now):
+            self.reporter.send(self.senses.rest(report), now)
+
+    def report(self, now: int) -> Report:
+        problems = [reason for _, reason in sorted(self._ailing.items())]
+        if self.artifacts.problem is not None:
+            problems.append(self.artifacts.problem)
+        return Report(
+            node=self.node,
+            boot=self.boot,
+            sequence=0,
+            at=now,
+            serial=self.serial,
+            inventory=self.senses.inventory(),
+            instances=core.locals_for_report(self.locals, self.actuator.measures),
+            artifacts=tuple(sorted(self.artifacts.held)),
+            problems=tuple(problems[:MOST_PROBLEMS]),
+        )
+
+
+def _shifted(local: core.Local, by_ms: int) -> core.Local:
+    retry_at = local.retry_at + by_ms if local.retry_at is not None else None
+    return msgspec.structs.replace(local, since=local.since + by_ms, retry_at=retry_at)
+
+
+def _brought_forward(page: Page, now: int, steady_ms: int, machine_boot: str) -> Page:
+    """A page of an earlier run, with its instants in today's clock: exact within one boot of the machine."""
+    if page.machine_boot and page.machine_boot == machine_boot:
+        shift = (now - page.at) - (steady_ms - page.steady_ms)
+    else:
+        shift = min(0, now - page.at)  # the clock was set back while the machine was off: nothing lies in the future
+    if abs(shift) < DRIFT_MS:
+        return page
+    return msgspec.structs.replace(page, locals=tuple(_shifted(local, shift) for local in page.locals))

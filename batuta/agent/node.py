@@ -1,0 +1,268 @@
+"""Node: the parts of an agent put together over whatever fabric, clock and runtimes it is given.
+
+In production `agent` gives it NATS, the machine's clock and real processes; the rig gives it memory, virtual time and a
+simulated machine. Nothing here knows which.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+import msgspec
+
+from batuta.agent import neighbours
+from batuta.agent.actuator import Actuator, Surroundings
+from batuta.agent.artifacts import Artifacts
+from batuta.agent.asks import HubSource
+from batuta.agent.contact import ContactNote
+from batuta.agent.ledger import Ledger
+from batuta.agent.loop import Loop, Senses
+from batuta.agent.news import Looked, Ordered, Reconnected
+from batuta.agent.pulse import Pulse
+from batuta.agent.questions import Questions
+from batuta.agent.report import Reporter
+from batuta.core.lease import grace_ms
+from batuta.errors import FabricUnavailable
+from batuta.fabric import subjects
+from batuta.fabric.base import Entry
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Mapping
+    from pathlib import Path
+
+    from batuta.agent.artifacts import Source
+    from batuta.agent.ledger import Opened
+    from batuta.agent.neighbours import Neighbours
+    from batuta.agent.steady import Steady
+    from batuta.core.decided import Assignment
+    from batuta.core.local import Event
+    from batuta.core.observed import Flow, Inventory, Report, Vitals
+    from batuta.fabric.base import Fabric
+    from batuta.runtimes.base import Runtime
+
+REREAD_EVERY_S: Final = 180.0
+AGAIN_AFTER_S: Final = 1.0
+SWEEP_EVERY_S: Final = 3_600.0
+
+log = logging.getLogger(__name__)
+
+
+class Parts(NamedTuple):
+    """What a node is made of. All of it can be something else in a test."""
+
+    fabric: Fabric
+    """CONTROL: leads to the hub."""
+    steady: Steady
+    runtimes: Mapping[str, Runtime]
+    home: Path
+    boot: str
+    """Identity of this run of the agent."""
+    machine_boot: str
+    inventory: Callable[[], Inventory]
+    vitals: Callable[[], Vitals]
+    broker: Mapping[str, str] = {}
+    """How instances reach this node's broker."""
+    neighbours: Neighbours | None = None
+    source: Source | None = None
+    """Where artifacts come from; the hub, when left out."""
+    flows: Callable[[], tuple[Flow, ...]] = tuple
+    topics: Callable[[], dict[str, int]] = dict
+    places: Callable[[], tuple[str, str]] = lambda: ("", "")
+    """Addresses of the SITE and MQTT listeners."""
+    follow: Callable[[Assignment], Awaitable[None]] | None = None
+    """What else follows each new assignment: the broker's links, the data flows."""
+    doctor: Callable[[], dict[str, Any]] = dict
+    artifacts_bytes: int = 4 * 2**30
+    contact_every_ms: int = 1_000
+    report_every_ms: int = 15_000
+    apart: bool = True
+    """Disk work in threads; not in virtual time."""
+
+
+class Node:
+    """One node agent without its process."""
+
+    def __init__(self, parts: Parts, opened: Opened | None = None) -> None:
+        fabric, self.parts = parts.fabric, parts
+        self.name = fabric.name
+        self.ledger = Ledger(parts.home, self.name)
+        self.opened = opened if opened is not None else self.ledger.open()
+        assignment = self.opened.page.assignment
+        self.artifacts = Artifacts(
+            parts.home / "artifacts",
+            parts.source or HubSource(fabric),
+            node=self.name,
+            machine_boot=parts.machine_boot,
+            budget_bytes=parts.artifacts_bytes,
+            apart=parts.apart,
+        )
+        self.actuator = Actuator(
+            parts.home / "instances",
+            parts.runtimes,
+            self.artifacts,
+            Surroundings(parts.broker, neighbours.served(assignment, self.name)),
+            tell=self._tell,
+            needed=self._needed,
+        )
+        self.reporter = Reporter(fabric, lambda: self.loop.tell(Looked()), every_ms=parts.report_every_ms)
+        self.loop = Loop(
+            node=self.name,
+            boot=parts.boot,
+            machine_boot=parts.machine_boot,
+            steady=parts.steady,
+            ledger=self.ledger,
+            actuator=self.actuator,
+            artifacts=self.artifacts,
+            reporter=self.reporter,
+            senses=Senses(parts.inventory, self._rest),
+            note=ContactNote(parts.home / "contact", parts.machine_boot),
+            on_assignment=self._follow,
+            apart=parts.apart,
+        )
+        self.pulse = Pulse(
+            fabric, parts.steady, boot=parts.boot, serial=lambda: self.loop.serial, tell=self.loop.tell,
+            every_ms=parts.contact_every_ms,
+        )  # fmt: skip
+        self.questions = Questions(fabric, parts.home / "instances", self._doctor)
+        self.faults: dict[str, int] = {}
+        """How often each of our tasks failed in a way it should not have, and was begun again."""
+        self.besides: dict[str, Callable[[], Awaitable[None]]] = {}
+        """What else is kept going while the node runs."""
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def run(self) -> None:
+        """Until `end`, or for ever. What runs on this node is not touched by our going."""
+        self.artifacts.open()
+        await self.loop.open(self.opened)
+        self.parts.fabric.on_reconnect(lambda: self.loop.tell(Reconnected()))
+        for name, work in (
+            ("pulse", self.pulse.run),
+            ("orders", self._hear_orders),
+            ("reread", self._reread),
+            ("questions", self._answer),
+            ("sweep", self._sweep),
+            *self.besides.items(),
+            *((("neighbours", self.parts.neighbours.run),) if self.parts.neighbours is not None else ()),
+        ):
+            self._tasks.append(asyncio.create_task(self._keep_going(name, work), name=name))
+        try:
+            await self.loop.run()
+        finally:
+            for task in self._tasks:
+                task.cancel()
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+            await self.questions.close()
+
+    def end(self) -> None:
+        self.loop.end()
+
+    async def leave(self) -> None:
+        """After `run`: remember, and go. Instances go on, and the next agent adopts them."""
+        await self.loop.close()
+        await self.actuator.close()
+
+    async def stop(self) -> None:
+        """After `run`: stop every instance in order, remember what was wanted, tell the hub, and go."""
+        now, contact_at = self.parts.steady.now(), self.loop.contact_at
+        await self.actuator.stop_all(lambda instance: grace_ms(instance, now, contact_at))
+        await self.loop.close()
+        if self.parts.fabric.is_connected:
+            now = self.parts.steady.now()
+            await self.reporter.flush()
+            self.reporter.send(self._rest(self.loop.report(now)), now)
+            await self.reporter.flush()
+        await self.actuator.close()
+
+    # The loop needs the actuator and the actuator tells the loop; these two close the circle.
+
+    def _tell(self, event: Event) -> None:
+        self.loop.tell(event)
+
+    def _needed(self) -> frozenset[str]:
+        return self.loop.needed()
+
+    # --- What the loop asks for ---
+
+    async def _follow(self, assignment: Assignment) -> None:
+        if self.parts.follow is not None:
+            await self.parts.follow(assignment)
+        await self.actuator.surround(Surroundings(self.parts.broker, neighbours.served(assignment, self.name)))
+
+    def _rest(self, report: Report) -> Report:
+        address, mqtt = self.parts.places()
+        return msgspec.structs.replace(
+            report,
+            vitals=self.parts.vitals(),
+            flows=self.parts.flows(),
+            topics=self.parts.topics(),
+            address=address,
+            mqtt=mqtt,
+            hears=self.parts.neighbours.hears() if self.parts.neighbours is not None else {},
+        )
+
+    async def _doctor(self) -> dict[str, Any]:
+        loop = self.loop
+        return {
+            "node": self.name,
+            "serial": loop.serial,
+            "contactAgeMs": None if loop.contact_at is None else self.parts.steady.now() - loop.contact_at,
+            "rounds": loop.rounds,
+            "staleOrders": loop.stale_orders,
+            "ledgerWrites": self.ledger.writes,
+            "reports": {"sent": self.reporter.sent, "unsent": self.reporter.unsent},
+            "pulse": {"sent": self.pulse.sent, "unanswered": self.pulse.unanswered, "everyMs": self.pulse.every_ms},
+            "artifacts": {"refused": self.artifacts.refused, "fetchedBytes": self.artifacts.fetched_bytes},
+            "faults": {**self.faults, **self.actuator.faults},
+            "problems": [str(reason) for reason in loop.report(self.parts.steady.now()).problems],
+            **self.parts.doctor(),
+        }
+
+    # --- Tasks ---
+
+    async def _keep_going(self, name: str, work: Callable[[], Awaitable[None]]) -> None:
+        """A sense that fails is begun again, and counted; it must not take the node with it."""
+        while True:
+            try:
+                await work()
+            except FabricUnavailable:
+                pass  # said by the loop, from the silence of the hub
+            except Exception:
+                self.faults[name] = self.faults.get(name, 0) + 1
+                log.exception("%s failed and is begun again", name)
+            await asyncio.sleep(AGAIN_AFTER_S)
+
+    async def _hear_orders(self) -> None:
+        """Assignments as they are written; the table's watch goes on across lost connections."""
+        async for change in self.parts.fabric.table("decided").watch(subjects.assignment_key(self.name)):
+            if isinstance(change, Entry) and change.value is not None:
+                self.loop.tell(Ordered(change.value))
+
+    async def _reread(self) -> None:
+        """Whatever was missed: at once after a reconnect or a newer serial, and every few minutes anyway."""
+        while True:
+            try:
+                async with asyncio.timeout(REREAD_EVERY_S):
+                    await self.loop.reread.wait()
+            except TimeoutError:
+                pass
+            self.loop.reread.clear()
+            try:
+                entry = await self.parts.fabric.table("decided").get(subjects.assignment_key(self.name))
+            except FabricUnavailable:
+                self.loop.reread.set()
+                await asyncio.sleep(AGAIN_AFTER_S)
+                continue
+            if entry is not None and entry.value is not None:
+                self.loop.tell(Ordered(entry.value))
+
+    async def _answer(self) -> None:
+        await self.questions.open()
+        await asyncio.Event().wait()
+
+    async def _sweep(self) -> None:
+        """Files that nobody needs any more."""
+        while True:
+            await asyncio.sleep(SWEEP_EVERY_S)
+            self.artifacts.collect(self.loop.needed())

@@ -1,0 +1,84 @@
+"""Pulse: a heartbeat to the hub, and what its answer tells.
+
+The answer proves contact *as of the sending*: that instant feeds the leases. It also carries the newest serial of our
+assignment, so a missed message costs at most one beat. The pulse only says what it heard; the loop draws conclusions.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+import msgspec
+
+from batuta.errors import FabricUnavailable
+from batuta.fabric import subjects
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from batuta.agent.steady import Steady
+    from batuta.fabric.base import Fabric
+
+FASTEST_MS: Final = 100
+SLOWEST_MS: Final = 60_000
+ANSWER_S: Final = 2.0
+
+
+class Contact(NamedTuple):
+    """The hub answered a heartbeat that was sent when our monotonic clock said `sent_ms`."""
+
+    sent_ms: int
+    serial: int
+    hub_epoch: int
+
+
+class Beat(msgspec.Struct, frozen=True):
+    boot: str
+    sequence: int
+    serial: int
+
+
+class Echo(msgspec.Struct, frozen=True, rename="camel"):
+    serial: int = 0
+    every_ms: int = 1_000
+    hub_epoch: int = 0
+
+
+class Pulse:
+    """Beats for ever; `every_ms` is what the hub asked for last."""
+
+    def __init__(
+        self, fabric: Fabric, steady: Steady, *, boot: str, serial: Callable[[], int], tell: Callable[[Contact], None],
+        every_ms: int = 1_000,
+    ) -> None:  # fmt: skip
+        self.fabric = fabric
+        self.steady = steady
+        self.boot = boot
+        self.serial = serial
+        self.tell = tell
+        self.every_ms = every_ms
+        self.sent = 0
+        self.unanswered = 0
+
+    async def run(self) -> None:
+        while True:
+            began_ms = self.steady.monotonic_ms()
+            await self.beat()
+            spent_ms = self.steady.monotonic_ms() - began_ms
+            await asyncio.sleep(max(0, self.every_ms - spent_ms) / 1000)
+
+    async def beat(self) -> None:
+        self.sent += 1
+        sent_ms = self.steady.monotonic_ms()
+        beat = Beat(boot=self.boot, sequence=self.sent, serial=self.serial())
+        try:
+            answer = await self.fabric.request(
+                subjects.alive(self.fabric.name), msgspec.json.encode(beat), timeout_s=ANSWER_S
+            )
+            echo = msgspec.json.decode(answer, type=Echo)
+        except (FabricUnavailable, msgspec.MsgspecError):
+            self.unanswered += 1
+            return
+        self.every_ms = min(SLOWEST_MS, max(FASTEST_MS, echo.every_ms))
+        self.tell(Contact(sent_ms, echo.serial, echo.hub_epoch))
