@@ -1,6 +1,7 @@
 """HubConfig: what a hub is told before it starts. Configuration is a kind nobody applies.
 
-Later wins: the defaults here, `<state>/hub/hub.toml`, `BATUTA_HUB_<FIELD>` in the environment, options of the command line.
+Later wins: the defaults here, `<state>/hub/hub.toml`, `BATUTA_HUB_<FIELD>` in the environment, options of the
+command line.
 """
 
 from __future__ import annotations

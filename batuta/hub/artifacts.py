@@ -1,7 +1,7 @@
 """Artifacts: files named by the SHA-256 of their bytes. What is here was verified on its way in, or is not here.
 
-People put whole files over HTTP; nodes ask for pieces over the fabric, so that a cut resumes where it was and orders pass
-between pieces on a slow link.
+People put whole files over HTTP; nodes ask for pieces over the fabric, so that a cut resumes where it was and
+orders pass between pieces on a slow link.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ class ArtifactStore:
         except msgspec.DecodeError as error:
             raise ArtifactRefused("request_malformed", str(error)) from None
         path = self.path(asked.digest)
-        if not 0 < asked.length or asked.offset < 0:
+        if asked.length < 1 or asked.offset < 0:
             raise ArtifactRefused("request_malformed", "offset and length are not negative")
         try:
             with path.open("rb") as file:

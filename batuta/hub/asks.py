@@ -1,4 +1,4 @@
-"""Questions that nodes ask over the fabric: one row for each verb. Who asks is in the subject, and the broker vouches for it.
+"""Questions that nodes ask over the fabric, one row for each verb. The broker vouches for who asks.
 
 artifact   PieceWanted  -> one line of JSON, `{"size": n}` or `{"error", "message"}`, then the bytes
 renew      RenewRequest -> EnrolAnswer, or `{"error", "message", "nextStep"}`

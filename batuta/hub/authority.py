@@ -1,4 +1,4 @@
-"""The hub's authorities on disk: the root, one below it for each site, and the certificates of the hub's own listeners."""
+"""The hub's authorities on disk: the root, one below it for each site, and the certificate of the hub's listeners."""
 
 from __future__ import annotations
 
@@ -66,21 +66,26 @@ class Authorities:
         return self._sites[site]
 
     def prepare_listener(self, addresses: Sequence[str], now: int) -> ListenerFiles:
-        """The certificate of the HTTPS and leaf listeners, for these addresses; made anew when it is not good for them."""
+        """The certificate of the HTTPS and leaf listeners; made anew when it is not good for these addresses."""
         root, files = self.root(now), self.listener
         wanted = ",".join(sorted(set(addresses)))
         names = self._directory / "listener.names"
         good = names.exists() and names.read_text() == wanted and files.chain.exists() and files.key.exists()
         if not good or identity.validity(files.chain.read_text())[1] - now < RENEW_LEFT_MS:
-            chain, key = identity.make_server(root, "hub", addresses, now, _serial(), SERVER_VALID_S)
+            chain, key = identity.make_server(
+                root, name="hub", addresses=addresses, now=now, serial=_serial(), valid_s=SERVER_VALID_S
+            )
             write_secret(files.key, key)
             files.chain.write_text(chain)
             names.write_text(wanted)
         return files
 
-    def sign(self, request_pem: str, node: str, site: str, now: int, valid_s: int, addresses: Sequence[str]) -> str:
+    def sign(self, request_pem: str, node: str, site: str, *, now: int, valid_s: int, addresses: Sequence[str]) -> str:
         """A node's certificate and its site's."""
-        return identity.sign_request(self.site(site, now), request_pem, node, now, _serial(), valid_s, addresses)
+        authority = self.site(site, now)
+        return identity.sign_request(
+            authority, request_pem, node=node, now=now, serial=_serial(), valid_s=valid_s, addresses=addresses
+        )
 
     def _read(self, file: Path) -> identity.Authority | None:
         return msgspec.json.decode(file.read_bytes(), type=identity.Authority) if file.exists() else None

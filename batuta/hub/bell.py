@@ -1,9 +1,9 @@
-"""A bell that any number of tasks can wait for: one ring wakes all who wait, and is remembered for those who come back."""
+"""A bell that any number of tasks wait for: one ring wakes all, and is remembered for those who come back."""
 
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from batuta.fabric.clock import Clock
@@ -25,10 +25,9 @@ class Bell:
         """Returns once it rang more than `heard` times, or at the instant `until`."""
         if self.rings > heard:
             return
-        rung = asyncio.ensure_future(self._event.wait())
-        waits: set[asyncio.Future[object]] = {rung}  # type: ignore[arg-type]
+        waits: list[asyncio.Task[Any]] = [asyncio.create_task(self._event.wait())]
         if until is not None:
-            waits.add(asyncio.ensure_future(clock.sleep_until(until)))  # type: ignore[arg-type]
+            waits.append(asyncio.create_task(clock.sleep_until(until)))  # type: ignore[arg-type]
         try:
             await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
         finally:

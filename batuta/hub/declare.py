@@ -1,7 +1,7 @@
 """Declaring: the one way into the desired table. Admit, stamp, write; all of what was asked, or nothing.
 
-People and enrolment come through here alike. What is wrong comes back as Refused with every Problem; what somebody else
-changed meanwhile comes back as Stale.
+People and enrolment come through here alike. What is wrong comes back as Refused with every Problem; what somebody
+else changed meanwhile comes back as Stale.
 """
 
 from __future__ import annotations

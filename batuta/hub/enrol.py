@@ -1,8 +1,8 @@
 """Nodes joining: tokens, enrolment, renewal, removal.
 
-A token is spent once and kept only as a hash. Whoever brings it with a signing request gets a certificate, and becomes a
-Node of the desired table; from then on the key is the identity. The same machine may ask again with the same key, because
-answers get lost; another machine may not take its name.
+A token is spent once and kept only as a hash. Whoever brings it with a signing request gets a certificate, and
+becomes a Node of the desired table; from then on the key is the identity. The same machine may ask again with the
+same key, because answers get lost; another machine may not take its name.
 
     POST /enrol                       EnrolRequest -> EnrolAnswer
     batuta.ask.<node>.renew           RenewRequest -> EnrolAnswer, or {"error", "message", "nextStep"}
@@ -202,10 +202,10 @@ class Enrolment:
         spent = identity.spend_token(
             row.record if row is not None else None,
             asked.secret,
-            asked.node,
-            now,
-            known.key_id if known is not None else "",
-            key_id,
+            node=asked.node,
+            now=now,
+            key_id=key_id,
+            known_key_id=known.key_id if known is not None else "",
         )
         assert row is not None
         if abs(asked.now - now) > CLOCK_APART_MAX_MS:
@@ -224,8 +224,10 @@ class Enrolment:
         return answer
 
     async def renew(self, node: str, asked: RenewRequest) -> EnrolAnswer:
-        """A new certificate for the key that the node joined with: were it for another one, a lost answer would lock the
-        node out."""
+        """A new certificate for the key that the node joined with.
+
+        Were it for another one, a lost answer would lock the node out.
+        """
         now = self._clock.now()
         async with self._one_at_a_time:
             known = self.known.get(node)
@@ -248,7 +250,9 @@ class Enrolment:
         return EnrolAnswer(
             node=node,
             site=site,
-            chain=self._authorities.sign(request, node, site, now, self._certificate_s, addresses),
+            chain=self._authorities.sign(
+                request, node, site, now=now, valid_s=self._certificate_s, addresses=addresses
+            ),
             root=self._authorities.root(now).certificate_pem,
             site_authority=self._authorities.site(site, now).certificate_pem,
             leafs=self._leafs,

@@ -1,8 +1,9 @@
 """Feed: every resource with its status, as the API shows it, and every change of either, under one rising version.
 
-Status is computed, so it has no revision of its own. The feed compares what is shown now with what was shown before; each
-difference gets the next version, and the newest differences are kept so that a watch can go on where a list ended. A
-version begins with the hub's epoch: one from an earlier life is recognised as too old, never mistaken.
+Status is computed, so it has no revision of its own. The feed compares what is shown now with what was shown
+before; each difference gets the next version, and the newest differences are kept so that a watch can go on where a
+list ended. A version begins with the hub's epoch: one from an earlier life is recognised as too old, never
+mistaken.
 """
 
 from __future__ import annotations

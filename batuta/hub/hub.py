@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from batuta.hub.artifacts import ArtifactStore
 from batuta.hub.asks import Asks
 from batuta.hub.authority import Authorities
+from batuta.hub.bell import Bell
 from batuta.hub.counters import Counters
 from batuta.hub.declare import Declarations
 from batuta.hub.enrol import Enrolment
@@ -19,7 +20,7 @@ from batuta.hub.store import Store
 from batuta.hub.up import UpReader
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
 
     from batuta.config import HubConfig
     from batuta.fabric.base import Fabric
@@ -47,15 +48,16 @@ class Hub:
         self.counters = Counters()
         self.started_at = clock.now()
         self._kick = kick
-        self._changed: Callable[[], None] = lambda: None
-        self.store = Store(fabric, self.counters, lambda: self._changed())
-        self.loop = HubLoop(self.store, clock, self.counters, full_pass_ms=config.full_pass_ms)
-        self._changed = self.loop.changed.ring
+        self.links_denied: Callable[[], Mapping[str, int]] = dict
+        """How often the broker was told to refuse a link, by reason."""
+        changed = Bell()
+        self.store = Store(fabric, self.counters, changed.ring)
+        self.loop = HubLoop(self.store, clock, self.counters, changed, full_pass_ms=config.full_pass_ms)
         self.sightings = Sightings(
             clock,
             self.counters,
             lambda: self.loop.state,
-            self.loop.changed.ring,
+            changed.ring,
             heartbeat_ms=config.heartbeat_ms,
             epoch=lambda: self.store.epoch,
         )
@@ -96,7 +98,8 @@ class Hub:
     async def failed(self) -> None:
         """Returns never; raises what ended the loop or the tables: then this process must end, and its successor begins
         from what is written."""
-        assert self._deciding is not None and self._following is not None
+        assert self._deciding is not None
+        assert self._following is not None
         done, _ = await asyncio.wait((self._deciding, self._following), return_when=asyncio.FIRST_COMPLETED)
         for task in done:
             task.result()

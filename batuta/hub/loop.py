@@ -1,7 +1,7 @@
 """The hub's loop: gather changes, fold them into State, decide, commit, sleep until `wake_at` or the next change.
 
-Deciding is incremental: what the changes touch, and what the last decision left open. A slow full pass decides everything;
-it is the anti-entropy, and what it finds that the increments missed is a fault, counted and put right.
+Deciding is incremental: what the changes touch, and what the last decision left open. A slow full pass decides
+everything; it is the anti-entropy, and what it finds that the increments missed is a fault, counted and put right.
 """
 
 from __future__ import annotations
@@ -10,8 +10,9 @@ import asyncio
 import time
 from typing import TYPE_CHECKING, Final
 
-from batuta.core.decide import decide
+from batuta.core.decide import APPLICATION, decide
 from batuta.core.decided import Assignment
+from batuta.core.fleet import Fleet
 from batuta.core.state import Change, State
 from batuta.core.touched import touched
 from batuta.errors import FabricUnavailable, Stale
@@ -35,7 +36,7 @@ WRITES_AT_ONCE: Final = 64
 class HubLoop:
     """One hub's deciding."""
 
-    def __init__(self, store: Store, clock: Clock, counters: Counters, *, full_pass_ms: int) -> None:
+    def __init__(self, store: Store, clock: Clock, counters: Counters, changed: Bell, *, full_pass_ms: int) -> None:
         self._store = store
         self._clock = clock
         self._counters = counters
@@ -46,8 +47,10 @@ class HubLoop:
         """The state as of the last decision, and when that was: what has changed since is what must be decided."""
         self._decided_at = clock.now()
         self._open: frozenset[str] = frozenset()
+        """What the last decision left unfinished, as subjects."""
+        self._fleet = Fleet()
         self._full_at = 0
-        self.changed = Bell()
+        self.changed = changed
         """Rung by whoever has news for this loop."""
         self.turned = Bell()
         """Rung by this loop when it has decided: what can be seen may have changed."""
@@ -117,17 +120,17 @@ class HubLoop:
 
     def _decide(self, state: State, now: int) -> Decision:
         subjects = touched(self._decided_on, state, self._decided_at, now) | self._open
-        decision = decide(state, now, subjects)
+        decision = decide(state, now, subjects, self._fleet)
         self._counters.add("passes", "incremental")
         self._decided_on, self._decided_at = state, now
-        self._open = frozenset(decision.pending)
+        self._open = frozenset(APPLICATION + app for app in decision.pending)
         return decision
 
     def _decide_everything(self, state: State, now: int) -> Decision:
         first = not self._counters["passes_full"]
         decision = decide(state, now)
         self._counters.add("passes_full")
-        self._open = frozenset(decision.pending)
+        self._open = frozenset(APPLICATION + app for app in decision.pending)
         if decision.changes and not first:
             # The law says that this cannot be; if it ever is, it must be seen, and the full pass is right.
             self._counters.add("incremental_differences", by=len(decision.changes))

@@ -1,8 +1,8 @@
 """What the supervisor tells the processes it starts, in files below `<state>/hub`: nothing secret is ever an argument.
 
-    run.json       settings and ports of this run
-    ports.json     the ports, so that the next run takes the same
-    secrets.json   passwords and keys of the broker; its owner's alone
+run.json       settings and ports of this run
+ports.json     the ports, so that the next run takes the same
+secrets.json   passwords and keys of the broker; its owner's alone
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The hub's own ears: heartbeats and link events become Sightings. Kept in memory only; a new hub listens anew.
 
-A heartbeat is answered at once, with the newest serial of the node's assignment: the answer is the node's contact with the
-hub, by which leases run, and tells a node that missed an order. Nothing is decided here.
+A heartbeat is answered at once, with the newest serial of the node's assignment: the answer is the node's contact
+with the hub, by which leases run, and tells a node that missed an order. Nothing is decided here.
 """
 
 from __future__ import annotations

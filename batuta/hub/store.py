@@ -1,7 +1,8 @@
 """The tables as the hub holds them: rows in memory, a revision that guards every write, changes for the loop.
 
-Rows come from the fabric's watches and from this process's own writes, whichever is first; an echo of what is known already
-changes nothing. So a write is visible to its writer at once, and a restarted hub knows what the old one wrote and no more.
+Rows come from the fabric's watches and from this process's own writes, whichever is first; an echo of what is known
+already changes nothing. So a write is visible to its writer at once, and a restarted hub knows what the old one
+wrote and no more.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What nodes forward: one log per priority class, bounded by the fabric, each entry there once. Here it is only read."""
+"""What nodes forward: one log per priority class, bounded by the fabric, each entry once. Here it is only read."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Answers: JSON bytes as they are, and refusals as Kubernetes `Status` objects that carry every Problem and the next step."""
+"""Answers: JSON bytes as they are; refusals as Kubernetes `Status` objects, with every Problem and the next step."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def refused(error: BatutaError) -> dict[str, Any]:
         return refusal(409, error.message, reason="AlreadyExists", problems=error.problems)
     if isinstance(error, Refused):
         return refusal(422, error.message, problems=error.problems)
-    code, details = 500, {}
+    code, details = 500, dict[str, str]()
     if isinstance(error, NotFound):
         code = 404
     elif isinstance(error, Stale):
@@ -111,7 +111,9 @@ def refused(error: BatutaError) -> dict[str, Any]:
         code, details = _ARTIFACT_CODES.get(error.code, 422), {"code": error.code}
     elif isinstance(error, EnrolmentRefused):
         code, details = _ENROLMENT_CODES.get(error.code, 403), {"code": error.code}
-    return refusal(code, error.message, next_step=error.next_step, details=details)
+    answer = refusal(code, error.message, next_step=error.next_step, details=details)
+    # Those who enrol are no Kubernetes clients: `error` is the code that they act on.
+    return {**answer, "error": details["code"]} if "code" in details else answer
 
 
 def expired() -> dict[str, Any]:

@@ -26,8 +26,9 @@ HELP: Final = {
     "decisions_total": "Decided rows that were committed, by what they are.",
     "passes_total": "Incremental passes of the loop.",
     "passes_full_total": "Passes that decided everything.",
-    "incremental_differences_total": "Changes that a full pass found and increments had missed; anything but 0 is a bug.",
+    "incremental_differences_total": "Changes that only a full pass found; anything but 0 is a bug.",
     "turn_milliseconds": "How long the last turn of the loop took.",
+    "links_denied": "Links that the broker refused, by reason, since the hub process began.",
     "flow_messages": "Messages of captured inboxes, by what became of them, as nodes report.",
     "hub_epoch": "Counts the lives of this hub.",
     "hub_resident_bytes": "Resident memory of the hub process.",
@@ -44,9 +45,9 @@ def metrics_routes(hub: Hub) -> list[Route]:
 
 def render(hub: Hub) -> str:
     state, now = hub.loop.state, hub.clock.now()
-    links = Counter({word: 0 for word in ("online", "late", "offline", "never")})
+    links = Counter(dict.fromkeys(("online", "late", "offline", "never"), 0))
     links.update(link(state, node, now) for node in state.nodes)
-    phases = Counter(said.phase for report in state.observed.values() for said in report.instances)
+    phases = Counter(str(said.phase) for report in state.observed.values() for said in report.instances)
     flows: Counter[str] = Counter()
     for report in state.observed.values():
         for flow in report.flows:
@@ -56,6 +57,7 @@ def render(hub: Hub) -> str:
         *_gauge("instances", "phase", phases),
         *_plain("assigned_instances", sum(len(held) for held in state.held.values())),
         *_gauge("flow_messages", "fate", flows),
+        *_gauge("links_denied", "reason", hub.links_denied()),
         *_plain("turn_milliseconds", hub.loop.lag_ms),
         *_plain("hub_epoch", hub.store.epoch),
         *_plain("hub_resident_bytes", resident_bytes()),

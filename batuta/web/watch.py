@@ -1,7 +1,7 @@
 """Watching: what changed after a version, as JSON lines, for as long as somebody listens.
 
-Each line follows from looking at the feed, never from a message: a watcher that was slow sees the same as one that was
-fast, or is told that it is too late.
+Each line follows from looking at the feed, never from a message: a watcher that was slow sees the same as one that
+was fast, or is told that it is too late.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def watch(
     timeout = query.get("timeoutSeconds", "")
     until = hub.clock.now() + int(timeout) * 1000 if timeout.isascii() and timeout.isdigit() else None
     bookmarks = query.get("allowWatchBookmarks") in ("true", "1")
-    lines = _lines(hub, kind, namespace, chosen, after, until, bookmarks=bookmarks)
+    lines = _lines(hub, kind, namespace, chosen, after=after, until=until, bookmarks=bookmarks)
     return StreamingResponse(lines, media_type="application/json")
 
 
@@ -52,9 +52,9 @@ async def _lines(
     kind: type[Resource],
     namespace: str,
     chosen: Selector,
+    *,
     after: int,
     until: int | None,
-    *,
     bookmarks: bool,
 ) -> AsyncIterator[bytes]:
     if not after:

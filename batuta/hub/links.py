@@ -1,0 +1,112 @@
+"""The hub's ends at its broker that are not tables: who may connect, and which links closed.
+
+Three users of the broker, three connections: `hub` for the fabric, `callout` in an account where links are judged
+and no node can listen, `system` to end a link and to hear of ended ones.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+import nats
+from nats.errors import Error as NatsError
+
+from batuta.errors import FabricUnavailable
+from batuta.fabric.callout import Callout, Known
+from batuta.fabric.subjects import UP_CLASSES
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from nats.aio.client import Client
+    from nats.aio.msg import Msg
+
+    from batuta.fabric.clock import Clock
+    from batuta.fabric.nats import NatsFabric
+    from batuta.hub.enrol import Enrolment
+    from batuta.hub.run import Secrets
+
+log = logging.getLogger(__name__)
+
+LINK_CLOSED: Final = "$SYS.ACCOUNT.CONTROL.DISCONNECT"
+UP_DUPLICATES_S: Final = 3_600
+"""A node that was cut off right after it forwarded sends the same again; for so long that is recognised."""
+
+
+class Links:
+    """The broker's questions, answered from what enrolment knows."""
+
+    def __init__(self, clock: Clock, link_closed: Callable[[str], None]) -> None:
+        self._clock = clock
+        self._link_closed = link_closed
+        self._clients: list[Client] = []
+        self._callout: Callout | None = None
+
+    async def open(self, url: str, secrets: Secrets, enrolment: Enrolment) -> None:
+        authority = await self._connect(url, "callout", secrets.callout_password)
+        system = await self._connect(url, "system", secrets.system_password)
+
+        def nodes() -> dict[str, Known]:
+            return {node: Known(enrolled.key_id) for node, enrolled in enrolment.known.items()}
+
+        self._callout = Callout(authority, system, secrets.callout_seed, nodes, self._clock)
+        await self._callout.start()
+        await system.subscribe(LINK_CLOSED, cb=self._closed)
+
+    async def close(self) -> None:
+        for client in self._clients:
+            await client.close()
+
+    async def kick(self, node: str) -> None:
+        """Ends the link of a node that enrolment knows no more."""
+        if self._callout is not None:
+            await self._callout.kick(node)
+
+    @property
+    def denied(self) -> dict[str, int]:
+        """How often each reason was the answer, since this process began."""
+        return dict(self._callout.denied) if self._callout is not None else {}
+
+    async def _connect(self, url: str, user: str, password: str) -> Client:
+        try:
+            client = await nats.connect(
+                url,
+                user=user,
+                password=password,
+                name=f"batuta hub {user}",
+                connect_timeout=2,
+                max_reconnect_attempts=-1,
+                reconnect_time_wait=0.2,
+                error_cb=_note,
+            )
+        except (NatsError, OSError, TimeoutError) as error:
+            raise FabricUnavailable(f"the broker does not let in {user}: {error or type(error).__name__}") from error
+        self._clients.append(client)
+        return client
+
+    async def _closed(self, message: Msg) -> None:
+        try:
+            client: dict[str, Any] = msgspec.json.decode(message.data)["client"]
+        except (msgspec.DecodeError, KeyError, TypeError):
+            log.warning("the broker said something about a closed link that cannot be read")
+            return
+        if client.get("kind") == "Leafnode" and client.get("user"):
+            self._link_closed(str(client["user"]))
+
+
+async def widen_duplicates(fabric: NatsFabric) -> None:
+    """Forwarded data is recognised when it comes twice, also after a long cut."""
+    for each in UP_CLASSES:
+        stream = f"up-{each}"
+        config = (await fabric.api(f"STREAM.INFO.{stream}", {})).get("config", {})
+        window_ns = UP_DUPLICATES_S * 1_000_000_000
+        if config and config.get("duplicate_window") != window_ns:
+            answer = await fabric.api(f"STREAM.UPDATE.{stream}", {**config, "duplicate_window": window_ns})
+            if error := answer.get("error"):
+                raise FabricUnavailable(f"the broker refuses stream {stream}: {error.get('description')}")
+
+
+async def _note(error: Exception) -> None:
+    log.debug("%s", error or type(error).__name__)

@@ -1,0 +1,142 @@
+"""The hub process: the deciding loop and both listeners, in one event loop, until told to stop.
+
+It ends when its standard input ends, which is how it learns that its supervisor is gone; when a signal says so; or
+when a part of it failed: then its successor begins from what is written.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import uvicorn
+
+from batuta.errors import BatutaError
+from batuta.fabric.clock import SystemClock
+from batuta.fabric.nats import connect_hub
+from batuta.hub.hub import Hub
+from batuta.hub.links import Links, widen_duplicates
+from batuta.hub.run import lock, read_run, read_secrets
+from batuta.hub.secret_files import secret_in
+from batuta.web.app import doors
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from starlette.types import ASGIApp
+
+    from batuta.hub.run import Run
+
+log = logging.getLogger(__name__)
+
+
+class Listener(uvicorn.Server):
+    """One listener of several: signals are the process's, not its own."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+async def serve(run: Run) -> None:
+    """Runs the hub until it should end."""
+    config, ports = run.config, run.ports
+    secrets = read_secrets(Path(config.state))
+    clock = SystemClock()
+    url = f"nats://127.0.0.1:{ports.client}"
+    fabric = await connect_hub(url, "hub", secrets.hub_password, clock)
+    await widen_duplicates(fabric)
+    hub: Hub | None = None
+
+    def link_closed(node: str) -> None:
+        if hub is not None:
+            hub.sightings.link_closed(node)
+
+    links = Links(clock, link_closed)
+    hub = Hub(config, fabric, clock, hubs=run.hubs, leafs=run.leafs, kick=links.kick)
+    try:
+        await hub.start()
+        hub.links_denied = lambda: links.denied
+        await links.open(url, secrets, hub.enrolment)
+        await _listen(run, hub)
+    finally:
+        await hub.stop()
+        await links.close()
+        await fabric.close()
+
+
+async def _listen(run: Run, hub: Hub) -> None:
+    plain, tls = doors(hub, secret_in(run.config.directory / "admin.token"))
+    files = hub.authorities.listener
+    listeners = [
+        Listener(_settings(plain, "127.0.0.1", run.ports.http)),
+        Listener(
+            _settings(
+                tls, run.config.listen, run.ports.https, ssl_certfile=str(files.chain), ssl_keyfile=str(files.key)
+            )
+        ),
+    ]
+    ending = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for sign in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(sign, ending.set)
+    if not sys.stdin.isatty():
+        loop.add_reader(sys.stdin.fileno(), _supervisor_spoke, ending)
+    serving = [asyncio.create_task(listener.serve()) for listener in listeners]
+    failing = asyncio.create_task(hub.failed())
+    stop = asyncio.create_task(ending.wait())
+    try:
+        done, _ = await asyncio.wait((stop, failing, *serving), return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
+    finally:
+        for listener in listeners:
+            listener.should_exit = True
+        await asyncio.gather(*serving, return_exceptions=True)
+        for task in (failing, stop):
+            task.cancel()
+        await asyncio.gather(failing, stop, return_exceptions=True)
+
+
+def _settings(app: ASGIApp, host: str, port: int, **more: Any) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,
+        host=host,
+        port=port,
+        log_config=None,
+        access_log=False,
+        lifespan="off",
+        server_header=False,
+        timeout_graceful_shutdown=1,
+        timeout_keep_alive=75,
+        ws="none",
+        **more,
+    )
+
+
+def _supervisor_spoke(ending: asyncio.Event) -> None:
+    """The supervisor never says anything; what can be read is the end of its pipe."""
+    if not os.read(sys.stdin.fileno(), 1):
+        ending.set()
+
+
+def main(state: Path) -> int:
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    run = read_run(state)
+    held = lock(run.config.directory / "hub.lock")
+    if held is None:
+        log.error("another hub process runs in %s", state)
+        return 1
+    try:
+        asyncio.run(serve(run))
+    except BatutaError as error:
+        log.error("%s. %s", error.message, error.next_step)  # noqa: TRY400  one line says it
+        return 1
+    finally:
+        held.close()
+    return 0
