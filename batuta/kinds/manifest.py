@@ -6,8 +6,8 @@
     to_json         what the hub stores and sends
     from_json       what the hub stored, read back
 
-Three layers each find their own mistakes: `marks` what is wrong as YAML, `shape` what no class allows, and the kinds'
-own `problems()` what no single field can know.
+Three layers each find their own mistakes: `documents` what is wrong as YAML, `shape` what no class allows, and the
+kinds' own `problems()` what no single field can know.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ import yaml
 from batuta.errors import Refused
 from batuta.kinds import KINDS, AnyResource, kind_called
 from batuta.kinds.base import API_VERSION, Problem, Resource, decode_hook, encode_hook
-from batuta.kinds.marks import DEPTH_MAX, VALUES_MAX, Document, Mark, Place, inside_mark, read
+from batuta.kinds.documents import DEPTH_MAX, VALUES_MAX, Document, read
+from batuta.kinds.marks import Mark, Place, inside_mark
 from batuta.kinds.nearest import did_you_mean
 from batuta.kinds.scalars import resolve
 from batuta.kinds.shape import Misfit, Path, misfits, written

@@ -60,7 +60,12 @@ def _walk(type_: inspect.Type, value: object, path: Path) -> Iterator[Misfit]:
         # Our unions are all "something or null".
         if value is None and any(isinstance(t, inspect.NoneType) for t in type_.types):
             return
-        yield from _walk(next(t for t in type_.types if not isinstance(t, inspect.NoneType)), value, path)
+        inner = next(t for t in type_.types if not isinstance(t, inspect.NoneType))
+        if isinstance(inner, inspect.IntType) and isinstance(value, float):
+            # msgspec takes 2.0 for a whole number, but not where there might be null.
+            yield _other(path, "a whole number", value)
+        else:
+            yield from _walk(inner, value, path)
     elif isinstance(type_, inspect.StructType):
         yield from _struct(type_, value, path)
     elif isinstance(type_, inspect.DictType):

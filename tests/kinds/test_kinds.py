@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import subprocess
+import sys
 
 import msgspec
 import pytest
@@ -136,6 +138,12 @@ def test_kinds_answer_to_their_names():
         for word in (kind.__name__, kind.plural, kind.__name__.upper(), *kind.short_names):
             assert kind_called(word) is kind
     assert kind_called("pod") is None
+
+
+def test_declaring_needs_no_heavy_company():
+    """A node imports the kinds; what only the hub and the command line need comes when it is first used."""
+    script = "import sys, batuta.kinds; print(sorted({'cel', 'rich', 'jsonschema', 'yaml'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout == "[]\n"
 
 
 def test_problems_print_where_what_and_what_to_do():
