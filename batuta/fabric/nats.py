@@ -240,7 +240,7 @@ class NatsFabric:
     # --- Messages
 
     async def publish(self, subject: str, data: bytes, headers: Mapping[str, str] | None = None) -> None:
-        with _translated(subject):
+        with translated(subject):
             self._check_open()
             await self._nc.publish(subject, data, headers=dict(headers) if headers else None)
             # Sent means on its way now, not in a buffer that a dying process takes along.
@@ -258,7 +258,7 @@ class NatsFabric:
         self, subject: str, data: bytes, *, timeout_s: float = REQUEST_TIMEOUT_S, headers: dict[str, str] | None = None
     ) -> Msg:
         """Request and reply, headers and all."""
-        with _translated(subject):
+        with translated(subject):
             self._check_open()
             return await self._nc.request(subject, data, timeout=timeout_s, headers=headers)
 
@@ -269,7 +269,7 @@ class NatsFabric:
             except Exception:
                 log.exception("what was said on %s could not be dealt with", message.subject)
 
-        with _translated(subject):
+        with translated(subject):
             self._check_open()
             subscription = await self._nc.subscribe(subject, cb=heard)
             # Once the broker has answered this, it knows of the subscription.
@@ -278,12 +278,12 @@ class NatsFabric:
 
     async def send(self, subject: str, data: bytes, reply: str) -> None:
         """Says something whose answers, maybe many, come to `reply`."""
-        with _translated(subject):
+        with translated(subject):
             self._check_open()
             await self._nc.publish(subject, data, reply=reply)
 
     async def consume(self, inbox: str) -> NatsSubscription:
-        with _translated(inbox):
+        with translated(inbox):
             return await self._nc.subscribe(inbox)
 
     def new_inbox(self) -> str:
@@ -304,7 +304,7 @@ class NatsFabric:
         answered: asyncio.Future[Msg] = asyncio.get_running_loop().create_future()
         self._questions[question] = answered
         try:
-            with _translated(subject):
+            with translated(subject):
                 self._check_open()
                 await self._nc.publish(subject, data, reply=subjects.told(subjects.node_of(subject), question))
                 answer = await asyncio.wait_for(answered, timeout_s)
@@ -406,7 +406,7 @@ class _Subscription:
             await self._inner.unsubscribe()
 
 
-class _translated:  # noqa: N801  reads as a clause: with _translated(subject)
+class translated:  # noqa: N801  reads as a clause: with translated(subject)
     """Turns what the library raises into what the contract promises."""
 
     def __init__(self, what: str) -> None:
