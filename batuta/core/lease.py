@@ -1,9 +1,10 @@
 """Leases: how a node knows by itself that it may no longer run what must never run twice.
 
-Every heartbeat that the hub answers renews the lease of all such instances, counted from the instant at which the node
-*sent* it; the hub counts from the instant at which it *arrived*, which is later, and waits longer than the lease. So
-the node has stopped before the hub places a substitute, provided that `now` and `contact_at` come from one clock that
-does not step while the node agent runs, and that the instance does not outlive the node agent that counts for it.
+Every heartbeat that the hub answers, naming no newer assignment than the node follows, renews the lease of all such
+instances. It counts from the instant at which the node *sent* it; the hub counts from the instant at which it *arrived*,
+which is later, and waits longer than the lease. So the node has stopped before the hub places a substitute, provided
+that `now` and `contact_at` come from one clock that does not step while the node agent runs, and that the instance does
+not outlive the node agent that counts for it.
 """
 
 from __future__ import annotations
@@ -25,10 +26,14 @@ def holds_lease(instance: Instance, now: int, contact_at: int | None) -> bool:
     return contact_at is not None and 0 <= now - contact_at <= instance.lease_ms
 
 
-def contacted(contact_at: int | None, sent_at: int, now: int) -> int | None:
-    """The hub contact after an answer to the heartbeat sent at `sent_at`. Answers may be late, doubled, disordered."""
+def contacted(contact_at: int | None, sent_at: int, now: int, *, missed: bool = False) -> int | None:
+    """The hub contact after an answer to the heartbeat sent at `sent_at`. Answers may be late, doubled, disordered.
+
+    `missed`: the answer names a newer assignment than the node follows. Such an answer renews nothing: the hub may have
+    given to others what the older assignment still holds.
+    """
     known = contact_at if contact_at is not None and contact_at <= now else None
-    if sent_at > now:
+    if sent_at > now or missed:
         return known
     return sent_at if known is None else max(known, sent_at)
 

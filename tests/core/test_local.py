@@ -242,6 +242,11 @@ def test_contact_is_the_newest_send_instant_that_is_not_in_the_future():
     assert contacted(50, 30, 20) is None
 
 
+def test_an_answer_that_names_a_newer_assignment_renews_nothing():
+    assert contacted(None, 10, 20, missed=True) is None
+    assert contacted(5, 10, 20, missed=True) == 5
+
+
 def test_politeness_ends_with_the_lease():
     assert grace_ms(ONE, T, None) == 10_000
     assert grace_ms(LEASED, T, T) == 5_000 + LAPSED_GRACE_MS
