@@ -1,10 +1,10 @@
 """Leases: how a node knows by itself that it may no longer run what must never run twice.
 
 Every heartbeat that the hub answers, naming no newer assignment than the node follows, renews the lease of all such
-instances. It counts from the instant at which the node *sent* it; the hub counts from the instant at which it *arrived*,
+instances. It counts from the instant at which the node *sent* it; the hub counts from the instant at which it arrived,
 which is later, and waits longer than the lease. So the node has stopped before the hub places a substitute, provided
-that `now` and `contact_at` come from one clock that does not step while the node agent runs, and that the instance does
-not outlive the node agent that counts for it.
+that `now` and `contact_at` come from one clock that does not step while the node agent runs, and that the instance
+does not outlive the node agent that counts for it.
 """
 
 from __future__ import annotations
