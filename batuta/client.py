@@ -68,6 +68,8 @@ class Token(NamedTuple):
     token: str = ""
     name: str = ""
     used_by: str = ""
+    state: str = ""
+    """`open`, `used` or `expired`."""
 
 
 class Check(NamedTuple):
@@ -77,6 +79,10 @@ class Check(NamedTuple):
     result: Literal["pass", "warn", "fail"]
     message: str
     next_step: str = ""
+
+
+class NoContext(FabricUnavailable):
+    """Nobody has said which hub is meant."""
 
 
 class Context(NamedTuple):
@@ -99,7 +105,7 @@ def context(
         known = msgspec.json.decode(file.read_bytes(), type=dict[str, Any])
     except FileNotFoundError:
         if not server:
-            raise FabricUnavailable(
+            raise NoContext(
                 f"no hub is known here: there is no {file}",
                 next_step="start one with `batuta up`, or name one with BATUTA_SERVER and BATUTA_TOKEN_FILE",
             ) from None
@@ -270,11 +276,20 @@ class Client:
             Check(c["name"], c["result"], c.get("message", ""), c.get("nextStep", "")) for c in answer.get("checks", ())
         )
 
+    def hub(self) -> dict[str, Any]:
+        """Where the hub is and since when, for tools that run beside it."""
+        return self._wire.ask("GET", "/hub")
+
+    def up(self, priority: str = "normal", *, after: int = 0, limit: int = 100) -> tuple[dict[str, Any], ...]:
+        """What nodes forwarded, in order: entries of one priority class with a sequence above `after`."""
+        answer = self._wire.ask("GET", f"/data/up/{priority}", {"after": str(after), "limit": str(limit)})
+        return tuple(answer.get("items", ()))
+
     # --- Tokens and artifacts ---
 
-    def create_token(self, site: str, *, name: str = "", ttl_ms: int = 3_600_000) -> Token:
-        """A token by which one node may join `site`, once."""
-        body = msgspec.json.encode({"site": site, "name": name, "ttlMs": ttl_ms})
+    def create_token(self, site: str = "default", *, name: str = "", ttl_ms: int = 3_600_000, uses: int = 1) -> Token:
+        """A token by which `uses` nodes may join `site`; by default one, once."""
+        body = msgspec.json.encode({"site": site, "name": name, "ttlMs": ttl_ms, "uses": uses})
         return _token(self._wire.ask("POST", "/tokens", body=body, may_repeat=False))
 
     def tokens(self) -> tuple[Token, ...]:
@@ -379,4 +394,4 @@ def _token(item: Mapping[str, Any]) -> Token:
     return Token(**said)
 
 
-_TOKEN_KEYS = {"id": "id", "site": "site", "expires": "expires", "token": "token", "name": "name", "used_by": "usedBy"}
+_TOKEN_KEYS = {**{word: word for word in Token._fields}, "used_by": "usedBy"}

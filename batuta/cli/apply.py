@@ -48,13 +48,13 @@ def apply(
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint="--timeout") from None
     # Checked here first: what is wrong with a document is wrong with or without a hub, and said in the same words.
-    manifest = joined(files, namespace)
+    manifest = joined(files)
     if offline:
         for resource in manifest.resources:
             click.echo(f"{resource.plural}/{resource.metadata.name} is well-formed")
         return
     with connect() as hub:
-        applied = manifest.apply(hub, dry_run=dry_run)
+        applied = manifest.apply(hub, namespace=namespace, dry_run=dry_run)
         for each in applied:
             click.echo(f"{_plural(each.kind)}/{each.name} {each.action}{' (dry run)' if dry_run else ''}")
         if waits and not dry_run:

@@ -10,6 +10,7 @@ from batuta.cli.options import namespace_option, split_reference, talks_to_hub, 
 
 if TYPE_CHECKING:
     from batuta.client import Client
+    from batuta.kinds.base import Resource
 
 
 @click.command()
@@ -38,13 +39,14 @@ def delete(
 
     if bool(files) == bool(kind):
         raise click.UsageError("say either KIND NAME or -f FILE")
-    targets = []
+    targets: list[tuple[type[Resource], str, str]] = []
     if files:
         from batuta.cli.manifests import joined
 
         # What was declared last may need what was declared first.
-        targets = [
-            (type(r), r.ref.name, r.ref.namespace or namespace) for r in reversed(joined(files, namespace).resources)
+        targets += [
+            (type(resource), resource.metadata.name, resource.metadata.namespace or namespace)
+            for resource in reversed(joined(files).resources)
         ]
     else:
         assert kind is not None

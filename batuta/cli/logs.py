@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("application", metavar="APP[/COMPONENT]")
 @click.option("-f", "--follow", is_flag=True, help="Go on until Ctrl-C.")
-@click.option("--tail", default=100, show_default=True, type=click.IntRange(0, 100_000), help="So many last lines.")
+@click.option(
+    "--tail", metavar="N", default=100, show_default=True, type=click.IntRange(0, 100_000), help="So many last lines."
+)
 @click.option("--instance", default="", help="Only this instance: `read-1-berlin-0`.")
 @namespace_option
 @talks_to_hub

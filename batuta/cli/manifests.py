@@ -30,10 +30,10 @@ class Manifest(NamedTuple):
     files: tuple[tuple[str, int], ...]
     """Each file's name, and the line of `text` before its first."""
 
-    def apply(self, hub: Client, *, dry_run: bool) -> tuple[Applied, ...]:
+    def apply(self, hub: Client, *, namespace: str, dry_run: bool) -> tuple[Applied, ...]:
         """Declare it. What the hub refuses is told by file and line of what people wrote."""
         try:
-            return hub.apply(self.text, dry_run=dry_run)
+            return hub.apply(self.text, namespace=namespace, dry_run=dry_run)
         except Refused as refused:
             raise Refused([self._placed(problem) for problem in refused.problems]) from None
 
@@ -44,9 +44,9 @@ class Manifest(NamedTuple):
         return msgspec.structs.replace(problem, file=file, line=problem.line - before)
 
 
-def joined(names: Iterable[str], namespace: str = "default") -> Manifest:
+def joined(names: Iterable[str]) -> Manifest:
     """Everything that these declare, in order. Raises Refused with all problems of all files."""
-    from batuta.kinds.manifest import dump, parse
+    from batuta.kinds.manifest import parse
 
     resources: list[AnyResource] = []
     problems: list[Problem] = []
@@ -55,27 +55,18 @@ def joined(names: Iterable[str], namespace: str = "default") -> Manifest:
     line = 0
     for file, read in _texts(names):
         try:
-            found = parse(read, file)
+            resources += parse(read, file)
         except Refused as refused:
             problems += refused.problems
             continue
-        placed = [_placed(resource, namespace) for resource in found]
-        # What people wrote is what the hub is sent, so that it can point into it; unless -n had to be added.
-        text = read.decode("utf-8-sig") if placed == found else "---\n".join(dump(resource) for resource in placed)
-        resources += placed
+        # What people wrote is what the hub is sent, so that it can point into it.
+        text = read.decode("utf-8-sig")
         files.append((file, line))
         texts.append(text)
         line += text.count("\n") + BETWEEN.count("\n")
     if problems:
         raise Refused(problems)
     return Manifest(tuple(resources), BETWEEN.join(texts), tuple(files))
-
-
-def _placed(resource: AnyResource, namespace: str) -> AnyResource:
-    """In `namespace`, unless the document says where it belongs, or its kind has none, or it is the usual one."""
-    if not resource.namespaced or resource.metadata.namespace is not None or namespace == "default":
-        return resource
-    return msgspec.structs.replace(resource, metadata=msgspec.structs.replace(resource.metadata, namespace=namespace))
 
 
 def _texts(names: Iterable[str]) -> Iterator[tuple[str, bytes]]:

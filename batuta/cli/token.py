@@ -22,10 +22,13 @@ def token() -> None:
 @click.option("--site", default="default", show_default=True, help="The site that the node joins; made with its first.")
 @click.option("--name", default="", help="The only name that the node may take.")
 @click.option("--ttl", default="1h", show_default=True, metavar="DURATION", help="How long the token is good.")
+@click.option(
+    "--uses", metavar="N", default=1, show_default=True, type=click.IntRange(1, 100_000), help="So many nodes may join."
+)
 @click.option("-o", "--output", type=click.Choice(["text", "json"]), default="text", help="How to print it.")
 @talks_to_hub
-def create(hub: Client, *, site: str, name: str, ttl: str, output: str) -> None:
-    """Make a token by which one machine may join, once.
+def create(hub: Client, *, site: str, name: str, ttl: str, uses: int, output: str) -> None:
+    """Make a token by which a machine may join, once.
 
     It is shown now and never again; the hub keeps only its hash.
     """
@@ -35,7 +38,7 @@ def create(hub: Client, *, site: str, name: str, ttl: str, output: str) -> None:
         ttl_ms = int(Millis.parse(ttl))
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint="--ttl") from None
-    made = hub.create_token(site, name=name, ttl_ms=ttl_ms)
+    made = hub.create_token(site, name=name, ttl_ms=ttl_ms, uses=uses)
     if output == "json":
         from batuta.cli.get import as_text
 
@@ -43,7 +46,8 @@ def create(hub: Client, *, site: str, name: str, ttl: str, output: str) -> None:
         return
     # The line to paste is all of stdout, so that it can be piped to a machine.
     click.echo(f"batuta join {made.token}")
-    click.echo(f"Paste this line on the machine within {ttl}. It works once, for site {site}.", err=True)
+    works = "once" if uses == 1 else f"{uses} times"
+    click.echo(f"Paste this line on the machine within {ttl}. It works {works}, for site {site}.", err=True)
 
 
 @token.command(name="ls")
@@ -64,8 +68,11 @@ def ls(hub: Client, *, output: str) -> None:
     if not found:
         click.echo("No tokens. Make one: `batuta token create`.", err=True)
         return
-    rows = [[each.id, each.site, cell(each.name), cell(each.expires), cell(each.used_by)] for each in found]
-    for line in table(["ID", "SITE", "NAME", "EXPIRES", "USED BY"], rows):
+    rows = [
+        [each.id, each.site, cell(each.name), cell(each.state), cell(each.expires), cell(each.used_by)]
+        for each in found
+    ]
+    for line in table(["ID", "SITE", "NAME", "STATE", "EXPIRES", "USED BY"], rows):
         click.echo(line)
 
 

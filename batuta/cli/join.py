@@ -1,0 +1,101 @@
+"""`batuta join`: this machine becomes a node, and runs as one."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from batuta.cli.options import state_option
+
+if TYPE_CHECKING:
+    from batuta.agent.config import AgentConfig
+
+
+@click.command()
+@click.argument("token", required=False, default="")
+@click.option("--site", default="", help="The site to join, when the token leaves it open.")
+@click.option("--name", default="", help="The node's name [default: this machine's host name].")
+@state_option
+@click.option("--cpu", metavar="AMOUNT", help="Offer only this much processor time: `2` or `500m`.")
+@click.option("--memory", metavar="AMOUNT", help="Offer only this much memory: `512Mi`.")
+@click.option(
+    "--listen", default="127.0.0.1", show_default=True, metavar="ADDRESS", help="Where devices and neighbours connect."
+)
+@click.option(
+    "--mqtt-port",
+    default=1883,
+    show_default=True,
+    type=click.IntRange(0, 65_535),
+    help="0 takes any; if taken, the next.",
+)
+@click.option("--print-unit", is_flag=True, help="Print a systemd unit instead of running; nothing is installed.")
+def join(token: str, *, state: str | None, print_unit: bool, **options: object) -> None:
+    """Make this machine a node, with the TOKEN that `batuta token create` printed; `-` reads it from standard input.
+
+    It runs in the foreground until Ctrl-C. A machine that is a node already goes on without a TOKEN.
+    """
+    import asyncio
+    from pathlib import Path
+
+    from batuta.agent.enrolling import join as enrol
+    from batuta.config import default_state
+
+    if token == "-":  # noqa: S105  the word for standard input
+        token = click.get_text_stream("stdin").read().strip()
+    home = (Path(state).expanduser() if state else default_state()).absolute()
+    config = _config(home, token.removeprefix("batuta join ").strip(), options)
+    if token or not print_unit:
+        here = asyncio.run(enrol(config, config.name or _host_name()))
+        click.echo(f"This machine is node {here.node} of site {here.site}.", err=True)
+    if print_unit:
+        from batuta.agent.unit import unit
+
+        click.echo(unit(home), nl=False)
+        return
+    _become_the_agent(config)
+
+
+def _config(home: object, token: str, options: dict[str, object]) -> AgentConfig:
+    from batuta.agent.config import AgentConfig
+    from batuta.kinds.base import Bytes, Millicores
+
+    amounts: dict[str, int | None] = {}
+    for option, quantity in (("cpu", Millicores), ("memory", Bytes)):
+        said = options.pop(option)
+        try:
+            amounts[option] = int(quantity.parse(said)) if said is not None else None
+        except ValueError as error:
+            raise click.BadParameter(str(error), param_hint=f"--{option}") from None
+    return AgentConfig(
+        state=str(home),
+        token=token,
+        name=str(options["name"]),
+        site=str(options["site"]),
+        cpu_millis=amounts["cpu"],
+        memory_bytes=amounts["memory"],
+        listen=str(options["listen"]),
+        mqtt_port=int(str(options["mqtt_port"])),
+    )
+
+
+def _host_name() -> str:
+    from batuta.agent.agent import default_name
+
+    return default_name()
+
+
+def _become_the_agent(config: AgentConfig) -> None:
+    """The same process goes on as the bare agent: without the command line's memory, and without the token in its
+    arguments, where everybody on the machine could read it."""
+    import os
+    import sys
+
+    words = ["--state", config.state, "--listen", config.listen, "--mqtt-port", str(config.mqtt_port)]
+    if config.cpu_millis is not None:
+        words += ["--cpu", str(config.cpu_millis)]
+    if config.memory_bytes is not None:
+        words += ["--memory", str(config.memory_bytes)]
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.execv(sys.executable, [sys.executable, "-m", "batuta.agent", *words])  # noqa: S606  no shell is meant
