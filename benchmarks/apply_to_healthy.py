@@ -4,7 +4,7 @@
 
 One hub, one node, real processes, a real ONNX model of real digits. Each swap applies the other of two versions and waits
 until the API says that the new instance is ready and the old one is gone. The clock starts before the HTTP request. For
-comparison the same run measures a baseline without Batuta: starting a Python process that loads the model with ONNX Runtime.
+comparison the same run measures a baseline without Batuta: starting a Python process that loads the model.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ import tempfile
 import time
 from pathlib import Path
 
-from batuta.client import push_model
 from batuta.demo.digits import prepare
 from batuta.demo.play import MANIFEST
 from batuta.demo.stage import Stage, wait_for
+from batuta.model_push import push
 
 BASELINE = "import sys, onnxruntime; onnxruntime.InferenceSession(sys.argv[1]); print('ready')"
 
@@ -50,9 +50,9 @@ def measure(stage: Stage, swaps: int) -> dict[str, float | int]:
     digits = prepare(stage.directory / "models")
     stage.start_hub()
     stage.start_node("pi", "home")
-    wait_for("the node", lambda: stage.client.status("nodes", "pi")["link"]["word"] == "online" or None, 30)
+    wait_for("the node", lambda: stage.online("pi"), 30)
     for version, path in (("1", digits.first), ("2", digits.second)):
-        push_model(stage.client, path, name="digits", version=version)
+        push(stage.client, path, name="digits", version=version)
     stage.client.apply(MANIFEST.format(version="1"))
     wait_for("the first instance", lambda: _only_ready(stage, 1), 30)
     took_ms = []
@@ -80,8 +80,7 @@ def measure(stage: Stage, swaps: int) -> dict[str, float | int]:
 
 def _only_ready(stage: Stage, revision: int) -> bool | None:
     """The slot is held once, by this revision, ready."""
-    components = stage.client.status("applications", "meter-reader", namespace="default")["components"]
-    instances = [i for c in components for i in c["instances"]]
+    instances = stage.instances("meter-reader")
     mine = [i for i in instances if f"/read-{revision}-" in i["name"] and i["phase"] == "ready"]
     return True if len(mine) == len(instances) == 1 else None
 

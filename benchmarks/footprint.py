@@ -2,9 +2,9 @@
 
     python benchmarks/footprint.py [--json] [--seconds 60]
 
-Resident memory (RSS) of real processes, workers counted apart. RSS counts shared pages once per process and so overstates
-what six nodes on one machine use; PSS, which divides them, is printed beside it. The baseline is an idle Python process
-with asyncio and nats-py imported and nothing else.
+Resident memory (RSS) of real processes, workers counted apart. RSS counts shared pages once per process and so
+overstates what six nodes on one machine use; PSS, which divides them, is printed beside it. The baseline is an idle
+Python process with asyncio and nats-py imported and nothing else.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from pathlib import Path
 
 import psutil
 
-from batuta.client import push_model
 from batuta.demo.digits import prepare
 from batuta.demo.play import MANIFEST
 from batuta.demo.stage import Stage, processes_in, wait_for
+from batuta.model_push import push
 
 NODES = ("pi-1", "pi-2", "pi-3", "pi-4", "pi-5", "pi-6")
 BASELINE = "import asyncio, nats, sys; print('ready', flush=True); sys.stdin.read()"
@@ -55,8 +55,8 @@ def measure(stage: Stage, idle_s: float) -> dict[str, float]:
     for node in NODES:
         stage.start_node(node, "home")
     for node in NODES:
-        wait_for(node, lambda node=node: stage.client.status("nodes", node)["link"]["word"] == "online" or None, 40)  # type: ignore[misc]
-    push_model(stage.client, digits.first, name="digits", version="1")
+        wait_for(node, lambda node=node: stage.online(node), 40)  # type: ignore[misc]
+    push(stage.client, digits.first, name="digits", version="1")
     stage.client.apply(MANIFEST.format(version="1"))
     wait_for("the instance", lambda: _ready(stage), 30)
     time.sleep(idle_s)  # the measurement is of a minute in which nothing happens
@@ -69,7 +69,7 @@ def measure(stage: Stage, idle_s: float) -> dict[str, float]:
             broker = "nats-server" in process.name()
             memory = process.memory_full_info()
             where = (hub_broker if broker else hub) if at_hub else brokers if broker else workers
-            if process.pid in {a.process.pid for a in stage.nodes.values()}:
+            if process.pid in {a.running.pid for a in stage.nodes.values()}:
                 where = agents
             where.append((memory.rss, memory.pss))
     with subprocess.Popen([sys.executable, "-c", BASELINE], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as idle:
@@ -91,8 +91,7 @@ def measure(stage: Stage, idle_s: float) -> dict[str, float]:
 
 
 def _ready(stage: Stage) -> bool | None:
-    status = stage.client.status("applications", "meter-reader", namespace="default")
-    return any(i["phase"] == "ready" for c in status["components"] for i in c["instances"]) or None
+    return any(i["phase"] == "ready" for i in stage.instances("meter-reader")) or None
 
 
 def _mb(size: float) -> float:

@@ -21,6 +21,7 @@ def config() -> AgentConfig:
     parser.add_argument("--cpu", type=int, metavar="MILLICORES", help="offer only this much processor time")
     parser.add_argument("--memory", type=int, metavar="BYTES", help="offer only this much memory")
     parser.add_argument("--listen", default="127.0.0.1", metavar="ADDRESS", help="of the SITE and MQTT listeners")
+    parser.add_argument("--via", default="", metavar="HOST:PORT", help="reach the hub's broker through this address")
     parser.add_argument("--mqtt-port", type=int, default=1883)
     parser.add_argument("--debug-modules", default="", metavar="FILE", help=argparse.SUPPRESS)
     said = parser.parse_args()
@@ -29,6 +30,7 @@ def config() -> AgentConfig:
         cpu_millis=said.cpu,
         memory_bytes=said.memory,
         listen=said.listen,
+        via=said.via,
         mqtt_port=said.mqtt_port,
         debug_modules=said.debug_modules,
     )

@@ -26,6 +26,8 @@ class AgentConfig(Record):
     """Address of the SITE and MQTT listeners; loopback keeps devices and neighbours of other machines out."""
     advertise: str = ""
     """Address that neighbours are told, when it is not `listen`."""
+    via: str = ""
+    """`host:port` through which the hub's broker is reached instead of the address it gave: a relay, a port forward."""
     mqtt_port: int = 1883
     """MQTT listener; the next free port when it is taken, and said so."""
     artifacts_bytes: int = 4 * 2**30

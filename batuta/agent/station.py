@@ -229,7 +229,7 @@ class Station:
                 agent_password=here.agent_password,
                 site_password=here.site_password,
                 tls=TlsFiles(credentials / self.identity.chain, credentials / "key.pem", credentials / "root.pem"),
-                hub_urls=self.identity.leafs,
+                hub_urls=(f"tls://{self.config.via}",) if self.config.via else self.identity.leafs,
                 site_port=here.site_port,
                 site_host=self.config.listen,
                 site_trusts=credentials / "site.pem",

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 @click.option(
     "--listen", default="127.0.0.1", show_default=True, metavar="ADDRESS", help="Where devices and neighbours connect."
 )
+@click.option("--via", default="", metavar="HOST:PORT", help="Reach the hub's broker through this relay or forward.")
 @click.option(
     "--mqtt-port",
     default=1883,
@@ -36,13 +37,14 @@ def join(token: str, *, state: str | None, print_unit: bool, **options: object) 
     It runs in the foreground until Ctrl-C. A machine that is a node already goes on without a TOKEN.
     """
     import asyncio
+    import sys
     from pathlib import Path
 
     from batuta.agent.enrolling import join as enrol
     from batuta.config import default_state
 
     if token == "-":  # noqa: S105  the word for standard input
-        token = click.get_text_stream("stdin").read().strip()
+        token = sys.stdin.read().strip()
     home = (Path(state).expanduser() if state else default_state()).absolute()
     config = _config(home, token.removeprefix("batuta join ").strip(), options)
     if token or not print_unit:
@@ -75,6 +77,7 @@ def _config(home: object, token: str, options: dict[str, object]) -> AgentConfig
         cpu_millis=amounts["cpu"],
         memory_bytes=amounts["memory"],
         listen=str(options["listen"]),
+        via=str(options["via"]),
         mqtt_port=int(str(options["mqtt_port"])),
     )
 
@@ -92,6 +95,8 @@ def _become_the_agent(config: AgentConfig) -> None:
     import sys
 
     words = ["--state", config.state, "--listen", config.listen, "--mqtt-port", str(config.mqtt_port)]
+    if config.via:
+        words += ["--via", config.via]
     if config.cpu_millis is not None:
         words += ["--cpu", str(config.cpu_millis)]
     if config.memory_bytes is not None:

@@ -97,9 +97,10 @@ class Arrivals(threading.Thread):
 
     def run(self) -> None:
         after = 0
+        client = self._stage.another_client()
         while not self._stop.wait(0.05):
             try:
-                rows = self._stage.client.up("normal", after=after, limit=2_000)
+                rows = client.up("normal", after=after, limit=2_000)
             except BatutaError:
                 continue  # the next poll asks for the same rows
             now = time.monotonic()
@@ -146,7 +147,7 @@ class Play:
                 stage.start_node(name, site, via=cable_port if site == "south" else None)
         for names in SITES.values():
             for name in names:
-                wait_for(f"node {name}", lambda name=name: self._online(name), 40, alive=stage.nodes[name].process)  # type: ignore[misc]
+                wait_for(f"node {name}", lambda name=name: stage.online(name), 40, alive=stage.nodes[name].running)  # type: ignore[misc]
         show.say("six nodes joined, each with its own key: " + ", ".join(n for names in SITES.values() for n in names))
         push(stage.client, self.digits.first, name="digits", version="1", task="classification")
         began = time.monotonic()
@@ -206,7 +207,7 @@ class Play:
             f"{first.node} answers {self.measured.failover_ms:,} ms later; {moved} camera(s) moved to another node"
         )
         self.stage.restart_node(victim)
-        self._until(f"{victim} comes back with what it had stored", lambda: self._online(victim), 40)
+        self._until(f"{victim} comes back with what it had stored", lambda: self.stage.online(victim), 40)
         self._until("all caught up", self._caught_up, 40)
         show.say(f"{victim} is back; what it had stored when it died has been read and delivered; nothing moved again")
 
@@ -302,24 +303,16 @@ class Play:
         until = time.monotonic() - 0.5
         return {f.id for f in self._frames() if f.at < until} <= self.arrivals.ids()
 
-    def _online(self, name: str) -> bool | None:
-        status = self.stage.client.status("nodes", name)
-        return True if status["link"]["word"] == "online" and status.get("mqtt") else None
-
-    def _instances(self) -> list[dict[str, Any]]:
-        status = self.stage.client.status("applications", "meter-reader", namespace="default")
-        return [i for c in status["components"] for i in c["instances"]]
-
     def _ready(self, revision: int) -> bool | None:
         """One instance of this revision ready at each site, and no other left."""
-        instances = self._instances()
+        instances = self.stage.instances("meter-reader")
         mine = [i for i in instances if f"/read-{revision}-" in i["name"] and i["phase"] == "ready"]
         return True if len(mine) == len(instances) == len(SITES) else None
 
     def _serving(self) -> dict[str, str]:
         """Which node reads for each site."""
         found = {}
-        for instance in self._instances():
+        for instance in self.stage.instances("meter-reader"):
             for site, names in SITES.items():
                 if instance["node"] in names and instance["phase"] == "ready":
                     found[site] = str(instance["node"])

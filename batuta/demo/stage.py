@@ -13,16 +13,16 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import psutil
 
-from batuta.client import Client
+from batuta.client import Client, connect
 from batuta.errors import BatutaError
-from batuta.kinds import Node
+from batuta.kinds import Application, Node
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
 
 T = TypeVar("T")
@@ -34,7 +34,13 @@ class Actor(NamedTuple):
     name: str
     site: str
     state: Path
-    process: subprocess.Popen[bytes]
+    options: tuple[str, ...]
+    process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def running(self) -> subprocess.Popen[bytes]:
+        assert self.process is not None, f"{self.name} was never started"
+        return self.process
 
 
 class Stage:
@@ -62,7 +68,7 @@ class Stage:
 
     def _connect(self) -> Client | None:
         try:
-            client = Client.from_state(self.hub_state)
+            client = connect(self.hub_state)
             client.list(Node)
         except (BatutaError, OSError):
             return None
@@ -86,34 +92,19 @@ class Stage:
     # --- Nodes ---
 
     def start_node(self, name: str, site: str, *, via: int | None = None) -> None:
-        """`batuta join TOKEN` as a process of its own; `via` is a port of loopback through which it reaches the hub."""
-        token = self.client.create_token(site=site, name=name)
-        arguments = [
-            "join",
-            token,
-            "--name",
-            name,
-            "--site",
-            site,
-            "--cpu",
-            "1",
-            "--memory",
-            "512Mi",
-            "--mqtt-port",
-            "0",
-        ]
-        if via is not None:
-            arguments += ["--via", f"127.0.0.1:{via}"]
-        self._run_node(name, site, arguments)
+        """`batuta join` with a token as its own process; `via` is a port of loopback that leads to the hub's broker."""
+        token = self.client.create_token(site, name=name).token
+        options = ["--name", name, "--cpu", "1", "--memory", "512Mi", "--mqtt-port", "0"]
+        options += ["--via", f"127.0.0.1:{via}"] if via is not None else []
+        self._join(Actor(name, site, self.directory / name, tuple(options)), token)
 
     def restart_node(self, name: str) -> None:
-        """The machine comes back: the same command, no token, what its disk remembers."""
-        self._run_node(name, self.nodes[name].site, ["join"])
+        """The machine comes back: the same command without a token, and what its disk remembers."""
+        self._join(self.nodes[name])
 
-    def _run_node(self, name: str, site: str, arguments: list[str]) -> None:
-        state = self.directory / name
-        process = self._spawn(name, [*arguments, "--state", str(state)])
-        self.nodes[name] = Actor(name, site, state, process)
+    def _join(self, actor: Actor, token: str = "") -> None:
+        words = ["join", *(["-"] if token else []), "--state", str(actor.state), *actor.options]
+        self.nodes[actor.name] = actor._replace(process=self._spawn(actor.name, words, said=token))
 
     def kill_node(self, name: str) -> int:
         """Kill -9 everything of a node at once; returns how many processes died."""
@@ -121,14 +112,32 @@ class Stage:
         for victim in victims:
             with contextlib.suppress(psutil.NoSuchProcess):
                 victim.kill()
-        self.nodes[name].process.wait(10)
+        self.nodes[name].running.wait(10)
         return len(victims)
 
     def mqtt_of(self, name: str) -> tuple[str, int]:
         """Where a node takes MQTT, as it reports."""
-        status = self.client.get(Node, name).status
-        host, _, port = str(status["mqtt"]).rpartition(":")
+        host, _, port = str(self.node_status(name)["mqtt"]).rpartition(":")
         return host, int(port)
+
+    # --- Looking ---
+
+    def another_client(self) -> Client:
+        """A connection of one's own, for another thread."""
+        return connect(self.hub_state)
+
+    def node_status(self, name: str) -> Mapping[str, Any]:
+        return self.client.get(Node, name).status
+
+    def online(self, name: str) -> bool | None:
+        """For `wait_for`: the hub hears the node, and the node has said where devices connect."""
+        status = self.node_status(name)
+        return (status["link"]["word"] == "online" and bool(status.get("mqtt"))) or None
+
+    def instances(self, application: str) -> list[Mapping[str, Any]]:
+        """Every instance of an application, as its status tells."""
+        status = self.client.get(Application, application).status
+        return [i for c in status["components"] for i in c["instances"]]
 
     # --- What it costs ---
 
@@ -138,7 +147,7 @@ class Stage:
         for actor in self.nodes.values():
             for process in processes_in(actor.state):
                 with contextlib.suppress(psutil.NoSuchProcess):
-                    if process.pid == actor.process.pid:
+                    if process.pid == actor.running.pid:
                         agents.append(process.memory_info().rss)
                     elif "nats-server" in process.name():
                         brokers.append(process.memory_info().rss)
@@ -153,8 +162,9 @@ class Stage:
 
     def close(self) -> list[str]:
         """End everything politely, then not; returns what had to be killed."""
-        everyone = [a.process for a in self.nodes.values()] + ([self._hub] if self._hub is not None else [])
-        for group in ([a.process for a in self.nodes.values()], [self._hub] if self._hub is not None else []):
+        nodes = [a.running for a in self.nodes.values()]
+        hub = [self._hub] if self._hub is not None else []
+        for group in (nodes, hub):
             for process in group:
                 if process.poll() is None:
                     process.send_signal(signal.SIGINT)
@@ -162,11 +172,11 @@ class Stage:
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     process.wait(15)
         killed = []
-        for process in [psutil.Process(p.pid) for p in everyone if p.poll() is None] + processes_in(self.directory):
+        for stubborn in processes_in(self.directory):
             with contextlib.suppress(psutil.NoSuchProcess):
-                killed.append(f"{process.pid} {' '.join(process.cmdline())[:80]}")
-                process.kill()
-        for process in everyone:
+                killed.append(f"{stubborn.pid} {' '.join(stubborn.cmdline())[:80]}")
+                stubborn.kill()
+        for process in (*nodes, *hub):
             process.wait(5)
         return killed
 
@@ -175,18 +185,23 @@ class Stage:
         path = self.directory / f"{name}.out"
         return "\n".join(path.read_text(errors="replace").splitlines()[-lines:]) if path.exists() else ""
 
-    def _spawn(self, name: str, arguments: list[str]) -> subprocess.Popen[bytes]:
+    def _spawn(self, name: str, arguments: list[str], said: str = "") -> subprocess.Popen[bytes]:
+        """Start `batuta ARGUMENTS` in a session of its own; `said` is put on its standard input, never in arguments."""
         self.directory.mkdir(parents=True, exist_ok=True)
         env = {k: v for k, v in os.environ.items() if not k.startswith("BATUTA_")}
         with (self.directory / f"{name}.out").open("ab") as out:
-            return subprocess.Popen(
+            process = subprocess.Popen(
                 [sys.executable, "-m", "batuta", *arguments],
-                stdin=subprocess.DEVNULL,
+                stdin=subprocess.PIPE if said else subprocess.DEVNULL,
                 stdout=out,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,  # Ctrl-C is for the demo: it ends the others in order
                 env=env,
             )
+        if process.stdin is not None:
+            process.stdin.write(said.encode())
+            process.stdin.close()
+        return process
 
 
 def processes_in(directory: Path) -> list[psutil.Process]:

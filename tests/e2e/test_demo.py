@@ -14,7 +14,7 @@ from batuta.demo.stage import processes_in
 
 pytestmark = pytest.mark.e2e
 
-KEYS = (
+KEYS = (  # noqa: SIM905
     "accuracy frames_published readings_received readings_lost readings_duplicated apply_to_healthy_ms failover_ms "
     "cut_seconds readings_during_cut_at_site delivered_after_cut swap_lost agent_rss_mb broker_rss_mb hub_rss_mb"
 ).split()

@@ -14,6 +14,8 @@ import pytest
 from batuta.demo.stage import processes_in, wait_for
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from batuta.demo.stage import Stage
 
 pytestmark = pytest.mark.e2e
@@ -50,7 +52,7 @@ def play_counter(stage: Stage) -> Path:
     """One node, one program that counts its starts, running."""
     stage.start_hub()
     stage.start_node("pi", "home")
-    wait_for("the node", lambda: online(stage), 30)
+    wait_for("the node", lambda: stage.online("pi"), 30)
     book = stage.directory / "book"
     program = stage.directory / "count.py"
     program.write_text(COUNTING.format(book=str(book)))
@@ -60,12 +62,8 @@ def play_counter(stage: Stage) -> Path:
     return book
 
 
-def online(stage: Stage) -> bool | None:
-    return stage.client.status("nodes", "pi")["link"]["word"] == "online" or None
-
-
-def instance(stage: Stage) -> dict[str, Any]:
-    found = stage.client.status("applications", "counter", namespace="default")["components"][0]["instances"]
+def instance(stage: Stage) -> Mapping[str, Any]:
+    found = stage.instances("counter")
     return found[0] if found else {"phase": "none"}
 
 
@@ -86,12 +84,12 @@ def pids(stage: Stage, word: str) -> set[int]:
 def test_a_killed_agent_finds_its_instances_running(stage: Stage) -> None:
     book = play_counter(stage)
     program = pids(stage, "count.py")
-    agent = stage.nodes["pi"].process
+    agent = stage.nodes["pi"].running
     agent.kill()
     agent.wait(5)
     assert pids(stage, "count.py") == program, "the instance must not die with the node agent"
     stage.restart_node("pi")
-    wait_for("the agent again", lambda: online(stage) and ready(stage), 30)
+    wait_for("the agent again", lambda: stage.online("pi") and ready(stage), 30)
     assert pids(stage, "count.py") == program
     assert starts(book) == 1
 
@@ -107,15 +105,15 @@ def test_a_killed_instance_is_started_again_and_said(stage: Stage) -> None:
 def test_a_killed_hub_changes_nothing_at_the_node(stage: Stage) -> None:
     book = play_counter(stage)
     program = pids(stage, "count.py")
-    serial = stage.client.status("nodes", "pi")["serial"]
+    serial = stage.node_status("pi")["serial"]
     hub = [p for p in processes_in(stage.hub_state) if "batuta.hub" in p.cmdline()]
     assert hub, "the hub is a process of its own"
     for process in hub:
         process.kill()
     wait_for("the hub again", lambda: _answers(stage), 30)
-    wait_for("the node again", lambda: online(stage) and ready(stage), 30)
+    wait_for("the node again", lambda: stage.online("pi") and ready(stage), 30)
     # Every change of an assignment raises its serial: the same serial means that nothing was decided anew.
-    assert stage.client.status("nodes", "pi")["serial"] == serial
+    assert stage.node_status("pi")["serial"] == serial
     assert pids(stage, "count.py") == program
     assert starts(book) == 1
 
@@ -133,6 +131,6 @@ def test_a_machine_comes_up_without_its_hub(stage: Stage) -> None:
 
 def _answers(stage: Stage) -> bool | None:
     with contextlib.suppress(Exception):  # any failure to answer means: not yet
-        stage.client.status("nodes", "pi")
+        stage.node_status("pi")
         return True
     return None
