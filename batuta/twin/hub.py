@@ -1,0 +1,224 @@
+"""The hub actor: gather, fold, decide, commit, wake. The broker keeps its tables, and outlives it.
+
+A hub restart forgets sightings and what was pending; a torn one dies between two rows of a commit.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from batuta.core.decided import Assignment
+from batuta.core.liveness import sighted
+from batuta.core.observed import Report, Sighting
+from batuta.core.state import Change, State
+from batuta.twin.chance import Chance
+from batuta.twin.world import Store
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from batuta.twin.laws import Laws
+    from batuta.twin.node import Node
+    from batuta.twin.rules import Rules
+    from batuta.twin.world import World
+
+ROUNDS_MAX = 20
+
+
+class Broker:
+    """Between the nodes and the hub: it keeps tables, answers direct gets, and passes on what is published."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.store = Store()
+        self.nodes: dict[str, Node] = {}
+        self.hub: Hub | None = None
+
+    def heartbeat(self, node: Node, boot: int, sequence: int, serial: int, sent_at: int) -> None:
+        """A request: without a hub process nobody answers."""
+        del sequence, serial
+        if self.hub is not None:
+            newest = self.hub.hear_heartbeat(node.name)
+            node.wire.send("down", node.heartbeat_answered, boot, sent_at, newest)
+
+    def report(self, node: Node, boot: int, report: Report) -> None:
+        """Kept by the broker even while no hub listens; latest arrival wins, as in any key-value bucket."""
+        self.store.put("observed", node.name, report)
+        if self.hub is not None:
+            self.hub.hear_report(report)
+        node.wire.send("down", node.report_kept, boot, report.sequence)
+
+    def read_assignment(self, node: Node) -> None:
+        node.wire.send("down", node.hear_assignment, self.store.get("decided", f"assignment.{node.name}"))
+
+    def publish_assignment(self, assignment: Assignment) -> None:
+        node = self.nodes.get(assignment.node)
+        if node is not None:
+            node.wire.send("down", node.hear_assignment, assignment)
+
+    def link_closed(self, node: str) -> None:
+        """The broker saw a connection close."""
+        if self.hub is not None:
+            self.hub.hear_closing(node)
+
+
+class Hub:
+    """One life of the hub process."""
+
+    def __init__(self, world: World, broker: Broker, laws: Laws, rules: Rules, start_again: Callable[[], None]) -> None:
+        self.world, self.broker, self.laws, self.rules = world, broker, laws, rules
+        self._start_again = start_again
+        rows = [
+            Change(table, key, row.value)  # type: ignore[arg-type]
+            for table, found in broker.store.tables.items()
+            for key, row in sorted(found.items())
+        ]
+        self.state = State().with_changes(rows).listening_since(world.now)
+        self.is_alive = True
+        self.dies_after_rows: int | None = None
+        """A torn commit: the process ends after so many rows of the next one, and is back after a while."""
+        self.back_after_ms = 0
+        self.pending: frozenset[str] = frozenset()
+        self.fleet = rules.fleet()
+        self._chance = Chance(world.seed, "hub", str(world.now))
+        self._decided_on, self._decided_at = self.state, world.now
+        self._full_at = world.now
+        self._has_decided_all = False
+        self._inbox: list[Change] = []
+        self._gathering = False
+        self._wake_token = 0
+        broker.hub = self
+        self._turn()
+
+    # --- Hearing ---
+
+    def hear_heartbeat(self, node: str) -> int:
+        """Notes that the node lives; answers the newest serial of its assignment."""
+        before = self._newest(self.state.sightings, "sightings", node)
+        after = sighted(before, self.world.now)
+        self._gather(Change("sightings", node, after), before is None or before.online_since != after.online_since)
+        assignment = self.state.assignments.get(node)
+        return 0 if assignment is None else assignment.serial
+
+    def hear_report(self, report: Report) -> None:
+        """Folds it unless something newer of the same node is known already."""
+        known = self._newest(self.state.observed, "observed", report.node)
+        if known is not None and not _is_news(known, report):
+            self.world.count("stale reports")
+            return
+        self._gather(Change("observed", report.node, report))
+        sighting: Sighting | None = self._newest(self.state.sightings, "sightings", report.node)
+        if sighting is not None:
+            heard = msgspec.structs.replace(sighting, reported_at=self.world.now)
+            self._gather(Change("sightings", report.node, heard), is_news=False)
+
+    def hear_closing(self, node: str) -> None:
+        sighting: Sighting | None = self._newest(self.state.sightings, "sightings", node)
+        if sighting is not None and sighting.disconnected_at is None:
+            closed = msgspec.structs.replace(sighting, disconnected_at=self.world.now)
+            self._gather(Change("sightings", node, closed))
+
+    def hear_edit(self, key: str, resource: object) -> None:
+        self._gather(Change("desired", key, resource))
+
+    def _newest(self, rows: Any, table: str, key: str) -> Any:
+        """What is known of a row: what waits in the inbox is newer than what was folded."""
+        for change in reversed(self._inbox):
+            if change.table == table and change.key == key:
+                return change.value
+        return rows.get(key)
+
+    def _gather(self, change: Change, is_news: bool = True) -> None:
+        """News wakes the loop; a heartbeat as expected does not, for silence is found by its instant."""
+        self._inbox.append(change)
+        if is_news and not self._gathering:
+            self._gathering = True
+            self.world.after(self.world.physics.gather_ms, self._turn)
+
+    # --- Deciding ---
+
+    def _turn(self) -> None:
+        """Decides and commits until nothing is left to do."""
+        self._gathering = False
+        for _ in range(ROUNDS_MAX):
+            if not self.is_alive:
+                return
+            decision = self._decide()
+            if not decision.changes and self.world.now >= self._full_at:
+                self._full_at = self.world.now + self.world.physics.full_pass_ms
+                decision = self._decide_all()
+            if not decision.changes:
+                self._sleep(decision.wake_at)
+                return
+            self._commit(decision.changes)
+        self.laws.breaks("idle_when_done", f"the hub still decides after {ROUNDS_MAX} rounds")
+        self._sleep(self.world.now + 1_000)
+
+    def _sleep(self, wake_at: int | None) -> None:
+        self._wake_token += 1
+        until = self._full_at if wake_at is None else min(wake_at, self._full_at)
+        self.world.after(max(1, until - self.world.now), self._wake, self._wake_token)
+
+    def _wake(self, token: int) -> None:
+        if token == self._wake_token:
+            self._turn()
+
+    def _decide(self) -> Any:
+        """What changed since the last decision, what it left open, and what the time that passed may change."""
+        now = self.world.now
+        self.state, self._inbox = self.state.with_changes(self._inbox), []
+        subjects = frozenset(self.rules.touched(self._decided_on, self.state, self._decided_at, now)) | self.pending
+        decision = self.rules.decide(self.state, now, subjects, self.fleet)
+        self._decided_on, self._decided_at = self.state, now
+        self.pending = frozenset(decision.pending)
+        if decision.changes and self.laws.samples_idleness():
+            after = self.state.with_changes(decision.changes)
+            self.laws.decided_twice(self.rules.decide(after, now, subjects).changes)
+        return decision
+
+    def _decide_all(self) -> Any:
+        """Anti-entropy. The first pass of a hub takes up what an earlier one left; later ones must find nothing."""
+        decision = self.rules.decide(self.state, self.world.now, None, self.fleet)
+        if decision.changes and self._has_decided_all:
+            self.laws.full_pass_found(decision.changes)
+        self._has_decided_all = True
+        self.pending = frozenset(decision.pending)
+        return decision
+
+    def _commit(self, changes: Sequence[Change]) -> None:
+        """Records first, then assignments, then what is no longer needed; within a group in any order, as writes that
+        are under way together land. A node learns of its own row."""
+        before = self.state
+        written: list[Change] = []
+        for change in self._in_some_order(changes):
+            if self.dies_after_rows is not None and len(written) >= self.dies_after_rows:
+                self.world.tell(f"hub dies after {len(written)} of {len(changes)} rows")
+                self.kill()
+                self.world.after(self.back_after_ms, self._start_again)
+                return
+            self.broker.store.put(change.table, change.key, change.value)
+            self.world.tell(f"hub writes {change.key}")
+            self.laws.wrote(before, change)
+            written.append(change)
+            if isinstance(change.value, Assignment):
+                self.broker.publish_assignment(change.value)
+        self.state = before.with_changes(written)
+
+    def _in_some_order(self, changes: Sequence[Change]) -> list[Change]:
+        def group(change: Change) -> int:
+            return 1 if change.key.startswith("assignment.") else 2 if change.value is None else 0
+
+        return [c for _, _, c in sorted(((group(c), self._chance.bits(), c) for c in changes), key=lambda row: row[:2])]
+
+    def kill(self) -> None:
+        self.is_alive = False
+        if self.broker.hub is self:
+            self.broker.hub = None
+
+
+def _is_news(known: Report, report: Report) -> bool:
+    if known.boot == report.boot:
+        return report.sequence > known.sequence
+    return report.at >= known.at

@@ -1,0 +1,185 @@
+"""Laws: what must hold at every instant of a run (safety), whoever fails. `core` promises it; the world keeps watch.
+
+A broken law is a value with its instant; a run goes on, so that one run shows all it breaks.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from batuta.core.decided import Assignment
+from batuta.core.liveness import MISSED_MS
+from batuta.kinds.application import Application
+from batuta.kinds.base import Ref
+from batuta.twin.world import EPOCH_MS
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from batuta.core.decided import Instance
+    from batuta.core.local import Action
+    from batuta.core.state import Change, State
+    from batuta.kinds.application import Component
+    from batuta.twin import scenario
+    from batuta.twin.machine import Process
+    from batuta.twin.world import World
+
+LAWS: Final = {
+    "capacity": "what is assigned to a node fits its hardware",
+    "never_twice": "no two copies of a never-twice slot run at one instant",
+    "never_unassigned": "a node runs only what it was once assigned",
+    "serials": "the serial of an assignment only rises, at the hub and on the node",
+    "idle_when_done": "deciding again after a decision changes nothing",
+    "touched_is_enough": "deciding all finds nothing that deciding the touched left over",
+    "no_move_without_cause": "an at-least-once instance that is well on a node that is there stays",
+    "converges": "once healed, every wish that fits is ready exactly once, and nothing else runs",
+    "stays_converged": "a converged fleet does nothing more",
+    "expectation": "what the scenario expects is so in time",
+}
+
+
+class Broken(NamedTuple):
+    """A law that did not hold, when, and how."""
+
+    law: str
+    at_ms: int
+    detail: str
+
+
+class Laws:
+    """The watch over one run."""
+
+    def __init__(self, world: World, machines: Sequence[scenario.Machine]) -> None:
+        self.world = world
+        self.machines = {m.name: m for m in machines}
+        self.broken: list[Broken] = []
+        self.acts = 0
+        """Actions of nodes and rows of commits so far: a fleet at rest adds none."""
+        self._running: dict[tuple[str, str, str], list[Process]] = {}
+        self._ever_assigned: dict[str, set[str]] = {m.name: set() for m in machines}
+        self._serials: dict[str, int] = {}
+        self._commits = 0
+
+    def breaks(self, law: str, detail: str) -> None:
+        self.broken.append(Broken(law, self.world.now - EPOCH_MS, detail))
+        self.world.tell(f"BROKEN {law}: {detail}")
+
+    # --- On the nodes ---
+
+    def process_began(self, process: Process) -> None:
+        instance = process.instance
+        self.world.tell(f"{process.node} runs {instance.name} epoch {instance.epoch}")
+        if instance.name not in self._ever_assigned[process.node]:
+            self.breaks("never_unassigned", f"{instance.name} on {process.node}")
+        if instance.lease_ms is None:
+            return
+        running = self._running.setdefault(slot_of(instance), [])
+        running.append(process)
+        if len(running) > 1:
+            places = ", ".join(f"{p.instance.name} epoch {p.instance.epoch} on {p.node}" for p in running)
+            self.breaks("never_twice", places)
+
+    def process_ended(self, process: Process) -> None:
+        self.world.tell(f"{process.node} ended {process.instance.name}")
+        if process.instance.lease_ms is not None:
+            self._running[slot_of(process.instance)].remove(process)
+
+    def acted(self, node: str, action: Action) -> None:
+        del node, action
+        self.acts += 1
+
+    def adopted(self, node: str, assignment: Assignment) -> None:
+        self._raises(f"{node} itself", assignment.serial)
+
+    def _raises(self, who: str, serial: int) -> None:
+        if serial <= self._serials.get(who, 0):
+            self.breaks("serials", f"{who} went from {self._serials[who]} to {serial}")
+        self._serials[who] = serial
+
+    # --- At the hub ---
+
+    def wrote(self, before: State, change: Change) -> None:
+        """One row of a commit; `before` is what the hub decided upon."""
+        self.acts += 1
+        if isinstance(change.value, Assignment):
+            assignment = change.value
+            self._raises(f"assignment of {assignment.node}", assignment.serial)
+            self._ever_assigned[assignment.node].update(i.name for i in assignment.instances)
+            self._fits(assignment)
+            self._moves(before, assignment)
+
+    def _fits(self, assignment: Assignment) -> None:
+        machine = self.machines[assignment.node]
+        cpu = sum(i.cpu_millis for i in assignment.instances)
+        memory = sum(i.memory_bytes for i in assignment.instances)
+        if cpu > machine.cpu_millis or memory > machine.memory_bytes:
+            self.breaks("capacity", f"{assignment.node}: {cpu}m of {machine.cpu_millis}m, {memory} bytes")
+
+    def _moves(self, before: State, assignment: Assignment) -> None:
+        """An instance that left a node without a successor there must have had a cause to leave."""
+        old = before.assignments.get(assignment.node)
+        here = {slot_of(i) for i in assignment.instances}
+        for instance in old.instances if old is not None else ():
+            if slot_of(instance) in here or instance.lease_ms is not None:
+                continue
+            if not self._may_leave(before, instance, assignment.node):
+                self.breaks("no_move_without_cause", f"{instance.name} left {assignment.node}")
+
+    def _may_leave(self, before: State, instance: Instance, node: str) -> bool:
+        component = component_of(before, instance)
+        if component is None or not is_wished(before, component, instance.slot):
+            return True
+        rivals = [
+            held
+            for held in before.held.get(instance.app, ())
+            if slot_of(held.instance) == slot_of(instance) and held.node != node
+        ]
+        if rivals or node not in before.nodes:
+            return True
+        report = before.observed.get(node)
+        said = next((i for i in report.instances if i.name == instance.name), None) if report is not None else None
+        if said is not None and said.phase in ("backoff", "refused", "unready"):
+            return True
+        sighting = before.sightings.get(node)
+        if sighting is None:
+            return self.world.now - before.hub_since >= component.failover.after_ms
+        silent_ms = self.world.now - max(sighting.last_seen, before.hub_since)
+        return sighting.disconnected_at is not None or silent_ms >= max(MISSED_MS, component.failover.after_ms)
+
+    def samples_idleness(self) -> bool:
+        """Deciding twice doubles the cost of a run: every third commit is asked."""
+        self._commits += 1
+        return self._commits % 3 == 0
+
+    def decided_twice(self, changes: Sequence[Change]) -> None:
+        if changes:
+            self.breaks("idle_when_done", ", ".join(c.key for c in changes))
+
+    def full_pass_found(self, changes: Sequence[Change]) -> None:
+        self.breaks("touched_is_enough", ", ".join(c.key for c in changes))
+
+
+def slot_of(instance: Instance) -> tuple[str, str, str]:
+    return (instance.app, instance.component, instance.slot)
+
+
+def component_of(state: State, instance: Instance) -> Component | None:
+    """The component as wished for now."""
+    resource = state.get(Ref("applications", instance.namespace, instance.application))
+    if not isinstance(resource, Application):
+        return None
+    return next((c for c in resource.spec.components if c.name == instance.component), None)
+
+
+def wished_slots(state: State, component: Component) -> list[str]:
+    """The slots that a component asks for, in this fleet."""
+    replicas = component.replicas
+    if replicas.count is not None:
+        return [str(k) for k in range(replicas.count)]
+    if replicas.per_site is not None:
+        return [f"{site}-{k}" for site in sorted(state.nodes_of_site) for k in range(replicas.per_site)]
+    return sorted(state.nodes)
+
+
+def is_wished(state: State, component: Component, slot: str) -> bool:
+    return slot in wished_slots(state, component)

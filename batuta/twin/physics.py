@@ -1,0 +1,47 @@
+"""Physics: how long things take, and what the machines are assumed to do by themselves."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from batuta.kinds.base import Record
+
+if TYPE_CHECKING:
+    from batuta.twin.chance import Chance
+
+Range = tuple[int, int]
+
+
+class Physics(Record):
+    """Durations are drawn evenly from their ranges, in milliseconds."""
+
+    latency_ms: Range = (5, 60)
+    """One way between node and hub."""
+    bandwidth_bps: int = 20_000_000
+    start_ms: Range = (20, 800)
+    warm_ms: Range = (10, 2_000)
+    """From running to ready."""
+    stop_ms: Range = (5, 1_500)
+    stubborn_permille: int = 100
+    """Instances that ignore the polite signal and end only when their grace does."""
+    start_fails_permille: int = 30
+    disconnect_seen_permille: int = 500
+    """How often the hub's broker notices a cut before silence tells."""
+    heartbeat_ms: int = 1_000
+    gather_ms: int = 200
+    """How long the hub lets changes gather before it decides."""
+    report_ms: int = 200
+    """How long a node lets changes gather before it reports."""
+    reread_ms: int = 60_000
+    """How often a node reads its assignment again without being told."""
+    full_pass_ms: int = 15_000
+    tied: bool = True
+    """A never-twice instance ends with the node agent that counts its lease; the runtime must see to it."""
+    steady: bool = True
+    """The node agent subtracts instants of a clock that does not step while it runs."""
+
+    def draw(self, span: Range, chance: Chance) -> int:
+        return chance.between(*span)
+
+    def transfer_ms(self, size_bytes: int) -> int:
+        return size_bytes * 8_000 // self.bandwidth_bps

@@ -1,0 +1,34 @@
+"""Rules: the functions that a run plays, as values, so that a rule can be broken on purpose and the laws be tested."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from batuta.core.decide import decide
+from batuta.core.fleet import Fleet
+from batuta.core.lease import grace_ms
+from batuta.core.local import heard, step
+from batuta.core.touched import touched
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from batuta.core.decide import Decision
+    from batuta.core.decided import Instance
+    from batuta.core.local import Event, Local, Plan
+    from batuta.core.state import State
+
+
+class Rules(NamedTuple):
+    """The pure core, as one bundle."""
+
+    decide: Callable[..., Decision] = decide
+    touched: Callable[[State, State, int, int], frozenset[str]] = touched
+    step: Callable[..., Plan] = step
+    heard: Callable[[Local, Event, int], Local | None] = heard
+    grace_ms: Callable[[Instance, int, int | None], int] = grace_ms
+    fleet: Callable[[], Fleet] = Fleet
+    """Makes what `decide` remembers between decisions of one hub."""
+
+
+RULES = Rules()

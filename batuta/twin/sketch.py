@@ -1,0 +1,166 @@
+"""Sketch: a scenario drawn from a seed: eight nodes at a few sites, some applications, edits, a mix of faults."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from batuta.kinds.application import (
+    Application,
+    ApplicationSpec,
+    Component,
+    Failover,
+    Input,
+    ModelUse,
+    Output,
+    Placement,
+    ProcessUse,
+    Replicas,
+    Resources,
+)
+from batuta.kinds.base import Bytes, Metadata, Millicores, Millis
+from batuta.kinds.model import Model, ModelSpec, Needs, Variant, Version
+from batuta.twin.chance import Chance
+from batuta.twin.scenario import Edit, Machine, Scenario
+
+if TYPE_CHECKING:
+    from batuta.twin.scenario import FaultKind
+
+MIB = 2**20
+MODEL = "digits"
+VERSIONS = ("1", "2", "3")
+
+# How many an hour, over the whole fleet; a sketch scales each by its own mood.
+USUAL_RATES: dict[FaultKind, int] = {
+    "node_crash": 30,
+    "agent_crash": 40,
+    "partition": 50,
+    "site_partition": 20,
+    "loss": 40,
+    "duplication": 30,
+    "reordering": 30,
+    "delay": 30,
+    "clock_jump": 30,
+    "hub_restart": 15,
+    "hub_torn": 15,
+    "exit": 50,
+}
+
+
+def sketch(seed: int, *, nodes: int = 8, duration_ms: int = 300_000) -> Scenario:
+    """Another scenario for every seed, the same for the same."""
+    chance = Chance(seed, "sketch")
+    sites = ("berlin", "lyon", "oslo")[: chance.between(1, 3)]
+    machines = tuple(
+        Machine(
+            name=f"node-{k}",
+            site=sites[k % len(sites)],
+            cpu_millis=chance.pick((1_000, 2_000, 4_000)),
+            memory_bytes=chance.pick((512, 1024, 2048)) * MIB,
+            runtimes=("process", "onnx") if chance.happens(800) else ("process",),
+            drift_ppm=chance.between(-50_000, 50_000) if chance.happens(300) else chance.between(-100, 100),
+            clock_ahead_ms=chance.between(-30_000, 30_000) if chance.happens(300) else 0,
+        )
+        for k in range(nodes)
+    )
+    edits = [Edit(at_ms=0, apply=_model())]
+    for k in range(chance.between(2, 5)):
+        edits += _application_life(f"app-{k}", chance, duration_ms)
+    rates: dict[FaultKind, int] = {
+        kind: usual * chance.pick((1, 1, 2, 4)) for kind, usual in USUAL_RATES.items() if chance.happens(700)
+    }
+    lost = tuple(m.name for m in machines if chance.happens(60))
+    return Scenario(
+        name=f"sketch-{seed}",
+        machines=machines,
+        edits=tuple(sorted(edits, key=lambda e: e.at_ms)),
+        rates=rates,
+        duration_ms=duration_ms,
+        lost=lost,
+    )
+
+
+def _model() -> Model:
+    variants = (
+        Variant(name="fp32", format="onnx", digest=f"sha256:{'%064x'}", size_bytes=Bytes(4 * MIB)),
+        Variant(name="int8", format="onnx", digest=f"sha256:{'%064x'}", size_bytes=Bytes(MIB)),
+    )
+    versions = []
+    for v, word in enumerate(VERSIONS):
+        found = tuple(
+            Variant(
+                name=variant.name,
+                format=variant.format,
+                digest=variant.digest % (10 * v + k + 1),
+                size_bytes=variant.size_bytes,
+                needs=Needs(memory_bytes=Bytes((128, 64)[k] * MIB)),
+            )
+            for k, variant in enumerate(variants)
+        )
+        versions.append(Version(version=word, variants=found))
+    return Model(metadata=Metadata(name=MODEL), spec=ModelSpec(versions=tuple(versions)))
+
+
+def _application_life(name: str, chance: Chance, duration_ms: int) -> list[Edit]:
+    """It is applied early, changed a few times, now and then deleted, and perhaps declared anew."""
+    components = tuple(_component(f"part-{k}", chance) for k in range(chance.between(1, 2)))
+    edits = [Edit(at_ms=chance.between(0, 10_000), apply=_application(name, components))]
+    for _ in range(chance.between(0, 3)):
+        components = tuple(_changed(component, chance) for component in components)
+        edits.append(Edit(at_ms=chance.between(15_000, duration_ms - 5_000), apply=_application(name, components)))
+    edits.sort(key=lambda e: e.at_ms)
+    if chance.happens(150):
+        edits.append(Edit(at_ms=duration_ms - 4_000, delete=_application(name, components).ref))
+        if chance.happens(400):
+            edits.append(Edit(at_ms=duration_ms - 4_000 + chance.between(1, 3_000), apply=edits[0].apply))
+    return edits
+
+
+def _application(name: str, components: tuple[Component, ...]) -> Application:
+    return Application(metadata=Metadata(name=name), spec=ApplicationSpec(components=components))
+
+
+def _component(name: str, chance: Chance) -> Component:
+    is_model = chance.happens(400)
+    replicas = chance.pick(
+        (
+            Replicas(count=1),
+            Replicas(count=chance.between(1, 5)),
+            Replicas(count=chance.between(1, 5)),
+            Replicas(per_site=chance.between(1, 2)),
+            Replicas(every_node=True),
+        )
+    )
+    return Component(
+        name=name,
+        model=ModelUse(name=MODEL, version="1") if is_model else None,
+        process=None
+        if is_model
+        else ProcessUse(command=("run", "1"), stop_grace_ms=Millis(chance.pick((1_000, 10_000)))),
+        inputs=(Input(topic=f"{name}/+/frame"),) if is_model else (),
+        outputs=(Output(topic=f"{name}/{{1}}/answer"),) if is_model else (),
+        replicas=replicas,
+        placement=Placement(spread=chance.pick((None, "node", "site"))),
+        resources=Resources(
+            cpu_millis=Millicores(chance.pick((100, 200, 500))),
+            memory_bytes=Bytes(chance.pick((32, 64, 200)) * MIB),
+        ),
+        runs="never-twice" if chance.happens(400) else "at-least-once",
+        failover=Failover(after_ms=Millis(chance.pick((2_000, 5_000, 10_000)))),
+    )
+
+
+def _changed(component: Component, chance: Chance) -> Component:
+    """Another version, another size, or another number of replicas."""
+    what = chance.between(0, 2)
+    fields = {name: getattr(component, name) for name in component.__struct_fields__}
+    if what == 0 and component.model is not None:
+        fields["model"] = ModelUse(name=MODEL, version=chance.pick(VERSIONS))
+    elif what == 0 and component.process is not None:
+        fields["process"] = ProcessUse(command=("run", str(chance.between(2, 9))))
+    elif what == 1:
+        fields["resources"] = Resources(
+            cpu_millis=Millicores(chance.pick((100, 300))), memory_bytes=Bytes(chance.pick((48, 96)) * MIB)
+        )
+    elif component.replicas.count is not None:
+        fields["replicas"] = Replicas(count=chance.between(0, 6))
+    return Component(**fields)
