@@ -103,7 +103,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     except BrokenPipeError:
         # Whoever read our output has had enough, as in `batuta get nodes | head`.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 0
+        code = FAILED
     except BatutaError as error:
         code = _say(error)
     except Exception as error:  # The last resort: anything foreseen was caught above, and a traceback helps no user.

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import ast
 import subprocess
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "batuta"
 
 
-@lru_cache(maxsize=1)
+@cache
 def tracked() -> tuple[Path, ...]:
     """Every file that is, or is about to be, in the repository; ignored ones are not."""
     listed = subprocess.run(
@@ -30,7 +30,7 @@ def python_files(*folders: str) -> tuple[Path, ...]:
     return tuple(p for p in tracked() if p.suffix == ".py" and any(p.is_relative_to(root) for root in roots))
 
 
-@lru_cache(maxsize=None)
+@cache
 def parsed(path: Path) -> ast.Module:
     return ast.parse(path.read_text("utf-8"), str(path))
 

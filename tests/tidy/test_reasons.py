@@ -59,6 +59,7 @@ def test_every_code_of_the_catalogue_is_given_somewhere() -> None:
 def test_every_reason_reads_as_a_sentence_with_a_next_step() -> None:
     for code, entry in CATALOGUE.items():
         assert re.fullmatch(r"[a-z][a-z0-9_]*", code)
-        assert entry.sentence and not entry.sentence.endswith("."), code
+        assert entry.sentence, code
+        assert not entry.sentence.endswith("."), code
         assert entry.sentence[0].islower(), f"{code}: it goes on after 'subject: '"
         assert entry.next_step, f"{code}: say what to do, if only to wait"
