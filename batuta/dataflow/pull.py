@@ -89,7 +89,7 @@ class Pull:
         if self._sub is not None and self._client.is_connected:
             # The broker forgets a request whose inbox nobody reads; what it sent before that arrives first.
             with contextlib.suppress(Exception):
-                await asyncio.wait_for(self._sub.drain(), 2.0)  # type: ignore[no-untyped-call]  # type: ignore[no-untyped-call]
+                await asyncio.wait_for(self._sub.drain(), 2.0)  # type: ignore[no-untyped-call]
 
     async def _run(self) -> None:
         loop = asyncio.get_running_loop()
