@@ -129,3 +129,5 @@ class Sighting(Record):
     """Begin of the present unbroken presence."""
     disconnected_at: int | None = None
     """Instant at which the broker saw the link close, if it has not come back."""
+    reported_at: int | None = None
+    """Instant at which its newest Report arrived: what `Report.hears` counts back from, on the hub's clock."""

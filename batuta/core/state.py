@@ -38,6 +38,8 @@ class Held(NamedTuple):
     instance: Instance
 
 
+WATCHED_MAX = 256
+
 _EMPTY: Mapping[str, Any] = MappingProxyType({})
 
 
@@ -46,7 +48,7 @@ class State:
 
     __slots__ = (
         "assignments", "decided", "desired", "fences", "held", "hub_since", "nodes", "nodes_of_site", "observed",
-        "releases", "sightings", "users_of_model",
+        "releases", "sightings", "users_of_model", "watched", "wide",
     )  # fmt: skip
 
     def __init__(self, *, hub_since: int = 0) -> None:
@@ -74,6 +76,10 @@ class State:
         """By `namespace/application`: every instance in any assignment, sorted."""
         self.users_of_model: Mapping[str, frozenset[str]] = _EMPTY
         """By `namespace/model`: the applications that name it."""
+        self.watched: tuple[str, ...] = ()
+        """Topic patterns that some component wants to be near: every node counts them. Sorted, at most WATCHED_MAX."""
+        self.wide: frozenset[str] = frozenset()
+        """Applications whose number of replicas follows the fleet: one for every site or every node."""
 
     # --- Reading ---
 
@@ -139,6 +145,8 @@ class State:
         nodes: dict[str, Node] | None = None
         users: dict[str, frozenset[str]] | None = None
         sites_touched: set[str] = set()
+        wide: set[str] | None = None
+        near_changed = False
         for key in keys:
             old, new = before.get(key), self.desired.get(key)
             if old == new:
@@ -161,6 +169,14 @@ class State:
                             users[model] = changed
                             if not changed:
                                 del users[model]
+                near_changed = near_changed or _near(old) != _near(new)
+                wide = set(self.wide) if wide is None else wide
+                wide -= {_app(old)} if isinstance(old, Application) else set()
+                wide |= {_app(new)} if isinstance(new, Application) and _is_wide(new) else set()
+        if wide is not None:
+            self.wide = frozenset(wide)
+        if near_changed:
+            self.watched = tuple(sorted({p for r in self.desired.values() for p in _near(r)})[:WATCHED_MAX])
         if nodes is not None:
             self.nodes = nodes
             self.nodes_of_site = self._sites_with(sites_touched, nodes)
@@ -249,6 +265,15 @@ def _order(held: Held) -> tuple[str, str, int, int, str]:
 
 def _app(application: Application) -> str:
     return f"{application.ref.namespace}/{application.ref.name}"
+
+
+def _near(resource: Resource | None) -> set[str]:
+    components = resource.spec.components if isinstance(resource, Application) else ()
+    return {pattern for component in components for pattern in component.placement.near}
+
+
+def _is_wide(application: Application) -> bool:
+    return any(c.replicas.per_site is not None or c.replicas.every_node for c in application.spec.components)
 
 
 def _models_of(application: Application) -> set[str]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from batuta.core.decide import APPLICATION
 from batuta.core.decided import Assignment
 from batuta.core.liveness import sighted
 from batuta.core.observed import Report, Sighting
@@ -172,7 +173,7 @@ class Hub:
         subjects = frozenset(self.rules.touched(self._decided_on, self.state, self._decided_at, now)) | self.pending
         decision = self.rules.decide(self.state, now, subjects, self.fleet)
         self._decided_on, self._decided_at = self.state, now
-        self.pending = frozenset(decision.pending)
+        self.pending = frozenset(APPLICATION + app for app in decision.pending)
         if decision.changes and self.laws.samples_idleness():
             after = self.state.with_changes(decision.changes)
             self.laws.decided_twice(self.rules.decide(after, now, subjects).changes)
@@ -184,7 +185,7 @@ class Hub:
         if decision.changes and self._has_decided_all:
             self.laws.full_pass_found(decision.changes)
         self._has_decided_all = True
-        self.pending = frozenset(decision.pending)
+        self.pending = frozenset(APPLICATION + app for app in decision.pending)
         return decision
 
     def _commit(self, changes: Sequence[Change]) -> None:

@@ -1,0 +1,165 @@
+"""Care: what can be done for one component in one pass, and said of it. Deeds go to the draft, words become Reasons."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import msgspec
+
+from batuta.core.decided import Fence
+from batuta.core.heal import UNLEASED_MS, gone_by
+from batuta.core.liveness import missed_ms
+from batuta.core.place import Choice, choose, refusals
+from batuta.core.reasons import Reason
+
+if TYPE_CHECKING:
+    from batuta.core.decided import Instance
+    from batuta.core.draft import Draft
+    from batuta.core.heal import Rule
+    from batuta.core.state import Held
+    from batuta.core.wish import Ask, Slot, Wish
+
+
+class Holder(NamedTuple):
+    """A held instance, judged."""
+
+    held: Held
+    rule: Rule
+    ready: bool
+    silent_ms: int
+
+    @property
+    def verdict(self) -> str:
+        return self.rule.verdict
+
+    @property
+    def instance(self) -> Instance:
+        return self.held.instance
+
+    @property
+    def node(self) -> str:
+        return self.held.node
+
+
+class Notes:
+    """What is not as wished with one application, and whether it is at rest."""
+
+    def __init__(self, draft: Draft) -> None:
+        self.draft = draft
+        self.reasons: list[Reason] = []
+        self.unmet = False
+        """Somebody was turned away who might fit once room is freed."""
+        self.pending = False
+
+    def say(self, code: str, subject: str, detail: str = "") -> None:
+        self.reasons.append(Reason(code=code, subject=subject, detail=detail))
+        self.pending = True
+
+    def say_fenced(self, subject: str, fence: Fence, after_ms: int) -> None:
+        due = gone_by(fence, self.draft, after_ms)
+        if due is not None:
+            self.draft.wake(due)
+        # Had the assignment not been written, its node would never answer for it; then it is written again.
+        self.draft.insist(fence.node, fence.serial)
+        self.say("may_be_alive", subject, f"{fence.node} has not yet said that it is gone")
+
+
+class Care:
+    """One component of one application, in one pass."""
+
+    def __init__(self, notes: Notes, ask: Ask) -> None:
+        self.notes = notes
+        self.draft = notes.draft
+        self.fleet = notes.draft.fleet
+        self.ask = ask
+        self.missed_ms = missed_ms(notes.draft.state)
+        self.waits_for = ""
+        """Whom replacing waits for; empty while somebody may be replaced."""
+
+    def subject(self, slot: Slot) -> str:
+        return f"component/{self.ask.component.name}/{slot.name}"
+
+    def row(self, holder: Holder) -> int | None:
+        return self.fleet.row_of.get(holder.node)
+
+    # --- Deeds ---
+
+    def give(self, slot: Slot, found: Choice, epoch: int) -> None:
+        node = self.fleet.names[found.row]
+        instance = self.ask.instance(slot.name, epoch, found.variant)
+        self.draft.give(node, instance)
+        self.ask.here[found.row] += 1
+        if self.ask.never_twice:
+            self.draft.write_fence(fence_of(self.draft, node, instance))
+        self.take_turn(f"{instance.name} on {node}")
+
+    def take(self, held: Held, *, fenced: bool = False) -> None:
+        """Take an instance away; `fenced`: remember it until it is surely gone."""
+        if fenced:
+            self.draft.write_fence(fence_of(self.draft, held.node, held.instance, released_at=self.draft.now))
+        self.draft.take(held)
+        row = self.fleet.row_of.get(held.node)
+        if row is not None:
+            self.ask.here[row] -= 1
+
+    def take_turn(self, who: str) -> None:
+        """Nobody else is replaced before `who` is ready."""
+        self.waits_for = self.waits_for or who
+
+    def choose_without(self, wish: Wish, old: Holder) -> Choice | None:
+        """Where it would fit if the old one were gone."""
+        row = self.row(old)
+        if row is None:
+            return choose(wish, self.fleet)
+        cpu, memory = int(old.instance.cpu_millis), int(old.instance.memory_bytes)
+        self.fleet.shift(row, cpu, memory, -1)
+        found = choose(wish, self.fleet)
+        self.fleet.shift(row, cpu, memory, 1)
+        return found
+
+    # --- Words ---
+
+    def say(self, code: str, slot: Slot, detail: str = "") -> None:
+        self.notes.say(code, self.subject(slot), detail)
+
+    def say_silent(self, slot: Slot, holder: Holder) -> None:
+        neighbour = self.draft.ears.neighbour(holder.node)
+        detail = f"{holder.node} silent for {max(0, self.draft.unheard_ms(holder.node)) // 1000} s"
+        if neighbour is not None:
+            detail += f", but {neighbour.name} hears it: it is cut from the hub, not dead"
+        self.say("node_silent", slot, detail)
+
+    def say_unfilled(self, wish: Wish, before: Holder | None) -> None:
+        """Nobody can take it: a wait when its node is only silent, else for want of nodes or of room."""
+        counts = refusals(wish, self.fleet)
+        self.notes.unmet = True
+        if before is not None and before.verdict == "lost":
+            if set(counts) <= {"node_offline"}:
+                self.say_silent(wish.slot, before)
+            else:
+                self.say("no_substitute", wish.slot, f"{before.node} is silent; {counted(counts)}")
+        elif not counts:
+            self.say("no_node", wish.slot)
+        else:
+            self.say("nothing_fits", wish.slot, counted(counts))
+            if before is None and wish.slot.is_free:
+                self.ask.turned_away = counted(counts)
+
+
+def fence_of(draft: Draft, node: str, instance: Instance, released_at: int | None = None) -> Fence:
+    return Fence(
+        namespace=instance.namespace, application=instance.application, component=instance.component,
+        slot=instance.slot, epoch=instance.epoch, node=node, serial=draft.serial(node),
+        lease_ms=instance.lease_ms if instance.lease_ms is not None else UNLEASED_MS, released_at=released_at,
+    )  # fmt: skip
+
+
+def lift(draft: Draft, fence: Fence) -> Fence:
+    """The same fence for a holder that no assignment names: nobody took it away properly, so it is waited for."""
+    lifted = msgspec.structs.replace(fence, released_at=draft.now)
+    draft.write_fence(lifted)
+    return lifted
+
+
+def counted(turned_away: dict[str, int]) -> str:
+    return ", ".join(f"{count} {code}" for code, count in turned_away.items())

@@ -1,0 +1,77 @@
+"""Decide: the hub's half, folded over one State. Passes in order: releases, instances, assignments.
+
+Deciding is idle when done, and deciding what a change touched (`core.touched`) together with what the last decision
+left `pending` gives the same as deciding everything.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from batuta.core.assemble import assemble
+from batuta.core.draft import Draft
+from batuta.core.fleet import Fleet
+from batuta.core.tend import tend
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from batuta.core.reasons import Reason
+    from batuta.core.state import Change, State
+
+APPLICATION, SITE = "application/", "site/"
+
+
+class Decision(NamedTuple):
+    """What to write, what is not as wished and why, and when to look again if nothing happens."""
+
+    changes: tuple[Change, ...]
+    reasons: Mapping[str, tuple[Reason, ...]]
+    """By `namespace/application`, for the applications that were asked about and are not at rest."""
+    pending: frozenset[str]
+    """Of those, by `namespace/application`: the ones that are not at rest, to be decided again with whatever changes."""
+    wake_at: int | None
+
+
+def decide(state: State, now: int, subjects: Iterable[str] | None = None, fleet: Fleet | None = None) -> Decision:
+    """What follows from the three tables at this instant. `subjects` are `application/<namespace>/<name>` and
+    `site/<name>`; None means everything. A `fleet` kept from decision to decision saves reading the tables again."""
+    fleet = (Fleet() if fleet is None else fleet).refresh(state, now)
+    draft = Draft(state, fleet, now)
+    apps, sites = _scope(state, subjects)
+    reasons: dict[str, tuple[Reason, ...]] = {}
+    pending: set[str] = set()
+    turn = apps
+    while turn:
+        freed, unmet = draft.freed, []
+        for app in turn:
+            tended = tend(draft, app)
+            reasons[app] = tended.reasons
+            (pending.add if tended.pending else pending.discard)(app)
+            if tended.unmet:
+                unmet.append(app)
+        # Room that came free after somebody had been turned away is offered once more, so that deciding ends at rest.
+        turn = unmet if draft.freed > freed else []
+    changes = sorted(draft.decided() + assemble(draft, sites), key=lambda c: (c.table, c.key))
+    missed_at = fleet.next_silence(now)
+    wakes = draft.wakes | ({missed_at} if missed_at is not None else set())
+    return Decision(
+        changes=tuple(changes),
+        reasons={app: said for app, said in sorted(reasons.items()) if said},
+        pending=frozenset(pending),
+        wake_at=min(wakes, default=None),
+    )
+
+
+def _scope(state: State, subjects: Iterable[str] | None) -> tuple[list[str], set[str]]:
+    """The applications, in order, and the sites to decide."""
+    if subjects is None:
+        everywhere = state.nodes_of_site.keys() | {a.site for a in state.assignments.values()}
+        return state.applications(), set(everywhere)
+    named = list(subjects)
+    apps = {s.removeprefix(APPLICATION) for s in named if s.startswith(APPLICATION)}
+    sites = {s.removeprefix(SITE) for s in named if s.startswith(SITE)}
+    # Whatever was on a removed node goes with its assignment, so its applications are always part of this.
+    for node in state.assignments.keys() - state.nodes.keys():
+        apps |= {instance.app for instance in state.assignments[node].instances}
+    return sorted(apps), sites

@@ -1,0 +1,189 @@
+"""Draft: a decision in the making. What was given and taken so far, laid over a State that does not change.
+
+Passes read through the draft, so that a later application sees the room that an earlier one took. What comes out is
+computed at the end, as rows of the decided table.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from batuta.core.decided import Capture, Fence, Instance, Release, fence_key, release_key
+from batuta.core.liveness import Ears, heard_at, missed_ms
+from batuta.core.state import Change, Held
+
+if TYPE_CHECKING:
+    from batuta.core.fleet import Fleet
+    from batuta.core.observed import InstanceReport
+    from batuta.core.state import State
+
+
+class Draft:
+    """What the decision has changed, and the instant it is made at."""
+
+    def __init__(self, state: State, fleet: Fleet, now: int) -> None:
+        self.state = state
+        self.fleet = fleet
+        self.now = now
+        self.ears = Ears(state, now)
+        self.missed_ms = missed_ms(state)
+        self.freed = 0
+        """Counts what was taken away: room that somebody turned away before may want."""
+        self.wakes: set[int] = set()
+        """Instants at which an answer given in this decision could change by time alone."""
+        self._instances: dict[str, dict[str, Instance]] = {}
+        self._insisted: dict[str, int] = {}
+        self._held: dict[str, list[Held]] = {}
+        self._decided: dict[str, Release | Fence | None] = {}
+        self._releases: dict[str, list[Release]] = {}
+        self._fences: dict[str, dict[str, Fence]] = {}
+        self._fenced: dict[str, list[Capture]] | None = None
+        self._reports: dict[str, dict[str, InstanceReport]] = {}
+
+    # --- Instances ---
+
+    def held(self, app: str) -> list[Held]:
+        """Every instance of an application in any assignment, as drafted."""
+        found = self._held.get(app)
+        return list(self.state.held.get(app, ()) if found is None else found)
+
+    def instances(self, node: str) -> tuple[Instance, ...]:
+        """What a node should run, as drafted, by name."""
+        drafted = self._instances.get(node)
+        if drafted is not None:
+            return tuple(drafted[name] for name in sorted(drafted))
+        assignment = self.state.assignments.get(node)
+        return assignment.instances if assignment is not None else ()
+
+    def give(self, node: str, instance: Instance) -> None:
+        drafted = self._drafted(node)
+        assert instance.name not in drafted, f"{instance.name} is given to {node} twice"
+        drafted[instance.name] = instance
+        self._holders(instance.app).append(Held(node, instance))
+        self._shift(node, instance, 1)
+
+    def take(self, held: Held) -> None:
+        del self._drafted(held.node)[held.instance.name]
+        self._holders(held.instance.app).remove(held)
+        self._shift(held.node, held.instance, -1)
+        self.freed += 1
+
+    def changed_nodes(self) -> list[str]:
+        return sorted(self._instances.keys() | self._insisted.keys())
+
+    def insist(self, node: str, serial: int) -> None:
+        """The node's assignment must reach this serial: something waits for the node to answer for it."""
+        assignment = self.state.assignments.get(node)
+        if node in self.state.nodes and (assignment is None or assignment.serial < serial):
+            self._insisted[node] = max(serial, self._insisted.get(node, 0))
+
+    def is_insisted(self, node: str) -> bool:
+        return node in self._insisted
+
+    def reported(self, node: str, instance: Instance) -> InstanceReport | None:
+        """What a node last said of this very placement."""
+        if node not in self._reports:
+            report = self.state.observed.get(node)
+            self._reports[node] = {i.name: i for i in report.instances} if report is not None else {}
+        found = self._reports[node].get(instance.name)
+        return found if found is not None and found.epoch == instance.epoch else None
+
+    def serial(self, node: str) -> int:
+        """The serial of the assignment that this decision may write. Above whatever the node follows, also when the
+        decided table was restored from an older copy."""
+        assignment, report = self.state.assignments.get(node), self.state.observed.get(node)
+        newest = max(assignment.serial if assignment else 0, report.serial if report else 0)
+        return max(newest + 1, self._insisted.get(node, 0))
+
+    # --- Time ---
+
+    def silent_ms(self, node: str) -> int:
+        """How long a node has been silent, by everybody's ears."""
+        row = self.fleet.row_of.get(node)
+        if row is not None and self.fleet.fresh[row]:
+            return self.now - int(self.fleet.heard[row])
+        return self.now - self.ears.silent_since(node)
+
+    def unheard_ms(self, node: str) -> int:
+        """How long the hub itself has not heard a node: what leases run by."""
+        return self.now - heard_at(self.state, node)
+
+    def wake(self, at: int) -> None:
+        if at > self.now:
+            self.wakes.add(at)
+
+    # --- Releases and fences ---
+
+    def releases(self, app: str) -> list[Release]:
+        """Oldest first, as drafted."""
+        return list(self._releases.get(app, self.state.releases.get(app, ())))
+
+    def write_release(self, release: Release) -> None:
+        app = f"{release.namespace}/{release.application}"
+        self._decided[release_key(release.namespace, release.application, release.revision)] = release
+        self._releases[app] = [*self.releases(app), release]
+
+    def drop_release(self, release: Release) -> None:
+        app = f"{release.namespace}/{release.application}"
+        self._decided[release_key(release.namespace, release.application, release.revision)] = None
+        self._releases[app] = [r for r in self.releases(app) if r.revision != release.revision]
+
+    def fences(self, app: str) -> dict[str, Fence]:
+        """By `component/slot`, as drafted."""
+        return self._fences[app] if app in self._fences else dict(self.state.fences.get(app, {}))
+
+    def fence(self, app: str, component: str, slot: str) -> Fence | None:
+        rows = self._fences[app] if app in self._fences else self.state.fences.get(app)
+        return rows.get(f"{component}/{slot}") if rows else None
+
+    def write_fence(self, fence: Fence) -> None:
+        self._decided[fence_key(fence.namespace, fence.application, fence.component, fence.slot)] = fence
+        self._fence_rows(fence)[f"{fence.component}/{fence.slot}"] = fence
+
+    def drop_fence(self, fence: Fence) -> None:
+        self._decided[fence_key(fence.namespace, fence.application, fence.component, fence.slot)] = None
+        self._fence_rows(fence).pop(f"{fence.component}/{fence.slot}", None)
+
+    def fenced_captures(self, site: str) -> list[Capture]:
+        """What a site goes on storing for `never-twice` models that are between two holders."""
+        if self._fenced is None:
+            self._fenced = {}
+            for app in sorted(self.state.fences.keys() | self._fences.keys()):
+                releases = self.releases(app) if self.state.application(app) is not None else []
+                components = {r.component.name: r.component for r in releases[-1].components} if releases else {}
+                for _, fence in sorted(self.fences(app).items()):
+                    node, component = self.state.nodes.get(fence.node), components.get(fence.component)
+                    if node is None or component is None or component.model is None or fence.released_at is None:
+                        continue
+                    capture = Capture(
+                        consumer=f"{fence.namespace}_{fence.application}_{fence.component}",
+                        topics=tuple(dict.fromkeys(i.topic for i in component.inputs)),
+                        outputs=component.outputs,
+                    )
+                    self._fenced.setdefault(node.spec.site, []).append(capture)
+        return self._fenced.get(site, [])
+
+    def decided(self) -> list[Change]:
+        """The releases and fences that differ from what is decided already."""
+        return [Change("decided", key, row) for key, row in self._decided.items() if self.state.decided.get(key) != row]
+
+    def _fence_rows(self, fence: Fence) -> dict[str, Fence]:
+        app = f"{fence.namespace}/{fence.application}"
+        if app not in self._fences:
+            self._fences[app] = dict(self.state.fences.get(app, {}))
+        return self._fences[app]
+
+    def _drafted(self, node: str) -> dict[str, Instance]:
+        if node not in self._instances:
+            self._instances[node] = {i.name: i for i in self.instances(node)}
+        return self._instances[node]
+
+    def _holders(self, app: str) -> list[Held]:
+        if app not in self._held:
+            self._held[app] = list(self.state.held.get(app, ()))
+        return self._held[app]
+
+    def _shift(self, node: str, instance: Instance, count: int) -> None:
+        row = self.fleet.row_of.get(node)
+        if row is not None:
+            self.fleet.shift(row, int(instance.cpu_millis), int(instance.memory_bytes), count)

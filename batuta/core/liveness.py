@@ -1,0 +1,165 @@
+"""Liveness: how a node's link is, and how long it has really been silent. Ordered rules; the first that holds wins.
+
+A node is never declared lost for what the hub itself missed. Its silence counts from the latest of
+  - the last heartbeat, or, while this hub has not heard it yet, a grace after the hub began to listen;
+  - the return of its site: when all of a site was cut off, the slower nodes get as long as anybody else;
+  - the last instant at which a neighbour heard it: then it is cut from the hub, not dead.
+So one number, `silent_ms`, decides about failover, and one word, `link`, tells people.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+from batuta.core.observed import Sighting
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from batuta.core.state import State
+
+Link = Literal["online", "late", "offline", "never"]
+
+HEARTBEAT_MS = 1_000
+HEARTBEATS_A_SECOND_MAX = 1_000
+"""One hub hears no more; nodes of a larger fleet beat more slowly, and every patience below grows with it."""
+MISSED_MS = 2_000
+"""Two heartbeats missed: presence is broken, nothing new is placed there, and no failover is quicker than this."""
+LATE_MS = 3_000
+OFFLINE_MS = 10_000
+RECONNECT_MS = 10_000
+"""After its start a hub waits so long for nodes it has not heard yet: they have to find it first."""
+
+
+def every_ms(state: State) -> int:
+    """How often each node of this fleet beats."""
+    return max(HEARTBEAT_MS, HEARTBEAT_MS * len(state.nodes) // HEARTBEATS_A_SECOND_MAX)
+
+
+def missed_ms(state: State) -> int:
+    return MISSED_MS * every_ms(state) // HEARTBEAT_MS
+
+
+class Hearing(NamedTuple):
+    """What the rules of the link ask."""
+
+    reported: bool
+    sighted: bool
+    closed: bool
+    silent_ms: int
+    """As if hearts beat every second."""
+
+
+class LinkRule(NamedTuple):
+    word: Link
+    sentence: str
+    holds: Callable[[Hearing], bool]
+
+
+LINK_RULES: tuple[LinkRule, ...] = (
+    LinkRule("never", "it has not been heard since it was enrolled", lambda h: not h.sighted and not h.reported),
+    LinkRule("offline", "it has been silent for ten seconds", lambda h: h.silent_ms >= OFFLINE_MS),
+    LinkRule("late", "it has been silent for three seconds", lambda h: h.silent_ms >= LATE_MS),
+    LinkRule("late", "its link has closed", lambda h: h.closed),
+    LinkRule("late", "the hub has just started and waits to hear it", lambda h: not h.sighted),
+    LinkRule("online", "it was heard within three seconds", lambda _: True),
+)
+
+
+def link_rule(state: State, node: str, now: int) -> LinkRule:
+    """The rule that says how a node's link is."""
+    sighting = state.sightings.get(node)
+    hearing = Hearing(
+        reported=node in state.observed,
+        sighted=sighting is not None,
+        closed=sighting is not None and sighting.disconnected_at is not None,
+        silent_ms=(now - heard_at(state, node)) * HEARTBEAT_MS // every_ms(state),
+    )
+    return next(rule for rule in LINK_RULES if rule.holds(hearing))
+
+
+def link(state: State, node: str, now: int) -> Link:
+    return link_rule(state, node, now).word
+
+
+def heard_at(state: State, node: str) -> int:
+    """From when the hub's own ears count a node's silence."""
+    sighting = state.sightings.get(node)
+    if sighting is None:
+        return state.hub_since + RECONNECT_MS
+    return max(sighting.last_seen, state.hub_since)
+
+
+def silent_ms(state: State, node: str, now: int) -> int:
+    """How long a node has been silent, by everybody's ears; zero or less for one that is there."""
+    return now - Ears(state, now).silent_since(node)
+
+
+class Neighbour(NamedTuple):
+    """Who heard a node last, and when, on the hub's clock."""
+
+    name: str
+    at: int
+
+
+class Ears:
+    """Everybody's ears at one instant. What is asked of a site is found once."""
+
+    def __init__(self, state: State, now: int) -> None:
+        self.state = state
+        self.now = now
+        self._missed_ms = missed_ms(state)
+        self._returned: dict[str, int] = {}
+        self._neighbours: dict[str, dict[str, Neighbour]] = {}
+
+    def silent_since(self, node: str) -> int:
+        """From when a node's silence counts. What the hub itself heard of late needs no second opinion."""
+        since = heard_at(self.state, node)
+        resource = self.state.nodes.get(node)
+        if resource is None or self.now - since < self._missed_ms:
+            return since
+        neighbour = self.neighbour(node)
+        return max(since, self._site_returned(resource.spec.site), neighbour.at if neighbour else since)
+
+    def neighbour(self, node: str) -> Neighbour | None:
+        """Who at the site heard this node after the hub did."""
+        resource = self.state.nodes.get(node)
+        if resource is None:
+            return None
+        site = resource.spec.site
+        if site not in self._neighbours:
+            self._neighbours[site] = self._listen(site)
+        found = self._neighbours[site].get(node)
+        return found if found is not None and found.at > heard_at(self.state, node) else None
+
+    def _site_returned(self, site: str) -> int:
+        """Since when somebody at the site has been there without a break; long ago when nobody is."""
+        if site not in self._returned:
+            present = [
+                sighting.online_since
+                for name in self.state.nodes_of_site.get(site, ())
+                if (sighting := self.state.sightings.get(name)) is not None
+                and sighting.disconnected_at is None
+                and self.now - sighting.last_seen < self._missed_ms
+            ]
+            self._returned[site] = min(present, default=0)
+        return self._returned[site]
+
+    def _listen(self, site: str) -> dict[str, Neighbour]:
+        heard: dict[str, Neighbour] = {}
+        for name in self.state.nodes_of_site.get(site, ()):
+            sighting, report = self.state.sightings.get(name), self.state.observed.get(name)
+            if sighting is None or sighting.reported_at is None or report is None:
+                continue
+            for other, ago_ms in report.hears.items():
+                at = min(self.now, sighting.reported_at - max(0, ago_ms))
+                if other != name and (other not in heard or at > heard[other].at):
+                    heard[other] = Neighbour(name, at)
+        return heard
+
+
+def sighted(before: Sighting | None, now: int, gap_ms: int = MISSED_MS) -> Sighting:
+    """The Sighting after a heartbeat: a gap (`missed_ms` of the fleet) begins a new presence."""
+    if before is None or before.disconnected_at is not None or now - before.last_seen >= gap_ms:
+        return Sighting(last_seen=now, online_since=now, reported_at=before.reported_at if before else None)
+    return Sighting(last_seen=now, online_since=before.online_since, reported_at=before.reported_at)

@@ -1,0 +1,94 @@
+"""Never twice: one slot of a component of which two must never run. Taken away, surely gone, and only then given again.
+
+The Fence of a slot remembers its last placement for as long as the slot is wanted, so epochs only rise. Released, it is
+in force until its node says that nothing of it is left, or cannot hold the lease any more. Every step can be the last
+one before a crash: what the tables say then is either what it was, or finished from here.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from batuta.core.care import fence_of, lift
+from batuta.core.heal import is_gone
+from batuta.core.place import choose
+from batuta.core.wish import Wish
+
+if TYPE_CHECKING:
+    from batuta.core.care import Care, Holder
+    from batuta.core.decided import Fence
+    from batuta.core.wish import Slot
+
+
+def refill_never_twice(care: Care, slot: Slot, holders: list[Holder], *, may_replace: bool) -> bool:
+    """Fill one slot without ever letting two run; False when it has to be replaced and must wait for its turn."""
+    draft, ask, after_ms = care.draft, care.ask, care.ask.component.failover.after_ms
+    fence = draft.fence(ask.app, ask.component.name, slot.name)
+    if fence is not None and not any(_stands_for(fence, h) for h in holders):
+        # Given or taken by a commit that may have been cut short: whoever it names is waited for.
+        if fence.released_at is None:
+            fence = lift(draft, fence)
+        if not is_gone(fence, draft, after_ms):
+            care.notes.say_fenced(care.subject(slot), fence, after_ms)
+            care.take_turn(f"{fence.node} to say that {care.subject(slot)} is gone")
+            return True
+    if len(holders) > 1:
+        # Left over from a time when two did no harm: one after the other, each surely gone before the next.
+        care.take(holders[0].held, fenced=True)
+        care.say("may_be_alive", slot, f"{holders[0].node} is stopping it")
+        return True
+    if holders:
+        return _tend_holder(care, slot, holders[0], fence, may_replace=may_replace)
+    wish = Wish(ask, slot, before=care.fleet.row_of.get(fence.node) if fence is not None else None)
+    found = choose(wish, care.fleet)
+    if found is None:
+        care.say_unfilled(wish, None)
+    else:
+        care.give(slot, found, fence.epoch + 1 if fence is not None else 1)
+    return True
+
+
+def _tend_holder(care: Care, slot: Slot, holder: Holder, fence: Fence | None, *, may_replace: bool) -> bool:
+    draft, row = care.draft, care.row(holder)
+    if holder.verdict == "keep":
+        if holder.silent_ms >= care.missed_ms:
+            care.say_silent(slot, holder)
+        is_current = fence is not None and _stands_for(fence, holder) and fence.released_at is None
+        if not is_current:
+            draft.write_fence(fence_of(draft, holder.node, holder.instance))
+        return True
+    if holder.verdict == "wait":
+        care.say("may_be_alive", slot, f"{holder.node} silent for {holder.silent_ms // 1000} s")
+        return True
+    if row is None:
+        care.take(holder.held, fenced=True)
+        care.say("may_be_alive", slot, f"{holder.node} was removed")
+        return True
+    if holder.verdict == "replace":
+        if not may_replace:
+            return False
+        if care.waits_for:
+            care.say("replacing", slot, f"waits for {care.waits_for}")
+            return True
+    wish = Wish(care.ask, slot, before=row, own=(row,))
+    if holder.verdict == "lost":
+        found = choose(wish, care.fleet)
+        if found is None:
+            care.say_unfilled(wish, holder)
+        else:
+            epoch = max(holder.instance.epoch, fence.epoch if fence is not None else 0) + 1
+            care.take(holder.held)
+            care.give(slot, found, epoch)
+        return True
+    # Replaced or moved: taken away only when there will be a place for it.
+    if care.choose_without(wish, holder) is None:
+        care.say_unfilled(wish, holder)
+    else:
+        care.take(holder.held, fenced=True)
+        care.take_turn(f"{holder.node} to say that {care.subject(slot)} is gone")
+        care.say("may_be_alive", slot, f"{holder.node} is stopping it")
+    return True
+
+
+def _stands_for(fence: Fence, holder: Holder) -> bool:
+    return (fence.node, fence.epoch) == (holder.node, holder.instance.epoch)

@@ -1,0 +1,93 @@
+"""Refill: one slot of a component of which two may run at once. New before old, and one replica at a time."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from batuta.core.place import choose
+from batuta.core.wish import Wish
+
+if TYPE_CHECKING:
+    from batuta.core.care import Care, Holder
+    from batuta.core.wish import Slot
+
+
+def refill(care: Care, slot: Slot, holders: list[Holder], *, may_replace: bool) -> bool:
+    """Fill one slot; False when it has to be replaced and must wait for its turn."""
+    draft, ask = care.draft, care.ask
+    fence = draft.fence(ask.app, ask.component.name, slot.name)
+    if fence is not None:
+        # It used to be never-twice; by what people say now, running twice does no harm.
+        draft.drop_fence(fence)
+    left = [h for h in holders if not _is_done_with(care, h)]
+    for done in holders if not may_replace else ():
+        if _is_done_with(care, done):
+            care.take(done.held)
+    serving = [h for h in left if h.verdict == "keep" and h.instance.revision == ask.revision]
+    if serving:
+        _keep(care, slot, serving[-1], left)
+        return True
+    late = next((h for h in left if h.verdict == "keep"), None)
+    if late is not None:
+        care.say_silent(slot, late)
+        return True
+    before = _predecessor(left)
+    if before is not None and before.verdict == "replace":
+        if not may_replace:
+            return False
+        if care.waits_for:
+            care.say("replacing", slot, f"waits for {care.waits_for}")
+            return True
+    _fill(care, slot, before, left)
+    return True
+
+
+def _is_done_with(care: Care, holder: Holder) -> bool:
+    return holder.verdict == "stop" or (holder.verdict == "lost" and holder.node not in care.draft.state.nodes)
+
+
+def _keep(care: Care, slot: Slot, best: Holder, left: list[Holder]) -> None:
+    """The slot has a holder that may stay. Others are on their way out: when it is ready, or when they are lost."""
+    if best.silent_ms >= care.missed_ms:
+        care.say_silent(slot, best)
+    for other in left:
+        if other is best:
+            continue
+        if other.verdict == "lost":
+            care.take(other.held)
+        else:
+            code = "moving" if other.verdict == "move" else "replacing"
+            care.say(code, slot, f"{other.node}: until {best.instance.name} on {best.node} is ready")
+
+
+def _predecessor(left: list[Holder]) -> Holder | None:
+    """Whom the new holder follows: one that is there rather than lost, one that works rather than not, the newest."""
+    return max(left, key=lambda h: (h.verdict != "lost", h.ready, h.instance.epoch), default=None)
+
+
+def _fill(care: Care, slot: Slot, before: Holder | None, left: list[Holder]) -> None:
+    ask, fleet = care.ask, care.fleet
+    if before is None and slot.is_free and ask.turned_away:
+        # Another slot, with nothing to set it apart, was turned away everywhere: so would this one be.
+        care.say("nothing_fits", slot, ask.turned_away)
+        return
+    rows = tuple(row for h in left if (row := care.row(h)) is not None)
+    row_before = care.row(before) if before is not None else None
+    wish = Wish(ask, slot, before=row_before, own=rows, shun=row_before if ask.claims_port else None)
+    found = choose(wish, fleet)
+    keeps = before if before is not None and before.verdict in ("replace", "move") else None
+    if found is None and keeps is not None and keeps.verdict == "replace":
+        found = care.choose_without(wish._replace(shun=None), keeps)
+        if found is not None:
+            care.say("making_room", slot, keeps.node)
+            keeps = None
+    elif found is not None and keeps is not None:
+        code = "replacing" if keeps.verdict == "replace" else "moving"
+        care.say(code, slot, f"{keeps.node}: until the new one on {fleet.names[found.row]} is ready")
+    if found is None:
+        care.say_unfilled(wish, before)
+        return
+    for holder in left:
+        if holder is not keeps:
+            care.take(holder.held)
+    care.give(slot, found, 1 + max((h.instance.epoch for h in left), default=0))

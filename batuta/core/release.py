@@ -1,0 +1,112 @@
+"""Release: an application with its references resolved, as an immutable revision.
+
+A new revision is made only when the resolved content differs from the newest one. Each component remembers the revision
+in which *what runs* last changed: how many there are and where they may be is not what runs, so scaling an application
+or adding a variant to a model restarts nothing. What cannot be resolved is a Reason, and the previous release keeps
+running: the order in which documents are applied must not matter.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import msgspec
+
+from batuta.core.decided import Release, Released, VersionChoice
+from batuta.core.reasons import Reason
+from batuta.kinds.application import Failover, Placement, Replicas
+
+if TYPE_CHECKING:
+    from batuta.core.draft import Draft
+    from batuta.core.state import State
+    from batuta.kinds.application import Component
+
+RELEASES_KEPT = 10
+
+
+class Resolved(NamedTuple):
+    """The release to follow, if any, and why it is not the one that people wrote."""
+
+    release: Release | None
+    reasons: tuple[Reason, ...] = ()
+
+
+def release(draft: Draft, app: str) -> Resolved:
+    """The newest release of an application, made now if what is declared asks for one."""
+    application = draft.state.application(app)
+    known = draft.releases(app)
+    if application is None:
+        for old in known:
+            draft.drop_release(old)
+        return Resolved(None)
+    newest = known[-1] if known else None
+    namespace, name = app.split("/")
+    resolved: list[tuple[Component, VersionChoice | None]] = []
+    reasons: list[Reason] = []
+    for component in application.spec.components:
+        version = resolve(draft.state, namespace, component)
+        if isinstance(version, Reason):
+            reasons.append(version)
+        else:
+            resolved.append((component, version))
+    if reasons:
+        return Resolved(newest, tuple(reasons))
+    if newest is not None and resolved == [(r.component, r.version) for r in newest.components]:
+        return Resolved(newest)
+    revision = newest.revision + 1 if newest is not None else 1
+    before = {r.component.name: r for r in newest.components} if newest is not None else {}
+    components = []
+    for component, version in resolved:
+        earlier = before.get(component.name)
+        same = earlier is not None and runs_the_same(earlier, component, version)
+        kept = earlier.revision if earlier is not None and same else revision
+        components.append(Released(component=component, revision=kept, version=version))
+    made = Release(namespace=namespace, application=name, revision=revision, components=tuple(components), at=draft.now)
+    draft.write_release(made)
+    for old_release in known[: max(0, len(known) + 1 - RELEASES_KEPT)]:
+        draft.drop_release(old_release)
+    return Resolved(made)
+
+
+def resolve(state: State, namespace: str, component: Component) -> VersionChoice | Reason | None:
+    """The model version that a component names, with all its variants; None for a component without a model."""
+    use = component.model
+    if use is None:
+        return None
+    model = state.model(namespace, use.name)
+    if model is None:
+        return Reason(code="model_missing", subject=f"component/{component.name}", detail=f"{namespace}/{use.name}")
+    version = next((v for v in model.spec.versions if v.version == use.version), None)
+    if version is None or not version.variants:
+        known = ", ".join(v.version for v in model.spec.versions) or "none"
+        detail = f"{use.name} {use.version}; there is: {known}"
+        return Reason(code="version_missing", subject=f"component/{component.name}", detail=detail)
+    return VersionChoice(
+        name=use.name, version=version.version, variants=version.variants,
+        signature=version.signature, labels=version.labels,
+    )  # fmt: skip
+
+
+def runs_the_same(old: Released, component: Component, version: VersionChoice | None) -> bool:
+    """Would instances of the old release do exactly what the new one asks? Then they are left alone."""
+    if _what_runs(old.component) != _what_runs(component):
+        return False
+    if old.version is None or version is None:
+        return old.version is version
+    before, after = old.version, version
+    if (before.name, before.version, before.signature, before.labels) != (
+        after.name,
+        after.version,
+        after.signature,
+        after.labels,
+    ):
+        return False
+    files = {(v.name, v.format, v.digest) for v in after.variants}
+    return all((v.name, v.format, v.digest) in files for v in before.variants)
+
+
+def _what_runs(component: Component) -> Component:
+    """The component without what only says how many, where and how patiently."""
+    return msgspec.structs.replace(
+        component, replicas=Replicas(count=1), placement=Placement(), failover=Failover(), slo=None
+    )

@@ -1,0 +1,147 @@
+"""Tend: bring one application from what is held to what is wished. Verdicts first, then deeds, slot by slot.
+
+A change is carried out new before old, one replica of a component at a time, each ready before the next is touched, so
+that a bad version never takes them all (`core.refill`). Where both do not fit, the old one goes first. A `never-twice`
+slot is the other way round: taken away, surely gone, and only then given again (`core.never_twice`).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from batuta.core import heal
+from batuta.core.care import Care, Holder, Notes, counted, fence_of, lift
+from batuta.core.never_twice import refill_never_twice
+from batuta.core.place import refusals
+from batuta.core.refill import refill
+from batuta.core.release import release
+from batuta.core.wish import Ask, Slot, Wish, slots_of
+
+if TYPE_CHECKING:
+    from batuta.core.draft import Draft
+    from batuta.core.reasons import Reason
+    from batuta.core.state import Held
+
+
+class Tended(NamedTuple):
+    """What came of one application."""
+
+    reasons: tuple[Reason, ...]
+    """What is not as wished, and why."""
+    unmet: bool
+    """Somebody was turned away who might fit once room is freed."""
+    pending: bool
+    """Not at rest: look again when anything changes."""
+
+
+def tend(draft: Draft, app: str) -> Tended:
+    """Everything that one application needs now."""
+    resolved = release(draft, app)
+    notes = Notes(draft)
+    notes.reasons += resolved.reasons
+    notes.pending = bool(resolved.reasons)
+    held_by: dict[str, list[Held]] = {}
+    for held in draft.held(app):
+        held_by.setdefault(held.instance.component, []).append(held)
+    wanted: set[str] = set()
+    for released in resolved.release.components if resolved.release is not None else ():
+        ask = Ask(app, released, draft.fleet)
+        wanted |= _tend_component(Care(notes, ask), held_by.pop(released.component.name, []))
+    for component in sorted(held_by):
+        for held in held_by[component]:
+            _retire(draft, held)
+    _settle_fences(notes, app, wanted)
+    return Tended(tuple(notes.reasons), notes.unmet, notes.pending)
+
+
+def _tend_component(care: Care, held: list[Held]) -> set[str]:
+    """Returns the slots, as `component/slot`, whose fences are looked after."""
+    ask, fleet = care.ask, care.fleet
+    rows = [row for h in held if (row := fleet.row_of.get(h.node)) is not None]
+    for row in rows:
+        ask.here[row] += 1
+    slots = slots_of(ask, rows)
+    if not slots and ask.component.replicas.count is None:
+        _say_nowhere(care)
+    held_by: dict[str, list[Held]] = {slot.name: [] for slot in slots}
+    for h in held:
+        if h.instance.slot in held_by:
+            held_by[h.instance.slot].append(h)
+        else:
+            care.take(h, fenced=h.instance.lease_ms is not None)
+    judged = [(slot, judge_slot(care.draft, ask, slot, held_by[slot.name])) for slot in slots]
+    care.waits_for = _unready(ask, judged)
+    fill = refill_never_twice if ask.never_twice else refill
+    later = [entry for entry in judged if not fill(care, *entry, may_replace=False)]
+    # Those that do not work anyway cost nothing to replace: they go first, and a repaired version reaches them.
+    for entry in sorted(later, key=lambda entry: any(h.ready for h in entry[1])):
+        fill(care, *entry, may_replace=True)
+    return {f"{ask.component.name}/{slot.name}" for slot in slots} if ask.never_twice else set()
+
+
+def _unready(ask: Ask, judged: list[tuple[Slot, list[Holder]]]) -> str:
+    """The first replica of the present revision that is not ready: nobody is replaced before it is."""
+    for _, holders in judged:
+        for holder in holders:
+            if holder.verdict == "keep" and holder.instance.revision == ask.revision and not holder.ready:
+                return f"{holder.instance.name} on {holder.node}"
+    return ""
+
+
+def judge_slot(draft: Draft, ask: Ask, slot: Slot, held: list[Held]) -> list[Holder]:
+    """The holders of one slot, oldest placement first, each with the rule that applies to it."""
+    if not held:
+        return []
+    fleet, stays = draft.fleet, ask.stays()
+    after_ms = max(int(ask.component.failover.after_ms), draft.missed_ms)
+    judged: list[Holder] = []
+    superseded = False
+    for h in sorted(held, key=lambda h: (-h.instance.epoch, h.node)):
+        row = fleet.row_of.get(h.node)
+        silent_ms = draft.silent_ms(h.node)
+        lease_ms = h.instance.lease_ms if h.instance.lease_ms is not None else heal.UNLEASED_MS
+        grace_ms = heal.grace_ms(lease_ms) if ask.never_twice else 0
+        elsewhere = row is not None and slot.site is not None and fleet.site_names[fleet.site[row]] != slot.site
+        case = heal.Case(
+            removed=row is None, wanted=True, superseded=superseded, silent_ms=silent_ms, missed_ms=draft.missed_ms,
+            after_ms=after_ms, grace_ms=grace_ms, old=h.instance.revision != ask.revision,
+            forbidden=row is None or elsewhere or not stays[row],
+        )  # fmt: skip
+        report = draft.reported(h.node, h.instance)
+        ready = row is not None and silent_ms < after_ms and report is not None and report.phase == "ready"
+        superseded = superseded or ready
+        judged.append(Holder(h, heal.judge(case), ready, silent_ms))
+        if row is not None and silent_ms >= draft.missed_ms:
+            draft.wake(draft.now - silent_ms + after_ms)
+            draft.wake(draft.now - silent_ms + after_ms + grace_ms)
+    return judged[::-1]
+
+
+def _say_nowhere(care: Care) -> None:
+    """A component that follows the fleet, and nowhere to follow it to."""
+    subject = f"component/{care.ask.component.name}"
+    if care.fleet.row_of:
+        turned_away = refusals(Wish(care.ask, Slot("-")), care.fleet)
+        care.notes.say("nothing_fits", subject, counted(turned_away))
+    else:
+        care.notes.say("no_node" if care.ask.component.replicas.every_node else "no_site", subject)
+
+
+def _retire(draft: Draft, held: Held) -> None:
+    """Nobody wants its component any more; a leased one leaves its fence until it is surely gone."""
+    if held.instance.lease_ms is not None:
+        draft.write_fence(fence_of(draft, held.node, held.instance, released_at=draft.now))
+    draft.take(held)
+
+
+def _settle_fences(notes: Notes, app: str, wanted: set[str]) -> None:
+    """Fences of slots that nobody wants any more go when what they stand for is surely gone."""
+    draft = notes.draft
+    for name, fence in sorted(draft.fences(app).items()):
+        if name in wanted:
+            continue
+        left = fence if fence.released_at is not None else lift(draft, fence)
+        if heal.is_gone(left, draft, 0):
+            draft.drop_fence(left)
+        else:
+            notes.say_fenced(f"component/{name}", left, 0)

@@ -1,0 +1,125 @@
+"""Touched: which subjects a change can matter to. A superset is fine, a subset never: a law proves it.
+
+What only makes a wish possible (room, a node that came back) needs nothing here: whoever wishes for more is `pending`
+and is decided anyway. What remains is what can disturb something at rest.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from batuta.core.decide import APPLICATION, SITE
+from batuta.core.decided import Assignment, Fence, Release
+from batuta.core.liveness import heard_at, missed_ms
+from batuta.kinds.application import Application
+from batuta.kinds.base import DEFAULT_NAMESPACE
+from batuta.kinds.model import Model
+from batuta.kinds.node import Node
+from batuta.kinds.site import Site
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from typing import Any
+
+    from batuta.core.observed import Report
+    from batuta.core.state import State
+
+
+def touched(before: State, after: State, was: int, now: int) -> frozenset[str]:
+    """The subjects whose decision can differ between `before` at `was` and `after` at `now`."""
+    if before.hub_since != after.hub_since or now < was:
+        return everything(before) | everything(after)
+    return frozenset(_touched(before, after, now))
+
+
+def everything(state: State) -> frozenset[str]:
+    sites = state.nodes_of_site.keys() | {a.site for a in state.assignments.values()}
+    return frozenset({APPLICATION + app for app in state.applications()} | {SITE + site for site in sites})
+
+
+def _touched(before: State, after: State, now: int) -> Iterator[str]:
+    for old, new in _differences(before.desired, after.desired):
+        yield from _by_resource(before, after, old, new)
+    if before.watched != after.watched:
+        yield from (SITE + site for site in after.nodes_of_site)
+    for old, new in _differences(before.decided, after.decided):
+        for row in (old, new):
+            if isinstance(row, Assignment):
+                yield from (APPLICATION + i.app for i in row.instances)
+                yield SITE + row.site
+            elif isinstance(row, (Release, Fence)):
+                yield f"{APPLICATION}{row.namespace}/{row.application}"
+    for old, new in _differences(before.observed, after.observed):
+        yield from _by_report(after, old, new)
+    yield from _by_silence(after, now)
+
+
+def _by_resource(before: State, after: State, old: Any, new: Any) -> Iterator[str]:
+    for resource, state in ((old, before), (new, after)):
+        if isinstance(resource, Application):
+            yield f"{APPLICATION}{resource.ref.namespace}/{resource.ref.name}"
+        elif isinstance(resource, Model):
+            key = f"{resource.metadata.namespace or DEFAULT_NAMESPACE}/{resource.metadata.name}"
+            yield from (APPLICATION + app for app in state.users_of_model.get(key, ()))
+        elif isinstance(resource, Node):
+            yield SITE + resource.spec.site
+            yield from _on(after, resource.metadata.name)
+            yield from _wide(after)
+        elif isinstance(resource, Site):
+            # Conditions may ask of a node's site.
+            for node in state.nodes_of_site.get(resource.metadata.name, ()):
+                yield from _on(after, node)
+            yield from _wide(after)
+
+
+def _by_report(after: State, old: Report | None, new: Report | None) -> Iterator[str]:
+    some = new if new is not None else old
+    node = some.node if some is not None else ""
+    resource = after.nodes.get(node)
+    if resource is None:
+        return
+    assignment = after.assignments.get(node)
+    is_ahead = new is not None and assignment is not None and new.serial > assignment.serial
+    if old is None or new is None or old.address != new.address or is_ahead:
+        yield SITE + resource.spec.site
+    if old is None or new is None or old.inventory != new.inventory or _vitals(old) != _vitals(new):
+        yield from _on(after, node)
+        yield from _wide(after)
+    elif old.instances != new.instances or old.serial != new.serial:
+        yield from _on(after, node)
+
+
+def _vitals(report: Report) -> tuple[float | None, float | None]:
+    """What conditions may ask."""
+    return report.vitals.temperature_c, report.vitals.battery_percent
+
+
+def _by_silence(after: State, now: int) -> Iterator[str]:
+    """Whatever is held by a node that misses heartbeats: time alone can change its verdict."""
+    patience_ms = missed_ms(after)
+    for node, assignment in after.assignments.items():
+        if assignment.instances and now - heard_at(after, node) >= patience_ms:
+            yield from (APPLICATION + i.app for i in assignment.instances)
+
+
+def _on(state: State, node: str) -> Iterator[str]:
+    assignment = state.assignments.get(node)
+    if assignment is not None:
+        yield from (APPLICATION + instance.app for instance in assignment.instances)
+
+
+def _wide(state: State) -> Iterator[str]:
+    yield from (APPLICATION + app for app in state.wide)
+
+
+def _differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[tuple[Any, Any]]:
+    """The rows that are not the same, as before and after."""
+    if before is after:
+        return
+    for key, new in after.items():
+        old = before.get(key)
+        if old is not new and old != new:
+            yield old, new
+    for key, old in before.items():
+        if key not in after:
+            yield old, None
