@@ -202,18 +202,20 @@ class Client:
         query = {"labelSelector": selector, "fieldSelector": f"metadata.name={name}" if name else ""}
         known: dict[tuple[str, str], Found[R]] = {}
         version: str | None = None
-        heard_at, pause_s = time.monotonic(), PAUSE_S
+        # A hub that was never there is an error at once; patience is for one that goes away.
+        heard_at, pause_s = float("-inf"), PAUSE_S
         while until is None or time.monotonic() < until:
             try:
                 if version is None:
                     everything, version = self._list(kind, path, query)
+                    heard_at = time.monotonic()
                     yield from _difference(known, everything)
-                heard_at = time.monotonic()
                 for type_, document in self._changes(path, {**query, "resourceVersion": version}, until):
                     heard_at, pause_s = time.monotonic(), PAUSE_S
                     version = str(document.get("metadata", {}).get("resourceVersion") or version)
                     if type_ != "BOOKMARK":
                         yield from _told(known, type_, _found(kind, document))
+                heard_at = time.monotonic()
             except Stale:  # The hub has forgotten that version: read everything again.
                 version = None
             except FabricUnavailable:
