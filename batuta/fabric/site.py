@@ -109,7 +109,11 @@ class Source:
 
     @property
     def next_subject(self) -> str:
-        """Where a worker asks for work."""
+        """Where a worker asks for work, with an inbox of its own.
+
+        What comes there bears the subject it was kept under, so a client that tells answers apart by subject, as the
+        request call of nats-py does, would not know it.
+        """
         return self.api("CONSUMER.MSG.NEXT")
 
 
@@ -180,7 +184,7 @@ def result_id(ingest: str, component: str, sequence: int, output: int = 0) -> st
 
 
 def is_live_only(headers: Mapping[str, str] | None) -> bool:
-    """Whether a message heard live is kept nowhere: QoS 0 from a device, or plain NATS. Others come through a source."""
+    """Whether a message heard live is kept nowhere: QoS 0 from a device, or plain NATS. Others come by a source too."""
     return (headers or {}).get(QOS_HEADER, "0") == "0" and "Nats-Stream" not in (headers or {})
 
 
