@@ -27,7 +27,7 @@ class Bell:
             return
         waits: list[asyncio.Task[Any]] = [asyncio.create_task(self._event.wait())]
         if until is not None:
-            waits.append(asyncio.create_task(clock.sleep_until(until)))  # type: ignore[arg-type]
+            waits.append(asyncio.create_task(clock.sleep_until(until)))
         try:
             await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
         finally:

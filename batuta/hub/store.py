@@ -59,15 +59,13 @@ class Store:
             asyncio.create_task(self._follow(name, event), name=f"follow {name}")
             for name, event in zip(self._tables, ready, strict=True)
         ]
-        first = [asyncio.create_task(event.wait()) for event in ready]
+        known = asyncio.ensure_future(asyncio.gather(*(event.wait() for event in ready)))
         try:
-            done, _ = await asyncio.wait([*first, *self._watches], return_when=asyncio.FIRST_EXCEPTION)
-            for task in done.intersection(self._watches):
+            done, _ = await asyncio.wait((known, *self._watches), return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
                 task.result()
-            await asyncio.gather(*first)
         finally:
-            for task in first:
-                task.cancel()
+            known.cancel()
 
     async def close(self) -> None:
         for watch in self._watches:

@@ -1,0 +1,178 @@
+"""The hub over the memory fabric: what it decides, what it hears, what it survives."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from batuta.core.observed import InstanceReport
+from batuta.fabric import identity, subjects
+from batuta.fabric.memory import MemoryBroker
+from batuta.kinds import manifest
+from tests.hub.hubs import PROCESS_APP, Voice, join, running
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from batuta.hub.hub import Hub
+
+
+async def until(hub: Hub, holds: Callable[[], Any]) -> Any:
+    """What `holds` returns as soon as it is true; looked at after every turn of the loop."""
+    async with asyncio.timeout(5):
+        while True:
+            rings = hub.loop.turned.rings
+            if found := holds():
+                return found
+            await hub.loop.turned.wait(rings, hub.clock, hub.clock.now() + 50)
+
+
+async def declare(hub: Hub, name: str) -> None:
+    await hub.declarations.apply(manifest.parse(PROCESS_APP.replace("NAME", name)))
+
+
+async def test_an_application_becomes_an_assignment(tmp_path: Path) -> None:
+    broker = MemoryBroker()
+    async with running(tmp_path, broker) as hub:
+        await join(hub, "pi-1")
+        voice = Voice(broker, "pi-1")
+        await voice.beat()
+        await voice.report()
+        await declare(hub, "one")
+        assignment = await until(hub, lambda: (a := hub.loop.state.assignments.get("pi-1")) and a.instances and a)
+        assert [i.name for i in assignment.instances] == ["default/one/run-1-0"]
+        answer = await voice.beat()
+        assert answer == {"serial": assignment.serial, "everyMs": 1000, "hubEpoch": 1}
+        row = await broker.connect_node("pi-1").table("decided").get(subjects.assignment_key("pi-1"))
+        assert row is not None
+        assert b'"default/' not in (row.value or b"")
+        assert hub.counters["incremental_differences"] == 0
+
+
+async def test_a_restarted_hub_decides_nothing_anew(tmp_path: Path) -> None:
+    broker = MemoryBroker()
+    async with running(tmp_path, broker) as hub:
+        await join(hub, "pi-1")
+        voice = Voice(broker, "pi-1")
+        await voice.beat()
+        await voice.report()
+        await declare(hub, "one")
+        assignment = await until(hub, lambda: (a := hub.loop.state.assignments.get("pi-1")) and a.instances and a)
+        name = assignment.instances[0].name
+        await voice.report(
+            serial=assignment.serial, instances=(InstanceReport(name=name, epoch=1, phase="ready", since=0),)
+        )
+        before = {k: r for k, r in broker.rows("decided").rows.items() if k != "hub.epoch"}
+    async with running(tmp_path, broker) as hub:
+        await until(hub, lambda: hub.counters["passes_full"])
+        await voice.beat()
+        await voice.report(
+            serial=assignment.serial, instances=(InstanceReport(name=name, epoch=1, phase="ready", since=0),)
+        )
+        turns = hub.loop.turned.rings
+        await until(hub, lambda: hub.loop.turned.rings > turns + 1)
+        assert {k: r for k, r in broker.rows("decided").rows.items() if k != "hub.epoch"} == before
+        assert hub.counters["decisions"] == 0
+        assert hub.store.epoch == 2
+
+
+async def test_an_idle_hub_sleeps(tmp_path: Path) -> None:
+    async with running(tmp_path) as hub:
+        await until(hub, lambda: hub.counters["passes_full"])
+        turns = hub.loop.turned.rings
+        await asyncio.sleep(0.5)
+        assert hub.loop.turned.rings - turns <= 1
+
+
+async def test_a_report_that_cannot_be_read_is_counted_and_said(tmp_path: Path) -> None:
+    broker = MemoryBroker()
+    async with running(tmp_path, broker) as hub:
+        await join(hub, "pi-1")
+        await broker.connect_node("pi-1").table("observed").put(subjects.report_key("pi-1"), b'{"node": 7}')
+        await until(hub, lambda: "pi-1" in hub.store.garbled)
+        assert hub.store.garbled["pi-1"].code == "report_garbled"
+        assert hub.counters["rows_garbled"] == 1
+        await Voice(broker, "pi-1").report()
+        await until(hub, lambda: not hub.store.garbled)
+        await broker.connect_node("pi-1").table("observed").put(subjects.report_key("pi-1"), b" " * (2 << 20))
+        await until(hub, lambda: "pi-1" in hub.store.garbled)
+
+
+async def test_a_node_cannot_report_for_another(tmp_path: Path) -> None:
+    broker = MemoryBroker()
+    async with running(tmp_path, broker) as hub:
+        await join(hub, "pi-1")
+        await join(hub, "pi-2")
+        voice = Voice(broker, "pi-1")
+        body = msgspec.json.encode({"node": "pi-2", "boot": "b", "sequence": 1, "at": 0})
+        await voice.fabric.table("observed").put(subjects.report_key("pi-1"), body)
+        await until(hub, lambda: "pi-1" in hub.store.garbled)
+        assert "pi-2" not in hub.loop.state.observed
+
+
+async def test_heartbeats_of_strangers_and_nonsense_are_counted(tmp_path: Path) -> None:
+    broker = MemoryBroker()
+    async with running(tmp_path, broker) as hub:
+        stranger = broker.connect_node("stranger")
+        await stranger.publish(subjects.alive("stranger"), b"{}")
+        await join(hub, "pi-1")
+        node = broker.connect_node("pi-1")
+        await node.publish(subjects.alive("pi-1"), b"[" * 10)
+        await until(hub, lambda: hub.counters["heartbeats_refused"] == 2)
+        assert not hub.loop.state.sightings
+
+
+async def test_large_fleets_beat_more_slowly(tmp_path: Path) -> None:
+    async with running(tmp_path) as hub:
+
+        class Fleet:
+            nodes = dict.fromkeys(range(5_000))
+
+        hub.sightings._state = lambda: Fleet  # type: ignore[assignment,return-value]
+        assert hub.sightings.every_ms() == 5_000
+
+
+async def test_nodes_get_artifacts_in_pieces(tmp_path: Path) -> None:
+    broker = MemoryBroker()
+    async with running(tmp_path, broker) as hub:
+        await join(hub, "pi-1")
+        voice = Voice(broker, "pi-1")
+        data = bytes(range(256)) * 4096
+        digest = f"sha256:{hashlib.sha256(data).hexdigest()}"
+
+        async def chunks() -> Any:
+            yield data
+
+        await hub.artifacts.put(digest, chunks())
+        got = b""
+        while len(got) < len(data):
+            answer = await voice.ask("artifact", {"digest": digest, "offset": len(got), "length": 10**9})
+            head, _, piece = answer.partition(b"\n")
+            assert msgspec.json.decode(head) == {"size": len(data)}
+            assert 0 < len(piece) <= 512 * 1024
+            got += piece
+        assert got == data
+        missing = await voice.ask("artifact", {"digest": "sha256:" + "0" * 64})
+        assert msgspec.json.decode(missing)["error"] == "artifact_missing"
+        outside = await voice.ask("artifact", {"digest": "../../admin.token"})
+        assert msgspec.json.decode(outside)["error"] == "digest_malformed"
+
+
+async def test_a_node_renews_with_the_key_it_joined_with(tmp_path: Path) -> None:
+    broker = MemoryBroker()
+    async with running(tmp_path, broker) as hub:
+        key = identity.make_key()
+        first = await join(hub, "pi-1", key=key)
+        voice = Voice(broker, "pi-1")
+        again = msgspec.json.decode(await voice.ask("renew", {"request": identity.make_request(key, "pi-1")}))
+        identity.check_chain(again["chain"], first.root, hub.clock.now())
+        other = identity.make_request(identity.make_key(), "pi-1")
+        assert msgspec.json.decode(await voice.ask("renew", {"request": other}))["error"] == "name_taken"
+        stranger = Voice(broker, "pi-2")
+        assert msgspec.json.decode(await stranger.ask("renew", {"request": other}))["error"] == "node_removed"
+        assert msgspec.json.decode(await voice.ask("nonsense", {}))["error"] == "verb_unknown"
+        assert hub.counters["asks_refused"] == 3
