@@ -1,10 +1,61 @@
-"""`batuta describe`."""
+"""`batuta describe`: all that is known of one thing, for people."""
 
 from __future__ import annotations
 
+import time
+from typing import TYPE_CHECKING
+
 import click
+
+from batuta.cli.options import namespace_option, split_reference, talks_to_hub, the_kind
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from batuta.client import Client, Found
+    from batuta.kinds.base import Resource
 
 
 @click.command()
-def describe() -> None:
-    """Describe?"""
+@click.argument("kind")
+@click.argument("name", required=False)
+@namespace_option
+@talks_to_hub
+def describe(hub: Client, kind: str, name: str | None, *, namespace: str) -> None:
+    """All that is known of one thing: what was declared, what is so, and why.
+
+    \b
+    batuta describe node pi-4
+    batuta describe application meter-reader
+    """
+    kind, name = split_reference(kind, name)
+    meant = the_kind(kind)
+    if name is None:
+        raise click.UsageError("which one? Give its NAME; `batuta get` lists them")
+    found = hub.get(meant, name, namespace=namespace)
+    for line in described(meant, found, time.time() * 1000):
+        click.echo(line)
+
+
+def described(kind: type[Resource], found: Found[Resource], now_ms: float) -> Iterator[str]:
+    """Who it is, how it is, what was asked for."""
+    from batuta.cli.outline import outline
+    from batuta.cli.rows import instant_ms
+    from batuta.cli.text import age, cell, painted
+    from batuta.kinds.manifest import to_document
+
+    metadata = found.resource.metadata
+    yield painted(f"{kind.__name__} {metadata.name}", "strong")
+    born_ms = instant_ms(metadata.creation_timestamp)
+    facts = {
+        "namespace": metadata.namespace if kind.namespaced else None,
+        "labels": cell(metadata.labels, wide=True) if metadata.labels else None,
+        "created": f"{age(born_ms, now_ms)} ago" if born_ms is not None else None,
+        "generation": metadata.generation,
+    }
+    yield from outline({k: v for k, v in facts.items() if v is not None}, now_ms, indent=2)
+    if found.status:
+        yield "status"
+        yield from outline(found.status, now_ms, indent=2)
+    yield "spec"
+    yield from outline(to_document(found.resource).get("spec") or {}, now_ms, indent=2)
