@@ -10,7 +10,7 @@ from starlette.routing import Route
 
 from batuta.errors import NotFound, Refused, Stale
 from batuta.kinds import KINDS, manifest
-from batuta.kinds.base import API_VERSION, DEFAULT_NAMESPACE, Problem, Ref
+from batuta.kinds.base import API_VERSION, Problem, Ref
 from batuta.web.answers import Wrong, raw, said
 from batuta.web.bodies import body_of, json_of
 from batuta.web.selectors import selector
@@ -238,7 +238,7 @@ def _page(rows: list[Row], limit: str, after: str) -> tuple[list[Row], dict[str,
     """Up to `limit` rows after the key that the last page ended with."""
     if after:
         try:
-            key = base64.urlsafe_b64decode(after.encode()).decode()
+            key = base64.b64decode(after.encode(), altchars=b"-_", validate=True).decode()
         except ValueError:
             raise Wrong(400, "this continue token was not given out by this hub") from None
         rows = [row for row in rows if row.ref.key > key]
@@ -255,7 +255,3 @@ def _page(rows: list[Row], limit: str, after: str) -> tuple[list[Row], dict[str,
 
 def _no_such(kind: type[Resource], name: str) -> NotFound:
     return NotFound(f"{kind.plural} {name[:80]!r} not found", next_step=f"batuta get {kind.plural}")
-
-
-def namespace_or_default(namespace: str) -> str:
-    return namespace or DEFAULT_NAMESPACE

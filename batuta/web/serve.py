@@ -28,6 +28,7 @@ from batuta.web.app import doors
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
     from starlette.types import ASGIApp
 
     from batuta.hub.run import Run
