@@ -413,9 +413,8 @@ class Broker:
             self._child.poll()
 
     def is_running(self) -> bool:
-        if self._child is not None:
-            return self._child.poll() is None
-        return bool(self._pid) and self._adopt()
+        """Whether one runs from this directory, whoever started it."""
+        return self._child.poll() is None if self._child is not None else self._adopt()
 
     def rss_bytes(self) -> int:
         """Memory in use, or 0 when it does not run."""

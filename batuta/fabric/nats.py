@@ -49,6 +49,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+CONNECT_TIMEOUT_S: Final = 5.0
 PULSE_EVERY_S: Final = 1.0
 SILENT_AFTER_S: Final = 3.0
 PROBE_EVERY_S: Final = 0.5
@@ -124,32 +125,36 @@ class NatsFabric:
         self._connected = asyncio.Event()
         self._heard_at_s = float("-inf")
         self._made: set[str] = set()
+        self._last_error = ""
 
     @classmethod
     async def open(cls, name: str, url: str, user: str, password: str, *, is_node: bool) -> NatsFabric:
         fabric = cls(name, is_node=is_node)
         try:
-            await fabric._nc.connect(
-                url,
-                user=user,
-                password=password,
-                name=f"batuta {name}",
-                inbox_prefix=subjects.inbox(name).encode(),
-                connect_timeout=2,
-                max_reconnect_attempts=-1,
-                reconnect_time_wait=0.2,  # type: ignore[arg-type]  # it is only slept
-                ping_interval=5,
-                max_outstanding_pings=2,
-                allow_reconnect=True,
-                error_cb=fabric._note_error,
-                disconnected_cb=fabric._lost,
-                reconnected_cb=fabric._found,
-            )
-            if not is_node:
-                fabric._connected.set()
-                await fabric._nc.subscribe(subjects.ALL_TOLD, cb=fabric._told)
+            # The library tries for ever, also when it is refused; once it is connected, for ever is right.
+            async with asyncio.timeout(CONNECT_TIMEOUT_S):
+                await fabric._nc.connect(
+                    url,
+                    user=user,
+                    password=password,
+                    name=f"batuta {name}",
+                    inbox_prefix=subjects.inbox(name).encode(),
+                    connect_timeout=2,
+                    max_reconnect_attempts=-1,
+                    reconnect_time_wait=0.2,  # type: ignore[arg-type]  # it is only slept
+                    ping_interval=5,
+                    max_outstanding_pings=2,
+                    error_cb=fabric._note_error,
+                    disconnected_cb=fabric._lost,
+                    reconnected_cb=fabric._found,
+                )
+                if not is_node:
+                    fabric._connected.set()
+                    await fabric._nc.subscribe(subjects.ALL_TOLD, cb=fabric._told)
         except (NatsError, OSError, TimeoutError) as error:
-            raise FabricUnavailable(f"no broker answers at {url}: {error or type(error).__name__}") from error
+            await fabric.close()
+            why = fabric._last_error or str(error) or "no answer"
+            raise FabricUnavailable(f"cannot connect to the broker at {url}: {why}") from error
         return fabric
 
     # --- Being connected
@@ -227,6 +232,7 @@ class NatsFabric:
             self._connect()
 
     async def _note_error(self, error: Exception) -> None:
+        self._last_error = str(error) or type(error).__name__
         log.debug("%s: %s", self._name, error or type(error).__name__)
 
     async def close(self) -> None:

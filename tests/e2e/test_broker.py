@@ -1,0 +1,251 @@
+"""The broker as a process: born, adopted, changed, killed, and clear about what is wrong."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import stat
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import paho.mqtt.client as paho
+import psutil
+import pytest
+
+from batuta.fabric import broker, nats, subjects
+from batuta.fabric.broker import Broker, BrokerFailed, NodeBroker
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+pytestmark = pytest.mark.e2e
+
+HERE = "127.0.0.1"
+
+
+def node(directory: Path) -> NodeBroker:
+    return NodeBroker(
+        node="pi-4",
+        store=directory / "store",
+        client_port=broker.free_port(HERE),
+        mqtt_port=broker.free_port(HERE),
+        agent_password="agent-secret",
+        site_password="site-secret",
+    )
+
+
+@pytest.fixture
+async def running(tmp_path: Path) -> AsyncIterator[tuple[Broker, NodeBroker]]:
+    made, settings = Broker(tmp_path, memory_limit=broker.NODE_MEMORY_LIMIT, tied=True), node(tmp_path)
+    assert await made.start(broker.node_config(settings)) == "started"
+    yield made, settings
+    await made.stop()
+    assert not made.pid
+
+
+def test_a_configuration_is_text_that_says_what_it_must(tmp_path: Path) -> None:
+    tls = broker.TlsFiles(tmp_path / "chain", tmp_path / "key", tmp_path / "root")
+    alone = node(tmp_path)
+    assert "leafnodes" not in broker.node_config(alone)
+    joined = replace(
+        alone, tls=tls, hub_urls=("tls://hub:7422",), site_port=7423, site_trusts=tls.trusts, earlier=("10.0.0.1:7423",)
+    )
+    text = broker.node_config(joined)
+    for wanted in (
+        'urls: ["tls://hub:7422"]',
+        'urls: ["tls://neighbour:neighbour@10.0.0.1:7423"]',
+        "no_randomize: true",
+        'deny_exports: ["$MQTT.msgs.>"',
+        'domain: "n-pi-4"',
+        "verify: true",
+    ):
+        assert wanted in text
+    # Off loopback nobody is let in without a password.
+    assert "no_auth_user" in text
+    assert "no_auth_user" not in broker.node_config(replace(joined, mqtt_host="0.0.0.0"))
+    camera = broker.Device("cam", 'with "quotes"', publish=("cameras/c1/#",), subscribe=())
+    text = broker.node_config(replace(joined, mqtt_host="0.0.0.0", devices=(camera,)))
+    assert "no_auth_user" not in text
+    assert '"cameras.c1", "cameras.c1.>"' in text
+    assert r'"with \"quotes\""' in text
+    assert broker.node_config(joined) == broker.node_config(joined)
+
+
+async def test_files_are_private_and_memory_is_small(running: tuple[Broker, NodeBroker]) -> None:
+    made, _ = running
+    for name in ("broker.conf", "broker.log", "broker.pid"):
+        assert stat.S_IMODE((made.directory / name).stat().st_mode) == 0o600
+    assert 5_000_000 < made.rss_bytes() < 20_000_000
+
+
+async def test_a_restarted_parent_adopts_and_brings_it_up_to_date(running: tuple[Broker, NodeBroker]) -> None:
+    made, settings = running
+    pid = made.pid
+    second = Broker(made.directory)
+    assert await second.start(broker.node_config(settings)) == "adopted"
+    assert second.pid == pid
+    third = Broker(made.directory)
+    changed = broker.node_config(replace(settings, site_password="another"))
+    assert await third.start(changed) == "adopted"
+    assert third.pid == pid
+    with pytest.raises(broker.FabricUnavailable, match="uthorization"):
+        await nats.connect_node("pi-4", f"nats://{HERE}:{settings.client_port}", "agent", "wrong")
+    assert await third.apply(changed) == "unchanged"
+    # A change that no broker takes while it runs.
+    moved = replace(settings, store=made.directory / "elsewhere")
+    assert await third.apply(broker.node_config(moved)) == "restarted"
+    assert third.pid not in (0, pid)
+    await third.stop()
+    assert not made.pid
+
+
+async def test_another_process_under_the_same_number_is_not_adopted(running: tuple[Broker, NodeBroker]) -> None:
+    made, settings = running
+    pid_file = made.directory / "broker.pid"
+    await made.stop()
+    pid_file.write_text(f'{{"pid": {os.getpid()}, "born": {psutil.Process().create_time()}, "program": "/bin/true"}}')
+    assert await Broker(made.directory, tied=True).start(broker.node_config(settings)) == "started"
+    again = Broker(made.directory)
+    assert await again.start(broker.node_config(settings)) == "adopted"
+    await again.stop()
+    pid_file.write_text("nonsense")
+    assert not Broker(made.directory).is_running()
+
+
+async def test_a_killed_broker_is_noticed_and_keeps_what_it_had(running: tuple[Broker, NodeBroker]) -> None:
+    made, settings = running
+    fabric = await nats.connect_node("pi-4", f"nats://{HERE}:{settings.client_port}", "agent", "agent-secret")
+    kept = fabric.log("outgoing-critical")
+    await kept.append("stop", b"before")
+    gone = asyncio.create_task(made.wait())
+    await asyncio.sleep(0)
+    os.kill(made.pid, signal.SIGKILL)
+    await asyncio.wait_for(gone, 5)
+    assert not made.is_running()
+    await made.start(broker.node_config(settings))
+    async with asyncio.timeout(10):
+        while True:
+            try:
+                assert [entry.data for entry in await kept.read()] == [b"before"]
+                break
+            except broker.FabricUnavailable:
+                await asyncio.sleep(0.05)
+    await fabric.close()
+
+
+async def test_a_taken_port_is_said_and_the_next_free_one_found(tmp_path: Path) -> None:
+    with socket.socket() as other:
+        other.bind((HERE, 0))
+        other.listen()
+        taken = other.getsockname()[1]
+        assert broker.free_port(HERE, taken) > taken
+        assert broker.free_port(HERE, 0, taken={taken}) != taken
+        settings = replace(node(tmp_path), mqtt_port=taken)
+        with pytest.raises(BrokerFailed) as caught:
+            await Broker(tmp_path, tied=True).start(broker.node_config(settings))
+    assert caught.value.code == "port_taken"
+    assert str(taken) in caught.value.message
+    assert caught.value.next_step
+
+
+async def test_a_refused_configuration_is_shown_with_its_line(running: tuple[Broker, NodeBroker]) -> None:
+    made, settings = running
+    good = broker.node_config(settings)
+    with pytest.raises(BrokerFailed) as caught:
+        await made.apply(good + "no_such_thing: 1\n")
+    assert caught.value.code == "config_refused"
+    assert f"broker.conf:{good.count(chr(10)) + 1}" in caught.value.message
+    assert made.config_file.read_text() == good
+    await made.stop()
+    with pytest.raises(BrokerFailed) as caught:
+        await made.start("jetstream {\n")
+    assert caught.value.code == "config_refused"
+    assert "line 2" in caught.value.message
+
+
+async def test_a_missing_program_and_an_unusable_store_are_said(tmp_path: Path) -> None:
+    with pytest.raises(BrokerFailed) as caught:
+        await Broker(tmp_path / "a", binary=tmp_path / "nowhere").start(broker.node_config(node(tmp_path)))
+    assert caught.value.code == "binary_missing"
+    assert "pip install" in caught.value.next_step
+    (tmp_path / "store").write_text("a file, not a directory")
+    with pytest.raises(BrokerFailed) as caught:
+        await Broker(tmp_path / "b", tied=True).start(broker.node_config(node(tmp_path)))
+    assert caught.value.code == "store_unusable"
+
+
+async def test_a_damaged_store_does_not_keep_the_broker_down(running: tuple[Broker, NodeBroker]) -> None:
+    made, settings = running
+    fabric = await nats.connect_node("pi-4", f"nats://{HERE}:{settings.client_port}", "agent", "agent-secret")
+    await fabric.log("outgoing-normal").append("a", b"x" * 1000)
+    await fabric.close()
+    os.kill(made.pid, signal.SIGKILL)
+    await made.wait()
+    damaged = [file for file in (made.directory / "store").rglob("*.blk") if file.stat().st_size]
+    assert damaged
+    for file in damaged:
+        file.write_bytes(b"\xff" * 100)
+    assert await made.start(broker.node_config(settings)) == "started"
+
+
+async def test_a_tied_broker_dies_with_its_parent_and_a_free_one_lives(tmp_path: Path) -> None:
+    program = (
+        "import asyncio, os, sys\n"
+        "from pathlib import Path\n"
+        "from batuta.fabric.broker import Broker\n"
+        "async def main():\n"
+        "    for name, config in zip(sys.argv[1::2], sys.argv[2::2]):\n"
+        "        made = Broker(Path(name), tied=name.endswith('tied'))\n"
+        "        await made.start(config)\n"
+        "        print(made.pid, flush=True)\n"
+        "    os.kill(os.getpid(), 9)\n"
+        "asyncio.run(main())\n"
+    )
+    arguments = []
+    for name in ("tied", "free"):
+        arguments += [str(tmp_path / name), broker.node_config(node(tmp_path / name))]
+    ran = await asyncio.to_thread(
+        subprocess.run, [sys.executable, "-c", program, *arguments], capture_output=True, text=True, check=False
+    )
+    tied, free = (int(line) for line in ran.stdout.split())
+    async with asyncio.timeout(5):
+        while psutil.pid_exists(tied) and psutil.Process(tied).status() != psutil.STATUS_ZOMBIE:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    assert psutil.pid_exists(free)
+    adopted = Broker(tmp_path / "free")
+    assert adopted.is_running()
+    assert adopted.pid == free
+    await adopted.stop()
+    assert not psutil.pid_exists(free) or psutil.Process(free).status() == psutil.STATUS_ZOMBIE
+
+
+async def test_devices_have_the_rights_they_were_given(tmp_path: Path) -> None:
+    made = Broker(tmp_path, tied=True)
+    camera = broker.Device("cam", "pw", publish=("cameras/c1/#",), subscribe=("cameras/c1/set",))
+    settings = replace(node(tmp_path), devices=(camera,))
+    await made.start(broker.node_config(settings))
+
+    def connects(user: str | None, password: str) -> bool:
+        client = paho.Client(paho.CallbackAPIVersion.VERSION2)
+        if user:
+            client.username_pw_set(user, password)
+        answers: list[bool] = []
+        client.on_connect = lambda _c, _u, _f, reason, _p: answers.append(not reason.is_failure)
+        client.connect(HERE, settings.mqtt_port)
+        for _ in range(200):
+            client.loop(0.02)
+            if answers:
+                break
+        client.disconnect()
+        return bool(answers and answers[0])
+
+    assert await asyncio.to_thread(connects, "cam", "pw")
+    assert not await asyncio.to_thread(connects, "cam", "guess")
+    assert not await asyncio.to_thread(connects, None, "")
+    assert subjects.subjects_of_topic_filter("cameras/c1/#") == ("cameras.c1", "cameras.c1.>")
+    await made.stop()
