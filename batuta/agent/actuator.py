@@ -133,6 +133,8 @@ class _Lane:
         self._starting: asyncio.Task[None] | None = None
         self._stopping: asyncio.Task[None] | None = None
         self._watching: asyncio.Task[None] | None = None
+        self._looked = False
+        """This run of the agent has asked whether it runs already, as only an earlier run can have left it."""
 
     @property
     def name(self) -> str:
@@ -181,7 +183,15 @@ class _Lane:
             if missing := set(instance.artifacts) - self.actuator.artifacts.held:
                 self._failed("digest_mismatch", f"{sorted(missing)[0][:19]}… was damaged on this disk")
                 return
-            handle = await self.runtime.start(self.actuator.order(instance))
+            order = self.actuator.order(instance)
+            if not self._looked and await self.runtime.recover(order, {}):
+                # The ledger was lost, or older than what it should have known. One copy is what was asked for.
+                self._looked = True
+                self.actuator.tell(core.Started(self.name, {}, adopted=True))
+                self._watch()
+                return
+            self._looked = True
+            handle = await self.runtime.start(order)
         except RuntimeFailure as error:
             self._failed(error.code, error.message)
         except (OSError, ValueError) as error:
@@ -195,6 +205,7 @@ class _Lane:
             return
         found = False
         if local.phase != "fetching":
+            self._looked = True
             try:
                 found = await self.runtime.recover(self.actuator.order(local.instance), dict(local.handle))
             except RuntimeFailure as error:
@@ -252,7 +263,7 @@ class _Lane:
     def _say(self, condition: Condition) -> None:
         if condition.state == "ready":
             self.actuator.tell(core.Ready(self.name))
-        elif condition.state == "unready":
+        elif condition.state == "unready" or (condition.state == "running" and condition.code):
             reason = self._reason(condition.code or "not_ready", condition.detail)
             self.actuator.tell(core.Unready(self.name, reason))
         elif condition.state == "gone":

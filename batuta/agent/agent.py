@@ -168,8 +168,12 @@ async def _settle(config: AgentConfig) -> None:
     except AttributeError:
         log.debug("this C library cannot trim")  # musl
     if config.debug_modules:
-        Path(config.debug_modules).write_text("\n".join(sorted(m for m in sys.modules if sys.modules[m])), "utf-8")
+        _tell_modules(Path(config.debug_modules))
     await asyncio.Event().wait()
+
+
+def _tell_modules(path: Path) -> None:
+    path.write_text("\n".join(sorted(name for name, module in sys.modules.items() if module is not None)), "utf-8")
 
 
 def lock(config: AgentConfig) -> IO[str]:

@@ -82,9 +82,9 @@ class Loop:
         self.assignment: Assignment | None = None
         self.locals: dict[str, core.Local] = {}
         self.contact_at: int | None = None
+        self._answered_at: int | None = None
+        """When the hub last answered at all, whatever it said of our assignment."""
         self.hub_epoch = 0
-        self.newest_serial = 0
-        """What the hub said it has for us; above ours, we read again."""
         self.reread = asyncio.Event()
         self.rounds = 0
         self.stale_orders = 0
@@ -99,6 +99,8 @@ class Loop:
         self._write_again_at = 0
         self._started_at = 0
         self._announce = False
+        self._urgent = False
+        """Something began: by its handle the next agent finds it, so that is written down at once."""
 
     # --- From outside ---
 
@@ -165,7 +167,7 @@ class Loop:
         self.locals = dict(plan.locals)
         if (self.assignment, self.locals) != before and self._dirty_since is None:
             self._dirty_since = now
-        if plan.actions or self._announce or self._write_due(now):
+        if plan.actions or self._announce or self._urgent or self._write_due(now):
             await self._write(now)
         self.actuator.keep_only(self.locals)
         for action in plan.actions:
@@ -200,11 +202,11 @@ class Loop:
                 self._take(data)
             case Contact(sent_ms=sent_ms, serial=serial, hub_epoch=epoch):
                 sent_at = now - (self.steady.monotonic_ms() - sent_ms)
-                self.contact_at = contacted(self.contact_at, sent_at, now)
+                self.contact_at = contacted(self.contact_at, sent_at, now, missed=serial > self.serial)
+                self._answered_at = now
                 self._well("hub")
-                if any(local.instance.lease_ms is not None for local in self.locals.values()):
+                if serial <= self.serial and any(local.instance.lease_ms for local in self.locals.values()):
                     self.note.write(sent_ms)
-                self.newest_serial = serial
                 if serial > self.serial or epoch != self.hub_epoch:
                     self.reread.set()
                 self.hub_epoch = epoch
@@ -222,6 +224,7 @@ class Loop:
                 local = self.locals.get(news.name)
                 if local is None:
                     return  # it was forgotten meanwhile, because nobody wants it and nothing of it runs
+                self._urgent |= isinstance(news, core.Started)
                 after = core.heard(local, news, now)
                 if after is None:
                     del self.locals[news.name]
@@ -262,6 +265,7 @@ class Loop:
         self.steady.follow()
         self.locals = {name: _shifted(local, apart) for name, local in self.locals.items()}
         self.contact_at = self.contact_at + apart if self.contact_at is not None else None
+        self._answered_at = self._answered_at + apart if self._answered_at is not None else None
         self._dirty_since = self._dirty_since + apart if self._dirty_since is not None else None
         self._told_until = {about: at + apart for about, at in self._told_until.items()}
         self._write_again_at += apart
@@ -295,6 +299,7 @@ class Loop:
     async def _write(self, now: int) -> None:
         page = self.page(now)
         written = await asyncio.to_thread(self.ledger.write, page) if self.apart else self.ledger.write(page)
+        self._urgent = False
         if written:
             self._dirty_since = None
             self._write_again_at = 0
@@ -310,7 +315,7 @@ class Loop:
         """When the present silence of the hub becomes worth telling."""
         if "hub" in self._ailing:
             return None
-        return (self.contact_at if self.contact_at is not None else self._started_at) + SILENT_AFTER_MS
+        return (self._answered_at if self._answered_at is not None else self._started_at) + SILENT_AFTER_MS
 
     def _report(self, now: int) -> None:
         silent_at = self._silent_at()

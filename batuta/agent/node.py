@@ -150,9 +150,7 @@ class Node:
         try:
             await self.loop.run()
         finally:
-            for task in self._tasks:
-                task.cancel()
-            await asyncio.gather(*self._tasks, return_exceptions=True)
+            await _end(self._tasks)
             await self.questions.close()
 
     def end(self) -> None:
@@ -266,3 +264,12 @@ class Node:
         while True:
             await asyncio.sleep(SWEEP_EVERY_S)
             self.artifacts.collect(self.loop.needed())
+
+
+async def _end(tasks: list[asyncio.Task[None]]) -> None:
+    """Cancel until they are gone: a cancellation that meets an arriving answer is lost in `asyncio.wait_for`."""
+    waiting = set(tasks)
+    while waiting:
+        for task in waiting:
+            task.cancel()
+        _, waiting = await asyncio.wait(waiting, timeout=0.5)

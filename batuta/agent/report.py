@@ -59,7 +59,9 @@ class Reporter:
                 self.due_at = min(self.due_at, now + COALESCE_MS)
 
     def again(self, now: int) -> None:
-        """The link is back: whatever was said into the void is said again."""
+        """The link is back: whatever was said into the void is said again, and nobody waits for an answer from there."""
+        if self._sending is not None:
+            self._sending.cancel()
         self._told = None
         self.due_at = min(self.due_at, now)
 
@@ -91,8 +93,9 @@ class Reporter:
             self.due_at = min(self.due_at, now + RETRY_MS)
         else:
             self.sent += 1
-        # The task must be over before the loop looks.
-        asyncio.get_running_loop().call_soon(self.on_sent)
+        finally:
+            # The task must be over before the loop looks.
+            asyncio.get_running_loop().call_soon(self.on_sent)
 
     async def flush(self) -> None:
         """Wait for the report that is on its way."""

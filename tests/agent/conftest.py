@@ -1,0 +1,155 @@
+"""A node in virtual time: the real loop over the memory fabric, on a simulated machine, with a hub of a few lines."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import pytest
+
+from batuta.agent.node import Node, Parts
+from batuta.agent.steady import Steady
+from batuta.core.decided import Assignment, Instance
+from batuta.core.observed import Inventory, Report, Vitals
+from batuta.fabric import subjects
+from batuta.fabric.base import Entry
+from batuta.fabric.clock import VirtualClock
+from batuta.fabric.memory import MemoryBroker, MemoryFabric
+from batuta.kinds.base import decode_hook, encode_hook
+from batuta.runtimes.simulated import Machine, SimulatedRuntime
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from pathlib import Path
+
+    from batuta.fabric.base import Message
+
+EPOCH_MS = 1_790_000_000_000
+
+
+class SteppingClock(VirtualClock):
+    """A wall clock that somebody sets; the monotonic one goes on."""
+
+    ahead_ms = 0
+
+    def now(self) -> int:
+        return super().now() + self.ahead_ms
+
+
+def instance(component: str = "c", revision: int = 1, slot: str = "0", **more: Any) -> Instance:
+    from batuta.kinds.application import ProcessUse
+
+    more.setdefault("process", ProcessUse(command=("true",)))
+    return Instance(
+        namespace="default", application="a", component=component, revision=revision, slot=slot,
+        epoch=more.pop("epoch", 1), **more,
+    )  # fmt: skip
+
+
+@dataclass
+class Rig:
+    """One node `pi`, and what stands for the hub."""
+
+    home: Path
+    machine: Machine = field(default_factory=Machine)
+    clock: SteppingClock = field(default_factory=lambda: SteppingClock(EPOCH_MS))
+    broker: MemoryBroker = field(default_factory=MemoryBroker)
+    machine_boot: str = "boot-1"
+    reports: list[Report] = field(default_factory=list)
+    serial: int = 0
+    hub_answers: bool = True
+    starts: int = 0
+    files: dict[str, bytes] = field(default_factory=dict)
+    hub: MemoryFabric = field(init=False)
+    node: Node = field(init=False)
+    task: asyncio.Task[None] = field(init=False)
+
+    async def open(self) -> None:
+        self.hub = self.broker.connect("hub")
+        await self.hub.subscribe(subjects.ALL_ALIVE, self._alive)
+        await self.hub.subscribe(subjects.ALL_ASKS, self._artifact)
+        self._watch = asyncio.create_task(self._collect())
+
+    async def _alive(self, message: Message) -> None:
+        if self.hub_answers:
+            await message.respond(msgspec.json.encode({"serial": self.serial, "everyMs": 1000, "hubEpoch": 1}))
+
+    async def _artifact(self, message: Message) -> None:
+        asked = msgspec.json.decode(message.data)
+        data = self.files.get(asked["digest"])
+        if data is None:
+            await message.respond(b'{"error": "artifact_missing", "message": "not here"}\n')
+            return
+        piece = data[asked["offset"] : asked["offset"] + asked["length"]]
+        await message.respond(msgspec.json.encode({"size": len(data)}) + b"\n" + piece)
+
+    async def _collect(self) -> None:
+        async for change in self.hub.table("observed").watch(subjects.report_key("pi")):
+            if isinstance(change, Entry) and change.value is not None:
+                self.reports.append(msgspec.json.decode(change.value, type=Report, dec_hook=decode_hook))
+
+    async def assign(self, *instances: Instance, serial: int | None = None) -> None:
+        self.serial = self.serial + 1 if serial is None else serial
+        made = Assignment(node="pi", site="home", serial=self.serial, instances=instances)
+        await self.hub.table("decided").put(
+            subjects.assignment_key("pi"), msgspec.json.encode(made, enc_hook=encode_hook)
+        )
+
+    def start(self) -> Node:
+        self.starts += 1
+        self.node = Node(
+            Parts(
+                fabric=self.broker.connect_node("pi"),
+                steady=Steady(self.clock),
+                runtimes={"process": SimulatedRuntime(self.machine), "onnx": SimulatedRuntime(self.machine, "onnx")},
+                home=self.home,
+                boot=f"run-{self.starts}",
+                machine_boot=self.machine_boot,
+                inventory=Inventory,
+                vitals=lambda: Vitals(cpu_percent=float(len(self.reports))),
+                apart=False,
+            )
+        )
+        self.task = asyncio.create_task(self.node.run())
+        return self.node
+
+    async def kill(self) -> None:
+        """kill -9: nothing is written down, nobody is told, what runs goes on."""
+        self.task.cancel()
+        await asyncio.gather(self.task, return_exceptions=True)
+        self.node.actuator.keep_only(())
+        await self.node.parts.fabric.close()
+
+    async def leave(self) -> None:
+        self.node.end()
+        await self.task
+        await self.node.leave()
+
+    async def until(self, what: Callable[[], object], within_s: float = 60.0) -> None:
+        """Waits in virtual time; says what did not come true."""
+        deadline = asyncio.get_running_loop().time() + within_s
+        while not what():
+            assert asyncio.get_running_loop().time() < deadline, (self.phases(), self.machine.story)
+            await asyncio.sleep(0.01)
+
+    def phases(self) -> Mapping[str, str]:
+        return {name.rpartition("/")[2]: local.phase for name, local in self.node.loop.locals.items()}
+
+    @property
+    def report(self) -> Report:
+        return self.reports[-1]
+
+    def codes(self) -> list[str]:
+        return [reason.code for reason in self.report.problems]
+
+
+@pytest.fixture
+def rig_in() -> Callable[[Path], Rig]:
+    return Rig
+
+
+@pytest.fixture
+def make_instance() -> Callable[..., Instance]:
+    return instance
