@@ -87,6 +87,8 @@ class Forwarder:
 
     async def run(self) -> None:
         """For ever. Cancelled, it leaves what is on its way to come again."""
+        self._waiting.clear()
+        self._held.clear()
         await self._begin()
         consumer = subjects.reader(FORWARD, self._node)
         source = Source(self._node, self._stream, consumer)
@@ -103,7 +105,7 @@ class Forwarder:
                 if now >= look_at:
                     look_at = now + LOOK_EVERY_S
                     await self._look()
-                await asyncio.sleep(min(extend_at, look_at) - now)
+                await asyncio.sleep(max(0.0, min(extend_at, look_at) - now))
         finally:
             await pull.stop()
             for task in list(self._tasks):
@@ -124,7 +126,6 @@ class Forwarder:
                 wait_s = min(wait_s * 2, AGAIN_LONGEST_S)
         self._last = info.delivered.stream_seq if info.delivered else 0
         self._stored_before = int(info.num_pending or 0) + int(info.num_ack_pending or 0)
-        self._pull: Pull | None = None
         self._newest = self._newest_before = newest
         if info.num_ack_pending:
             await asyncio.sleep(float(info.config.ack_wait or 0) + 0.5)

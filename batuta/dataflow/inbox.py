@@ -48,7 +48,8 @@ class Reader:
         self.acknowledged = 0
         self.refused = 0
         """Given up by a worker: no run could answer them."""
-        self.stored = 0
+        self.produced = 0
+        """As of the last look; what left and what was there then."""
         self.dropped = 0
         """Left behind when the capture went."""
         self.gone_since: float | None = None
@@ -175,7 +176,7 @@ class Inbox:
             left = int(info.num_pending or 0) + int(info.num_ack_pending or 0)
             if left == 0 or loop.time() - reader.gone_since >= GONE_AFTER_S:
                 await self._js.delete_consumer(subjects.MQTT_KEPT_STREAM, info.name)
-                reader.dropped, reader.stored = reader.dropped + left, 0
+                reader.dropped += left
 
     async def _all_readers(self) -> list[ConsumerInfo]:
         found: list[ConsumerInfo] = []
@@ -209,12 +210,13 @@ class Inbox:
         for consumer, reader in self._readers.items():
             try:
                 info = await self._js.consumer_info(subjects.MQTT_KEPT_STREAM, subjects.reader(consumer, self.node))
-                reader.stored = int(info.num_pending or 0) + int(info.num_ack_pending or 0)
+                stored = int(info.num_pending or 0) + int(info.num_ack_pending or 0)
             except NotFoundError:
-                reader.stored = 0
+                stored = 0
+            reader.produced = reader.acknowledged + reader.refused + reader.dropped + stored
 
     def books(self) -> tuple[Flow, ...]:
-        """Since this node agent began, what was stored then included.
+        """Since this node agent began, what was stored then included; as of the last look.
 
         The broker drops nothing that it has accepted, so what was produced is what left in one way or the other and
         what is still there; devices that were refused for want of room send again and are not in the books.
@@ -223,11 +225,12 @@ class Inbox:
 
     def _flow(self, reader: Reader) -> Flow:
         shed = reader.refused + reader.dropped
+        produced = max(reader.produced, reader.acknowledged + shed)
         return Flow(
             consumer=reader.consumer,
-            produced=reader.acknowledged + reader.stored + shed,
+            produced=produced,
             delivered=reader.acknowledged,
-            stored=reader.stored,
+            stored=produced - reader.acknowledged - shed,
             shed=shed,
             reason=self._reason(reader),
         )

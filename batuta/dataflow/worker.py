@@ -246,6 +246,8 @@ class Worker:
         finally:
             for task in (*aside, stopping):
                 task.cancel()
+            # The last word, so that its books are whole.
+            self.tally.beat("stopping")
         for task in aside:
             # A fault of what runs aside is a fault of the worker: it ends by it, and is started anew.
             if task.done() and not task.cancelled():
