@@ -27,7 +27,7 @@ def assemble(draft: Draft, sites: Iterable[str]) -> list[Change]:
     """The assignments that change: those of drafted nodes, and of every node of these sites."""
     state = draft.state
     whole = set(sites)
-    drafted: dict[str, list[str]] = {}
+    drafted: dict[str, list[str]] = {site: [] for site in draft.watched_sites}
     for node in draft.changed_nodes():
         resource = state.nodes.get(node)
         if resource is not None:
@@ -40,7 +40,7 @@ def assemble(draft: Draft, sites: Iterable[str]) -> list[Change]:
         captures = _captures(draft, site, members)
         peers = _peers(draft, members)
         those: Iterable[str] = members if site in whole else drafted[site]
-        if site not in whole and any(_captured(draft, node) != captures for node in those):
+        if site not in whole and any(_captured(draft, node) != captures for node in (*those, *members[:1])):
             # What one node stores, all of its site store: an answer may come from any of them.
             those = members
         place = {node: i for i, node in enumerate(members)}

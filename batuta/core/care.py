@@ -124,7 +124,7 @@ class Care:
 
     def say_silent(self, slot: Slot, holder: Holder) -> None:
         neighbour = self.draft.ears.neighbour(holder.node)
-        detail = f"{holder.node} silent for {max(0, self.draft.unheard_ms(holder.node)) // 1000} s"
+        detail = holder.node
         if neighbour is not None:
             detail += f", but {neighbour.name} hears it: it is cut from the hub, not dead"
         self.say("node_silent", slot, detail)

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from batuta.core.assemble import assemble
 from batuta.core.draft import Draft
-from batuta.core.fleet import Fleet
+from batuta.core.fleet import fleet_of
 from batuta.core.tend import tend
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
+    from batuta.core.fleet import Fleet
     from batuta.core.reasons import Reason
     from batuta.core.state import Change, State
 
@@ -29,14 +30,15 @@ class Decision(NamedTuple):
     reasons: Mapping[str, tuple[Reason, ...]]
     """By `namespace/application`, for the applications that were asked about and are not at rest."""
     pending: frozenset[str]
-    """Of those, by `namespace/application`: the ones that are not at rest, to be decided again with whatever changes."""
+    """Of those, by `namespace/application`: the ones not at rest, to be decided again with whatever changes."""
     wake_at: int | None
 
 
 def decide(state: State, now: int, subjects: Iterable[str] | None = None, fleet: Fleet | None = None) -> Decision:
     """What follows from the three tables at this instant. `subjects` are `application/<namespace>/<name>` and
-    `site/<name>`; None means everything. A `fleet` kept from decision to decision saves reading the tables again."""
-    fleet = (Fleet() if fleet is None else fleet).refresh(state, now)
+    `site/<name>`; None means everything. A `fleet` kept from decision to decision saves reading the tables again; left
+    out, the state's own is used."""
+    fleet = fleet_of(state, now) if fleet is None else fleet.refresh(state, now)
     draft = Draft(state, fleet, now)
     apps, sites = _scope(state, subjects)
     reasons: dict[str, tuple[Reason, ...]] = {}

@@ -29,6 +29,8 @@ class Draft:
         self.missed_ms = missed_ms(state)
         self.freed = 0
         """Counts what was taken away: room that somebody turned away before may want."""
+        self.watched_sites: set[str] = set()
+        """Sites whose captures must be looked at, whether or not a node of theirs was drafted."""
         self.wakes: set[int] = set()
         """Instants at which an answer given in this decision could change by time alone."""
         self._instances: dict[str, dict[str, Instance]] = {}
@@ -143,6 +145,13 @@ class Draft:
     def drop_fence(self, fence: Fence) -> None:
         self._decided[fence_key(fence.namespace, fence.application, fence.component, fence.slot)] = None
         self._fence_rows(fence).pop(f"{fence.component}/{fence.slot}", None)
+
+    def watch_fences(self, app: str) -> None:
+        """What an application's fences have its sites store may change without any node being given or taken."""
+        for fence in (*self.state.fences.get(app, {}).values(), *self.fences(app).values()):
+            node = self.state.nodes.get(fence.node)
+            if node is not None:
+                self.watched_sites.add(node.spec.site)
 
     def fenced_captures(self, site: str) -> list[Capture]:
         """What a site goes on storing for `never-twice` models that are between two holders."""

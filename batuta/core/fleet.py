@@ -343,6 +343,12 @@ class Fleet:
         self.instances[row] = len(held)
 
 
+def fleet_of(state: State, now: int) -> Fleet:
+    """The fleet of a state, kept from one State of its line to the next: for readers that have none of their own."""
+    fleet: Fleet = state.memo.setdefault("fleet", Fleet())
+    return fleet.refresh(state, now)
+
+
 def _node_facts(node: Node, report: Report | None) -> dict[str, Any]:
     facts: dict[str, Any] = {
         "name": node.metadata.name, "site": node.spec.site, "labels": dict(node.metadata.labels), "architecture": "",

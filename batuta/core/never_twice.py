@@ -58,7 +58,7 @@ def _tend_holder(care: Care, slot: Slot, holder: Holder, fence: Fence | None, *,
             draft.write_fence(fence_of(draft, holder.node, holder.instance))
         return True
     if holder.verdict == "wait":
-        care.say("may_be_alive", slot, f"{holder.node} silent for {holder.silent_ms // 1000} s")
+        care.say("may_be_alive", slot, f"{holder.node} is silent")
         return True
     if row is None:
         care.take(holder.held, fenced=True)

@@ -258,10 +258,9 @@ def refusals(wish: Wish, fleet: Fleet) -> dict[str, int]:
     return counts
 
 
-def explain(wish: Wish, fleet: Fleet) -> list[tuple[str, Reason | Scored]]:
-    """Every node, in order of name: the Reason why not, or what the scorers give it."""
-    everyone = np.flatnonzero(fleet.present)
-    rows = everyone
+def explain(wish: Wish, fleet: Fleet, only: Ints | None = None) -> list[tuple[str, Reason | Scored]]:
+    """Every node (or only some rows), in order of name: the Reason why not, or what the scorers give it."""
+    rows = np.flatnonzero(fleet.present) if only is None else only
     answers: dict[int, Reason | Scored] = {}
     for f in FILTERS:
         passes = f.mask(wish, fleet, rows)
@@ -272,4 +271,4 @@ def explain(wish: Wish, fleet: Fleet) -> list[tuple[str, Reason | Scored]]:
     for i, row in enumerate(rows.tolist()):
         given = {name: values[i] for name, values in parts.items()}
         answers[row] = Scored(sum(given.values()), given)
-    return sorted((fleet.names[row], answer) for row, answer in answers.items())
+    return sorted(((fleet.names[row], answer) for row, answer in answers.items()), key=lambda entry: entry[0])

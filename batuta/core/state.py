@@ -47,8 +47,21 @@ class State:
     """Desired by people, decided by the hub, observed by nodes; sightings are the hub's own ears."""
 
     __slots__ = (
-        "assignments", "decided", "desired", "fences", "held", "hub_since", "nodes", "nodes_of_site", "observed",
-        "releases", "sightings", "users_of_model", "watched", "wide",
+        "assignments",
+        "decided",
+        "desired",
+        "fences",
+        "held",
+        "hub_since",
+        "memo",
+        "nodes",
+        "nodes_of_site",
+        "observed",
+        "releases",
+        "sightings",
+        "users_of_model",
+        "watched",
+        "wide",
     )  # fmt: skip
 
     def __init__(self, *, hub_since: int = 0) -> None:
@@ -80,6 +93,9 @@ class State:
         """Topic patterns that some component wants to be near: every node counts them. Sorted, at most WATCHED_MAX."""
         self.wide: frozenset[str] = frozenset()
         """Applications whose number of replicas follows the fleet: one for every site or every node."""
+
+        self.memo: dict[str, Any] = {}
+        """What readers keep from one State of a line to the next, to save work; no answer depends on it."""
 
     # --- Reading ---
 

@@ -51,6 +51,7 @@ def tend(draft: Draft, app: str) -> Tended:
         for held in held_by[component]:
             _retire(draft, held)
     _settle_fences(notes, app, wanted)
+    draft.watch_fences(app)
     return Tended(tuple(notes.reasons), notes.unmet, notes.pending)
 
 

@@ -1,0 +1,185 @@
+"""The status of an application: how many are wanted and ready, where each is, and the first reason why not.
+
+| state | when | exit |
+|---|---|---|
+| ok | all that is wanted is ready, of the newest release | |
+| updating | all is ready or was, and a change is under way | the new instances get ready |
+| waiting | something is not ready and comes by itself | a start, a lease, a first node |
+| degraded | some is ready; the rest does not come by itself | what its reason says |
+| failing | nothing is ready, nor comes by itself | what its reason says |
+| unknown | nothing is heard of any of it: its nodes are silent | a node comes back |
+| unassigned | nothing is wanted | ask for more than none |
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import msgspec
+
+from batuta.core.draft import Draft
+from batuta.core.fleet import fleet_of
+from batuta.core.reasons import Reason
+from batuta.core.tend import judge_slot, tend
+from batuta.core.wish import Ask, slots_of
+from batuta.core.words import WORDS
+from batuta.kinds.base import encode_hook
+
+if TYPE_CHECKING:
+    from batuta.core.care import Holder
+    from batuta.core.decided import Released
+    from batuta.core.fleet import Fleet
+    from batuta.core.state import Held, State
+    from batuta.core.wish import Slot
+    from batuta.kinds.application import Application
+
+_STARTING = {"waiting": "starting", "starting": "starting", "fetching": "fetching", "backoff": "backing_off"}
+
+
+class Filled(NamedTuple):
+    """One slot, who holds it, and whether it works."""
+
+    slot: Slot
+    holders: list[Holder]
+
+    @property
+    def is_ready(self) -> bool:
+        return any(h.ready for h in self.holders)
+
+    def is_at_rest(self, revision: int) -> bool:
+        if len(self.holders) != 1:
+            return False
+        only = self.holders[0]
+        return only.ready and only.verdict == "keep" and only.instance.revision == revision
+
+
+def application_status(state: State, application: Application, now: int, fleet: Fleet | None = None) -> dict[str, Any]:
+    app = f"{application.ref.namespace}/{application.ref.name}"
+    fleet = fleet_of(state, now) if fleet is None else fleet.refresh(state, now)
+    draft = Draft(state, fleet, now)
+    releases = state.releases.get(app, ())
+    newest = releases[-1] if releases else None
+    released = {r.component.name: r for r in newest.components} if newest is not None else {}
+    filled = {name: fill(draft, app, r) for name, r in released.items()}
+    at_rest = (
+        newest is not None
+        and tuple(r.component for r in newest.components) == application.spec.components
+        and all(f.is_at_rest(released[name].revision) for name, slots in filled.items() for f in slots)
+        and sum(len(slots) for slots in filled.values()) == len(state.held.get(app, ())) > 0
+        and not any(f.released_at is not None for f in state.fences.get(app, {}).values())
+    )
+    # Deciding it once more, on a draft that nobody keeps, says in the core's own words what is missing.
+    reasons = [] if at_rest else list(tend(draft, app).reasons)
+    components = [_component(draft, name, slots) for name, slots in filled.items()]
+    reasons += [r for slots in filled.values() for f in slots for h in f.holders if (r := _ails(draft, h)) is not None]
+    reasons.sort(key=lambda r: r.is_waiting)
+    wanted = sum(c["wanted"] for c in components)
+    ready = sum(c["ready"] for c in components)
+    word = _word(filled, released, reasons, wanted, ready) if newest is not None or reasons else "updating"
+    return {
+        "state": word,
+        "ready": f"{ready}/{wanted}",
+        "release": newest.revision if newest is not None else 0,
+        "reason": str(reasons[0]) if reasons else "",
+        "next": reasons[0].next_step if reasons else WORDS[word].next_step,
+        "conditions": _conditions(word, reasons, ready, wanted),
+        "reasons": [plain_reason(r) for r in reasons],
+        "components": components,
+    }
+
+
+def fill(draft: Draft, app: str, released: Released) -> list[Filled]:
+    """Every wanted slot of a component with its holders, judged."""
+    held = [h for h in draft.held(app) if h.instance.component == released.component.name]
+    rows = [row for h in held if (row := draft.fleet.row_of.get(h.node)) is not None]
+    ask = Ask(app, released, draft.fleet)
+    by_slot: dict[str, list[Held]] = {}
+    for h in held:
+        by_slot.setdefault(h.instance.slot, []).append(h)
+    return [Filled(slot, judge_slot(draft, ask, slot, by_slot.get(slot.name, []))) for slot in slots_of(ask, rows)]
+
+
+def plain_reason(reason: Reason) -> dict[str, Any]:
+    found: dict[str, Any] = msgspec.to_builtins(reason, enc_hook=encode_hook)
+    return found | {"sentence": str(reason), "next": reason.next_step, "waits": reason.is_waiting}
+
+
+def _word(
+    filled: dict[str, list[Filled]], released: dict[str, Released], reasons: list[Reason], wanted: int, ready: int
+) -> str:
+    """The first row of the table above that holds."""
+    real = any(not r.is_waiting for r in reasons)
+    holders = [h for slots in filled.values() for f in slots for h in f.holders]
+    silent = [h for h in holders if h.verdict in ("lost", "wait")]
+    if not wanted:
+        return "failing" if real and not holders else "waiting" if reasons else "unassigned"
+    if ready == wanted:
+        if real:
+            return "degraded"
+        return "updating" if reasons and any(h.verdict != "keep" for h in holders) else "ok"
+    if holders and len(silent) == len(holders):
+        return "unknown" if not any(h.verdict == "wait" for h in silent) else "waiting"
+    if real or any(h.verdict == "lost" for h in silent):
+        return "degraded" if ready else "failing"
+    changed = any(
+        h.instance.revision != released[name].revision for name, s in filled.items() for f in s for h in f.holders
+    )
+    return "updating" if changed else "waiting"
+
+
+def _ails(draft: Draft, holder: Holder) -> Reason | None:
+    """Why a holder is not ready, in its node's own words; nothing for one whose node cannot say."""
+    if holder.ready or holder.verdict in ("lost", "wait", "stop"):
+        return None
+    report = draft.reported(holder.node, holder.instance)
+    subject = f"instance/{holder.instance.name.split('/')[2]}"
+    if report is None:
+        return Reason(code="starting", subject=subject, detail=holder.node)
+    if report.reason is not None:
+        return report.reason
+    return Reason(code=_STARTING.get(report.phase, "not_ready"), subject=subject, detail=holder.node)
+
+
+def _component(draft: Draft, name: str, slots: list[Filled]) -> dict[str, Any]:
+    instances = [_instance(draft, h) for f in slots for h in f.holders]
+    return {"name": name, "ready": sum(f.is_ready for f in slots), "wanted": len(slots), "instances": instances}
+
+
+def _instance(draft: Draft, holder: Holder) -> dict[str, Any]:
+    report = draft.reported(holder.node, holder.instance)
+    reason = _ails(draft, holder)
+    found: dict[str, Any] = {
+        "name": holder.instance.name,
+        "slot": holder.instance.slot,
+        "revision": holder.instance.revision,
+        "node": holder.node,
+        "epoch": holder.instance.epoch,
+        "phase": report.phase if report is not None else "waiting",
+        "ready": holder.ready,
+        "verdict": holder.verdict,
+        "since": report.since if report is not None else None,
+        "starts": report.starts if report is not None else 0,
+        "reason": plain_reason(reason) if reason is not None else None,
+        "measures": msgspec.to_builtins(report.measures, enc_hook=encode_hook) if report and report.measures else None,
+    }
+    model = holder.instance.model
+    if model is not None:
+        found["model"] = {"name": model.name, "version": model.version, "variant": model.variant.name}
+    return found
+
+
+def _conditions(word: str, reasons: list[Reason], ready: int, wanted: int) -> list[dict[str, str]]:
+    """The two conditions that `kubectl wait` asks for."""
+    first = reasons[0] if reasons else None
+    code = "".join(part.title() for part in first.code.split("_")) if first is not None else "AsWished"
+    message = str(first) if first is not None else WORDS[word].meaning
+    progressing = word in ("updating", "waiting")
+    return [
+        {
+            "type": "Ready",
+            "status": str(ready == wanted and word not in ("failing", "unknown")),
+            "reason": code,
+            "message": message,
+        },
+        {"type": "Progressing", "status": str(progressing), "reason": code, "message": message},
+    ]

@@ -1,0 +1,165 @@
+"""Why: where each instance is and why there; why others are nowhere, what turned them away, and how near it was.
+
+Plain data for `batuta why`, from the same filters, scorers and rules that decide. Nothing here is remembered: it is
+asked anew, of the fleet as it is.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from batuta.core.draft import Draft
+from batuta.core.fleet import fleet_of
+from batuta.core.place import FILTERS, MIB, Scored, explain
+from batuta.core.reasons import Reason
+from batuta.core.release import resolve
+from batuta.core.tend import tend
+from batuta.core.view_application import Filled, fill, plain_reason
+from batuta.core.wish import Ask, Wish
+
+if TYPE_CHECKING:
+    from batuta.core.care import Holder
+    from batuta.core.fleet import Fleet
+    from batuta.core.state import State
+
+_LAST_FIRST = {f.code: i for i, f in enumerate(FILTERS)}
+
+
+def why(
+    state: State, now: int, app: str, component: str | None = None, node: str | None = None
+) -> list[dict[str, Any]]:
+    """One entry a slot: where it is, the rule that keeps it there and the scores; or what turned it away. With `node`,
+    each entry says why it is, or is not, on that node. Components that cannot be resolved come first."""
+    fleet = fleet_of(state, now)
+    draft = Draft(state, fleet, now)
+    answers = _unresolved(state, app, component)
+    newest = draft.releases(app)[-1:]
+    filled = [(r, fill(draft, app, r)) for release in newest for r in release.components]
+    # What deciding says of each slot, on a draft that nobody keeps; afterwards the fleet is read afresh.
+    said: dict[str, list[Reason]] = {}
+    for reason in tend(Draft(state, fleet, now), app).reasons:
+        said.setdefault(reason.subject, []).append(reason)
+    fleet.refresh(state, now)
+    for released, slots in filled:
+        name = released.component.name
+        if component not in (None, name):
+            continue
+        ask = Ask(app, released, fleet)
+        for f in slots:
+            for holder in f.holders:
+                row = fleet.row_of.get(holder.node)
+                if row is not None:
+                    ask.here[row] += 1
+        if not slots:
+            answers.append(_entry(name, "", said.get(f"component/{name}", [])) | {"state": "unwanted"})
+        answers += [_slot(draft, ask, f, said.get(f"component/{name}/{f.slot.name}", []), node) for f in slots]
+    return answers
+
+
+def _unresolved(state: State, app: str, component: str | None) -> list[dict[str, Any]]:
+    application = state.application(app)
+    found = []
+    for each in application.spec.components if application is not None else ():
+        version = resolve(state, app.split("/", maxsplit=1)[0], each)
+        if isinstance(version, Reason) and component in (None, each.name):
+            found.append(_entry(each.name, "", [version]) | {"state": "unresolved"})
+    return found
+
+
+def _entry(component: str, slot: str, reasons: list[Reason]) -> dict[str, Any]:
+    return {"component": component, "slot": slot, "reasons": [plain_reason(r) for r in reasons]}
+
+
+def _slot(draft: Draft, ask: Ask, f: Filled, said: list[Reason], node: str | None) -> dict[str, Any]:
+    entry = _entry(ask.component.name, f.slot.name, said)
+    entry["state"] = "placed" if f.holders else "unplaced"
+    entry["holders"] = [_holder(draft, ask, f, h) for h in f.holders]
+    rows = tuple(row for h in f.holders if (row := draft.fleet.row_of.get(h.node)) is not None)
+    wish = Wish(ask, f.slot, own=rows)
+    if node is not None:
+        entry["asked"] = _asked(draft.fleet, wish, node)
+    elif not f.holders or said:
+        entry |= _turned_away(draft.fleet, wish)
+    return entry
+
+
+def _holder(draft: Draft, ask: Ask, f: Filled, holder: Holder) -> dict[str, Any]:
+    """Where it is, the rule by which it stays or goes, and what its node would score if it were placed now."""
+    fleet, row = draft.fleet, draft.fleet.row_of.get(holder.node)
+    found: dict[str, Any] = {
+        "instance": holder.instance.name,
+        "node": holder.node,
+        "verdict": holder.verdict,
+        "rule": holder.rule.sentence,
+        "ready": holder.ready,
+    }
+    if row is None:
+        return found
+    i = holder.instance
+    fleet.shift(row, int(i.cpu_millis), int(i.memory_bytes), -1)
+    wish = Wish(ask, f.slot, before=row, own=(row,))
+    answer = explain(wish, fleet, np.array([row], np.int64))[0][1]
+    fleet.shift(row, int(i.cpu_millis), int(i.memory_bytes), 1)
+    return found | _answer(answer)
+
+
+def _answer(answer: Reason | Scored) -> dict[str, Any]:
+    if isinstance(answer, Scored):
+        return {"score": answer.total, "parts": {k: v for k, v in answer.parts.items() if v}}
+    return {"today": plain_reason(answer)}
+
+
+def _asked(fleet: Fleet, wish: Wish, node: str) -> dict[str, Any]:
+    row = fleet.row_of.get(node)
+    if row is None:
+        return {"node": node, "reason": plain_reason(Reason(code="no_node", subject=f"node/{node}"))}
+    answer = explain(wish, fleet, np.array([row], np.int64))[0][1]
+    if isinstance(answer, Reason):
+        return {"node": node, "reason": plain_reason(answer)}
+    return {"node": node, **_answer(answer)}
+
+
+def _turned_away(fleet: Fleet, wish: Wish) -> dict[str, Any]:
+    """Nodes by the Reason that turned them away, and the one that came nearest."""
+    counts: dict[str, int] = {}
+    nearest: tuple[tuple[int, int, str], Reason] | None = None
+    fits = 0
+    for node, answer in explain(wish, fleet):
+        if isinstance(answer, Scored):
+            fits += 1
+            continue
+        counts[answer.code] = counts.get(answer.code, 0) + 1
+        rank = (-_LAST_FIRST[answer.code], _lacks(fleet, wish, answer.code, node), node)
+        if nearest is None or rank < nearest[0]:
+            nearest = (rank, answer)
+    found: dict[str, Any] = {"refused": dict(sorted(counts.items(), key=lambda c: _LAST_FIRST[c[0]])), "fits": fits}
+    if nearest is not None and not fits:
+        (_, lacks, node), reason = nearest
+        found["nearest"] = {
+            "node": node,
+            "reason": plain_reason(reason),
+            "says": _miss(reason.code, lacks, node, reason),
+        }
+    return found
+
+
+def _lacks(fleet: Fleet, wish: Wish, code: str, node: str) -> int:
+    """How much more of what it is short of the node would need."""
+    row = fleet.row_of[node]
+    if code == "cpu_short":
+        return wish.ask.cpu_millis - int(fleet.cpu_free[row])
+    if code == "memory_short":
+        return wish.ask.memory_bytes - int(fleet.memory_free[row])
+    if code == "variant_unfit":
+        return min(wish.ask.requests) - int(fleet.memory_free[row])
+    return 0
+
+
+def _miss(code: str, lacks: int, node: str, reason: Reason) -> str:
+    if code == "cpu_short":
+        return f"needs {lacks}m more on {node}"
+    if code in ("memory_short", "variant_unfit"):
+        return f"needs {-(-lacks // MIB)}Mi more on {node}"
+    return f"{node}: {reason.next_step}"
