@@ -85,6 +85,10 @@ class NoContext(FabricUnavailable):
     """Nobody has said which hub is meant."""
 
 
+class WaitedTooLong(BatutaError):
+    """What was awaited did not come in time."""
+
+
 class Context(NamedTuple):
     """Which hub, as whom."""
 
@@ -234,12 +238,13 @@ class Client:
         namespace: str = DEFAULT_NAMESPACE,
         timeout_s: float = 60.0,
     ) -> Found[R]:
-        """The resource as soon as `until` is true of it. Raises BatutaError when that takes too long."""
+        """The resource as soon as `until` is true of it. Raises WaitedTooLong."""
         for event in self.watch(kind, name=name, namespace=namespace, timeout_s=timeout_s):
             if event.type != "DELETED" and until(event.found):
                 return event.found
-        raise BatutaError(
-            f"{kind.__name__} {name} is not as awaited after {timeout_s:g} s", next_step=f"see `batuta describe {name}`"
+        raise WaitedTooLong(
+            f"{kind.__name__} {name} is not as awaited after {timeout_s:g} s",
+            next_step=f"see `batuta describe {kind.__name__.lower()} {name}`",
         )
 
     # --- Questions ---

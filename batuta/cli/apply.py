@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from batuta.cli.options import may_talk_to_hub, namespace_option
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
-    from batuta.client import Applied, Client, Found
+    from batuta.cli.progress import Goal
+    from batuta.client import Client
+    from batuta.kinds.application import Application
 
 
 @click.command()
@@ -40,7 +42,11 @@ def apply(
     batuta apply -f examples/meter-reader.yaml
     batuta apply -f examples/ --wait
     """
+    import time
+
     from batuta.cli.manifests import joined
+    from batuta.cli.progress import wait
+    from batuta.kinds.application import Application
     from batuta.kinds.base import Millis
 
     try:
@@ -54,11 +60,12 @@ def apply(
             click.echo(f"{resource.plural}/{resource.metadata.name} is well-formed")
         return
     with connect() as hub:
-        applied = manifest.apply(hub, namespace=namespace, dry_run=dry_run)
-        for each in applied:
+        awaited = [_goal(hub, r, namespace) for r in manifest.resources if isinstance(r, Application) and waits]
+        for each in manifest.apply(hub, namespace=namespace, dry_run=dry_run):
             click.echo(f"{_plural(each.kind)}/{each.name} {each.action}{' (dry run)' if dry_run else ''}")
-        if waits and not dry_run:
-            _wait(hub, applied, timeout_s)
+        until = time.monotonic() + timeout_s
+        for goal in awaited if not dry_run else ():
+            wait(hub, goal, max(0.0, until - time.monotonic()))
 
 
 def _plural(kind: str) -> str:
@@ -68,31 +75,10 @@ def _plural(kind: str) -> str:
     return found.plural if found is not None else kind
 
 
-def _wait(hub: Client, applied: Sequence[Applied], timeout_s: float) -> None:
-    """Follow each application until it is so; the first real error, in words, when it does not get there."""
-    import time
+def _goal(hub: Client, application: Application, namespace: str) -> Goal:
+    from msgspec.structs import replace
 
-    from batuta.cli.progress import Progress
-    from batuta.errors import BatutaError
-    from batuta.kinds.application import Application
+    from batuta.cli.progress import goal_of
 
-    until = time.monotonic() + timeout_s
-    for each in applied:
-        if each.kind != "Application":
-            continue
-        progress = Progress(each.name)
-
-        def is_so(found: Found[Any], progress: Progress = progress) -> bool:
-            return progress.told(found)
-
-        try:
-            hub.wait(
-                Application, each.name, is_so, namespace=each.namespace, timeout_s=max(0.0, until - time.monotonic())
-            )
-        except BatutaError as error:
-            why = progress.what_keeps_it()
-            raise BatutaError(
-                f"applications/{each.name} does not run as declared after {timeout_s:g} s"
-                + (f": {why}" if why else ""),
-                next_step=f"see `batuta why {each.name}`",
-            ) from error
+    metadata = replace(application.metadata, namespace=application.metadata.namespace or namespace)
+    return goal_of(hub, replace(application, metadata=metadata))

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from batuta.cli.options import namespace_option, split_reference, talks_to_hub, the_kind
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from batuta.client import Client, Found
     from batuta.kinds.base import Resource
+
+INSTANCE = ("name", "node", "phase", "since", "starts", "reason")
+"""What is told of each instance; the rest is for programs."""
 
 
 @click.command()
@@ -56,6 +59,20 @@ def described(kind: type[Resource], found: Found[Resource], now_ms: float) -> It
     yield from outline({k: v for k, v in facts.items() if v is not None}, now_ms, indent=2)
     if found.status:
         yield "status"
-        yield from outline(found.status, now_ms, indent=2)
+        yield from outline(_for_people(found.status), now_ms, indent=2)
     yield "spec"
     yield from outline(to_document(found.resource).get("spec") or {}, now_ms, indent=2)
+
+
+def _for_people(status: Mapping[str, Any]) -> dict[str, Any]:
+    """The same, without what is there for programs, and each instance in one line."""
+    shown = {key: value for key, value in status.items() if key != "conditions"}
+    components = [
+        {**each, "instances": [{key: _short(key, i.get(key)) for key in INSTANCE} for i in each.get("instances", ())]}
+        for each in status.get("components") or ()
+    ]
+    return {**shown, "components": components} if components else shown
+
+
+def _short(key: str, value: Any) -> Any:
+    return str(value).rpartition("/")[2] if key == "name" else value

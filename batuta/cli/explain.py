@@ -20,6 +20,7 @@ def explain(path: str) -> None:
     batuta explain memory_short
     """
     from batuta.core.reasons import CATALOGUE
+    from batuta.core.words import WORDS
     from batuta.kinds import KINDS, kind_called
     from batuta.kinds.nearest import did_you_mean
 
@@ -28,13 +29,17 @@ def explain(path: str) -> None:
         from batuta.kinds.schema import explain as explain_field
 
         click.echo(explain_field(dotted))
+    elif path in WORDS:
+        word = WORDS[path]
+        _pairs(("STATE", path), ("MEANS", word.meaning), *((("NEXT", word.next_step),) if word.next_step else ()))
+        click.echo(("All is well.", "This passes by itself.", "Look into it.", "This is an error.")[word.severity])
     elif path in CATALOGUE:
         entry = CATALOGUE[path]
         _pairs(("REASON", path), ("MEANS", entry.sentence), ("NEXT", entry.next_step))
         if entry.waits:
             click.echo("This is a wait, not an error: it passes by itself.")
     else:
-        known = (*(k.__name__.lower() for k in KINDS), *CATALOGUE)
+        known = (*(k.__name__.lower() for k in KINDS), *WORDS, *CATALOGUE)
         hint = did_you_mean(path, known, "it explains fields, states and reason codes")
         raise click.UsageError(f"nothing is called {path!r}; {hint}")
 

@@ -2,7 +2,107 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import time
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import click
+
+from batuta.cli.text import clean, toned
 
 if TYPE_CHECKING:
-    pass
+    from collections.abc import Mapping
+
+    from batuta.client import Client, Found
+    from batuta.kinds.application import Application
+
+GIVE_UP_S = 10.0
+"""What fails for so long, with a reason that does not pass by itself, is not waited for any longer."""
+
+
+class Goal(NamedTuple):
+    """What is waited for: this application, at this release or a later one."""
+
+    name: str
+    namespace: str
+    release: int
+
+
+def goal_of(hub: Client, application: Application) -> Goal:
+    """To be asked before it is applied: a change of the components makes a new release, which must be the one seen."""
+    from batuta.errors import NotFound
+
+    name, namespace = application.ref.name, application.ref.namespace
+    try:
+        before = hub.get(type(application), name, namespace=namespace)
+    except NotFound:
+        return Goal(name, namespace, 1)
+    known = int(before.status.get("release") or 0)
+    return Goal(name, namespace, known + (before.resource.spec.components != application.spec.components))
+
+
+def wait(hub: Client, goal: Goal, timeout_s: float) -> None:
+    """Tell every change until it is so. Raises WaitedTooLong with the first real reason in the hub's words."""
+    from batuta.client import WaitedTooLong
+    from batuta.kinds.application import Application
+
+    progress = Progress(goal)
+    began, until = time.monotonic(), time.monotonic() + timeout_s
+    while True:
+        left_s = max(0.0, until - time.monotonic())
+        try:
+            hub.wait(Application, goal.name, progress.is_so, namespace=goal.namespace, timeout_s=min(left_s, GIVE_UP_S))
+        except WaitedTooLong:
+            if time.monotonic() < until and not progress.has_failed_for(GIVE_UP_S):
+                continue
+            why = progress.first_reason()
+            raise WaitedTooLong(
+                f"applications/{goal.name} is {progress.state or 'not seen'} after {time.monotonic() - began:.0f} s"
+                + (f": {why}" if why else ""),
+                next_step=f"see `batuta why {goal.name}`",
+            ) from None
+        click.echo(f"applications/{goal.name} is {progress.state}: {progress.ready} ready")
+        return
+
+
+class Progress:
+    """What was last told about one application."""
+
+    def __init__(self, goal: Goal) -> None:
+        self._goal = goal
+        self._status: Mapping[str, Any] = {}
+        self._told = ""
+        self._failing_since: float | None = None
+
+    @property
+    def state(self) -> str:
+        return str(self._status.get("state", ""))
+
+    @property
+    def ready(self) -> str:
+        return str(self._status.get("ready", ""))
+
+    def is_so(self, found: Found[Any]) -> bool:
+        """Is it as declared? Tells what changed on the way."""
+        self._status = found.status
+        is_newest = int(self._status.get("release") or 0) >= self._goal.release
+        # Nothing wanted is as good as everything running, once the hub has looked at it.
+        if is_newest and self.state in ("ok", "unassigned"):
+            return True
+        line = f"{toned(self.state)} {self.ready}  {clean(str(self._status.get('reason') or ''))}".rstrip()
+        if line != self._told:
+            click.echo(f"  {self._goal.name}: {line}", err=True)
+            self._told = line
+        if self.state != "failing":
+            self._failing_since = None
+        elif self._failing_since is None:
+            self._failing_since = time.monotonic()
+        return False
+
+    def has_failed_for(self, seconds: float) -> bool:
+        return self._failing_since is not None and time.monotonic() - self._failing_since >= seconds
+
+    def first_reason(self) -> str:
+        """The first that does not pass by itself, else the first at all."""
+        reasons = self._status.get("reasons") or []
+        real = [r for r in reasons if not r.get("waits")] or reasons
+        return clean(str(real[0].get("sentence", ""))) if real else ""

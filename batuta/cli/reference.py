@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING
 import click
 
 from batuta.cli.main import VERBS, batuta
+from batuta.core.liveness import LINK_RULES
 from batuta.core.reasons import CATALOGUE
+from batuta.core.words import APPLICATION, HEALTH, LINK, MODEL, SYNC, WORDS
 from batuta.kinds import KINDS
 from batuta.kinds.schema import explain
 
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from batuta.kinds.schema import Field
 
 PAGES = Path(__file__).parents[2] / "docs" / "reference"
+SEVERITIES = ("fine", "passes by itself", "look into it", "an error")
 NOTE = "<!-- Printed by `python -m batuta.cli.reference`; change the code, not this page. -->"
 
 
@@ -125,6 +128,30 @@ def reasons() -> Iterator[str]:
 
 def states() -> Iterator[str]:
     yield "# States"
+    yield ""
+    yield "The closed list of words for how things are. A roll-up is as bad as its worst part; waiting is not an error;"
+    yield "no word is without a way out. `batuta explain WORD` prints the same."
+    yield ""
+    yield "| word | how bad | what it means | what to do |"
+    yield "| --- | --- | --- | --- |"
+    for row in WORDS.values():
+        yield f"| `{row.word}` | {SEVERITIES[row.severity]} | {_cell(row.meaning)} | {_cell(row.next_step)} |"
+    yield ""
+    yield "| of | words |"
+    yield "| --- | --- |"
+    groups = (("a node's link", LINK), ("a node's sync", SYNC), ("a node's health", HEALTH),
+              ("an application", APPLICATION), ("a model", MODEL))  # fmt: skip
+    for of, words in groups:
+        yield f"| {of} | {', '.join(f'`{word}`' for word in words)} |"
+    yield ""
+    yield "## How a node's link is judged"
+    yield ""
+    yield "The first rule that holds wins."
+    yield ""
+    yield "| word | when |"
+    yield "| --- | --- |"
+    for rule in LINK_RULES:
+        yield f"| `{rule.word}` | {_cell(rule.sentence)} |"
 
 
 # --- Kinds ---

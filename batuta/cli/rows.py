@@ -54,6 +54,8 @@ def reason_text(reason: dict[str, Any]) -> str:
     """A Reason as a sentence; one of a newer hub still says its code."""
     from batuta.core.reasons import CATALOGUE
 
+    if reason.get("sentence"):
+        return str(reason["sentence"])
     code, subject, detail = str(reason.get("code")), reason.get("subject", ""), reason.get("detail", "")
     sentence = CATALOGUE[code].sentence if code in CATALOGUE else code
     return (f"{subject}: " if subject else "") + sentence + (f" ({detail})" if detail else "")

@@ -15,16 +15,24 @@ CELL_MAX = 60
 ABSENT = "-"
 
 _CODES = {"good": "32", "wait": "33", "bad": "31", "dim": "2", "strong": "1"}
-# State words, by how much they should worry. What is not here stays plain.
+# What instances do and doctors find; the states of resources have their severity in `core.words`.
 TONES = {
-    "good": ("online", "in-sync", "ok", "ready", "running", "pass"),
-    "wait": (
-        "late", "updating", "deferred", "unassigned", "waiting", "starting", "unknown", "never", "degraded", "warn",
-        "held", "drifted", "fetching", "progressing", "unready", "backoff", "stopping",
-    ),
-    "bad": ("offline", "failed", "failing", "refused", "fail", "lost", "gone"),
-}  # fmt: skip
-_TONE_OF = {word: tone for tone, words in TONES.items() for word in words}
+    "good": ("ready", "pass"),
+    "wait": ("fetching", "starting", "unready", "backoff", "stopping", "warn"),
+    "bad": ("refused", "fail"),
+}
+
+
+def tone_of(word: str) -> str:
+    """How much a state word should worry; empty for what is neutral or no state."""
+    from batuta.core.words import WORDS
+
+    row = WORDS.get(word)
+    if row is None:
+        return next((tone for tone, words in TONES.items() if word in words), "")
+    if row.severity == 0:
+        return "" if row.next_step else "good"
+    return "wait" if row.severity == 1 else "bad"
 
 
 def wants_colour(*, err: bool = False) -> bool:
@@ -40,7 +48,7 @@ def painted(text: str, tone: str, *, err: bool = False) -> str:
 
 def toned(text: str) -> str:
     """A state word in its colour."""
-    return painted(text, _TONE_OF.get(text.strip(), ""))
+    return painted(text, tone_of(text.strip()))
 
 
 def table(headings: Sequence[str], rows: Iterable[Sequence[str]], widths: Sequence[int] | None = None) -> list[str]:
@@ -53,7 +61,7 @@ def table(headings: Sequence[str], rows: Iterable[Sequence[str]], widths: Sequen
     for row in rows:
         padded = [cell + " " * (width - _width(cell)) for cell, width in zip(row, widths, strict=True)]
         padded[-1] = row[-1]
-        out.append("  ".join(toned(cell) if cell.strip() in _TONE_OF else cell for cell in padded).rstrip())
+        out.append("  ".join(map(toned, padded)).rstrip())
     return out
 
 

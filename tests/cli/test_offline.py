@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from batuta.core.reasons import CATALOGUE
+from batuta.core.words import WORDS
 from tests.cli.running import invoke, run
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -73,6 +74,14 @@ def test_explain_every_reason(capsys) -> None:
         assert entry.sentence in ran.out
         assert entry.next_step in ran.out
         assert ("passes by itself" in ran.out) == entry.waits
+
+
+def test_explain_every_state(capsys) -> None:
+    for word, row in WORDS.items():
+        ran = invoke(capsys, "explain", word)
+        assert ran.code == 0
+        assert row.meaning in ran.out
+        assert row.next_step in ran.out
 
 
 @pytest.mark.parametrize(

@@ -69,8 +69,14 @@ def test_colour_only_at_a_terminal_and_never_against_no_color(monkeypatch, capsy
 
 
 def test_a_word_has_one_tone() -> None:
+    from batuta.core.words import WORDS
+
     words = [word for words in text.TONES.values() for word in words]
     assert len(words) == len(set(words))
+    assert not WORDS.keys() & set(words), "their severity says it already"
+    assert [text.tone_of(word) for word in ("ok", "late", "offline", "unassigned", "ready", "pi-4")] == [
+        "good", "wait", "bad", "", "good", "",
+    ]  # fmt: skip
 
 
 def test_instants_become_ages_whichever_way_they_are_written() -> None:
