@@ -251,12 +251,12 @@ class Client:
 
     def why(
         self, application: str, *, component: str = "", node: str = "", namespace: str = DEFAULT_NAMESPACE
-    ) -> dict[str, Any]:
-        """Why each instance is where it is, and why others are not."""
+    ) -> tuple[dict[str, Any], ...]:
+        """One answer a slot: where it is and by which rule, or what turned it away and how near it was."""
         from batuta.kinds.application import Application
 
         path = f"{_path(Application, namespace, application)}/why"
-        return self._wire.ask("GET", path, {"component": component, "node": node})
+        return tuple(self._wire.ask("GET", path, {"component": component, "node": node}).get("items", ()))
 
     def logs(
         self,
