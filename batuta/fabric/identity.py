@@ -306,7 +306,7 @@ def spend_token(
         raise EnrolmentRefused(
             "name_taken",
             f"another machine is already called {node}",
-            next_step=f"choose another name with `--name`, or `batuta node remove {node}` if that machine is gone",
+            next_step=f"choose another name with `--name`, or `batuta delete node {node}` if that machine is gone",
         )
     if known_key_id:
         return record

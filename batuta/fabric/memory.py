@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import deque
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
-from batuta.errors import FabricUnavailable, Stale
+from batuta.errors import FabricUnavailable
 from batuta.fabric import subjects
 from batuta.fabric.base import (
     REQUEST_TIMEOUT_S,
@@ -27,116 +26,14 @@ from batuta.fabric.base import (
     LogEntry,
     Message,
 )
+from batuta.fabric.memory_store import Bell, Follower, Pages, Rows, is_under, matches, now_s
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 
 log = logging.getLogger(__name__)
 
-DEDUPLICATION_S: Final = 120.0
 ACK_WAIT_S: Final = 30.0
-
-
-def matches(pattern: str, subject: str) -> bool:
-    """Whether `subject` falls under `pattern`: `*` is one level, a last `>` is one or more."""
-    wanted, levels = pattern.split("."), subject.split(".")
-    for i, level in enumerate(wanted):
-        if level == ">":
-            return len(levels) > i
-        if i >= len(levels) or level not in ("*", levels[i]):
-            return False
-    return len(levels) == len(wanted)
-
-
-def _under(prefix: str, key: str) -> bool:
-    """A watch's prefix: "" is all keys, `a.` all below `a`, anything else one whole key."""
-    return not prefix or key == prefix or (prefix.endswith(".") and key.startswith(prefix))
-
-
-def _now_s() -> float:
-    return asyncio.get_running_loop().time()
-
-
-# --- What the broker holds ------------------------------------------------------------------------------------------
-
-
-class _Bell:
-    """Wakes everyone who waits, each once per ring however many rings there were."""
-
-    def __init__(self) -> None:
-        self._waiting: set[asyncio.Event] = set()
-
-    def ring(self) -> None:
-        for event in tuple(self._waiting):
-            event.set()
-
-    async def wait(self, timeout_s: float | None = None) -> None:
-        event = asyncio.Event()
-        self._waiting.add(event)
-        try:
-            with suppress(TimeoutError):
-                await asyncio.wait_for(event.wait(), timeout_s)
-        finally:
-            self._waiting.discard(event)
-
-
-@dataclass(slots=True)
-class _Rows:
-    rows: dict[str, Entry] = field(default_factory=dict)
-    revision: int = 0
-    changed: _Bell = field(default_factory=_Bell)
-
-    def write(self, key: str, value: bytes | None, revision: int | None) -> int:
-        row = self.rows.get(key)
-        newest = row.revision if row and row.value is not None else 0
-        # A deleted row still has a revision; writing against it is as good as creating.
-        accepted = (newest,) if newest else (0, row.revision if row else 0)
-        if revision is not None and revision not in accepted:
-            raise Stale(f"{key} is at revision {newest}, not {revision}")
-        self.revision += 1
-        self.rows[key] = Entry(key, value, self.revision)
-        self.changed.ring()
-        return self.revision
-
-
-@dataclass(slots=True)
-class _Follower:
-    next_sequence: int = 1
-    # Sequence to (when it may be handed out again, how often it was).
-    lent: dict[int, tuple[float, int]] = field(default_factory=dict)
-
-
-@dataclass(slots=True)
-class _Pages:
-    entries: deque[LogEntry] = field(default_factory=lambda: deque(maxlen=1_000_000))
-    sequence: int = 0
-    recent: dict[str, tuple[int, float]] = field(default_factory=dict)
-    followers: dict[str, _Follower] = field(default_factory=dict)
-    changed: _Bell = field(default_factory=_Bell)
-
-    def append(self, key: str, data: bytes, msg_id: str | None) -> Appended:
-        now_s = _now_s()
-        if msg_id is not None:
-            self.recent = {k: v for k, v in self.recent.items() if v[1] > now_s - DEDUPLICATION_S}
-            if msg_id in self.recent:
-                return Appended(self.recent[msg_id][0], duplicate=True)
-            self.recent[msg_id] = (self.sequence + 1, now_s)
-        self.sequence += 1
-        self.entries.append(LogEntry(self.sequence, key, data, int(now_s * 1000)))
-        self.changed.ring()
-        return Appended(self.sequence, duplicate=False)
-
-    def after(self, sequence: int, limit: int) -> list[LogEntry]:
-        out: list[LogEntry] = []
-        for entry in self.entries:
-            if len(out) == limit:
-                break
-            if entry.sequence > sequence:
-                out.append(entry)
-        return out
-
-    def at(self, sequence: int) -> LogEntry | None:
-        return next(iter(self.after(sequence - 1, 1)), None)
 
 
 class MemoryBroker:
@@ -144,14 +41,14 @@ class MemoryBroker:
 
     def __init__(self, *, sleep: Callable[[float], Awaitable[None]] = asyncio.sleep) -> None:
         self.sleep = sleep
-        self.tables: dict[str, _Rows] = {}
-        self.logs: dict[str, _Pages] = {}
+        self.tables: dict[str, Rows] = {}
+        self.logs: dict[str, Pages] = {}
         self.fabrics: list[MemoryFabric] = []
         self.denied: list[tuple[str, str, str]] = []
         """(who, "publish" or "subscribe", subject) of everything that rights refused."""
         self._cut: set[str] = set()
         self._delay_s: dict[str, float] = {}
-        self.healed = _Bell()
+        self.healed = Bell()
 
     def connect(self, name: str, rights: subjects.Rights | None = None) -> MemoryFabric:
         """A connection without rights to check is the hub's; `connect_node` makes a node's."""
@@ -183,11 +80,11 @@ class MemoryBroker:
     def delay_s(self, *names: str) -> float:
         return sum(self._delay_s.get(name, 0.0) for name in names)
 
-    def rows(self, name: str) -> _Rows:
-        return self.tables.setdefault(name, _Rows())
+    def rows(self, name: str) -> Rows:
+        return self.tables.setdefault(name, Rows())
 
-    def pages(self, name: str) -> _Pages:
-        return self.logs.setdefault(name, _Pages())
+    def pages(self, name: str) -> Pages:
+        return self.logs.setdefault(name, Pages())
 
     def deliver(self, sender: MemoryFabric, message: Message) -> int:
         """Hands a message to everyone who wants and may hear it; returns to how many."""
@@ -214,11 +111,12 @@ class _Subscription:
     async def run(self) -> None:
         while True:
             due_s, message = await self.queue.get()
-            if (left_s := due_s - _now_s()) > 0:
+            if (left_s := due_s - now_s()) > 0:
                 await self.fabric.broker.sleep(left_s)
             try:
                 await self.handler(message)
             except Exception:
+                # One message that nobody understands must not end the hearing of all others.
                 log.exception("what was said on %s could not be dealt with", message.subject)
 
     async def close(self) -> None:
@@ -240,7 +138,7 @@ class MemoryFabric:
         self._rights = rights
         self._subscriptions: list[_Subscription] = []
         self._callbacks: list[Callable[[], None]] = []
-        self._local: dict[str, _Pages] = {}
+        self._local: dict[str, Pages] = {}
         self._closed = False
 
     @property
@@ -252,9 +150,9 @@ class MemoryFabric:
         return not self._closed and not self.broker.is_cut(self._name)
 
     async def wait_connected(self, timeout_s: float | None = None) -> None:
-        deadline_s = None if timeout_s is None else _now_s() + timeout_s
+        deadline_s = None if timeout_s is None else now_s() + timeout_s
         while not self.is_connected:
-            left_s = None if deadline_s is None else deadline_s - _now_s()
+            left_s = None if deadline_s is None else deadline_s - now_s()
             if left_s is not None and left_s <= 0:
                 raise FabricUnavailable(f"{self._name} is still cut off after {timeout_s} s")
             await self.broker.healed.wait(left_s)
@@ -313,7 +211,7 @@ class MemoryFabric:
             return MemoryLog(self, self.broker.pages(name))
         if name.startswith("up-"):
             return MemoryLog(self, self.broker.pages(name), only_key=self._name)
-        return MemoryLog(self, self._local.setdefault(name, _Pages()), is_local=True)
+        return MemoryLog(self, self._local.setdefault(name, Pages()), is_local=True)
 
     async def close(self) -> None:
         self._closed = True
@@ -327,7 +225,7 @@ class MemoryFabric:
     def take(self, message: Message, delay_s: float) -> int:
         wanted = [s for s in self._subscriptions if matches(s.pattern, message.subject)]
         for subscription in wanted:
-            subscription.queue.put_nowait((_now_s() + delay_s, message))
+            subscription.queue.put_nowait((now_s() + delay_s, message))
         return len(wanted)
 
     def forget(self, subscription: _Subscription) -> None:
@@ -377,7 +275,7 @@ class MemoryTable:
         self._writable = writable
 
     @property
-    def _rows(self) -> _Rows:
+    def _rows(self) -> Rows:
         return self._fabric.broker.rows(self._name)
 
     async def get(self, key: str) -> Entry | None:
@@ -411,7 +309,7 @@ class MemoryTable:
         is_snapshot = True
         while True:
             if self._fabric.is_connected:
-                news = [row for row in self._rows.rows.values() if row.revision > seen and _under(prefix, row.key)]
+                news = [row for row in self._rows.rows.values() if row.revision > seen and is_under(prefix, row.key)]
                 seen = max(seen, self._rows.revision)
                 for row in sorted(news, key=lambda row: row.revision):
                     if not is_snapshot or row.value is not None:
@@ -429,7 +327,9 @@ class MemoryTable:
     async def keys(self, prefix: str = "") -> list[str]:
         self._check("read", self._readable, prefix)
         await self._fabric.reach(f"keys of {self._name}")
-        return sorted(row.key for row in self._rows.rows.values() if row.value is not None and _under(prefix, row.key))
+        return sorted(
+            row.key for row in self._rows.rows.values() if row.value is not None and is_under(prefix, row.key)
+        )
 
     def _check(self, what: str, only: str | None, key: str) -> None:
         if only is not None and (key != only or not only):
@@ -440,7 +340,7 @@ class MemoryLog:
     """A log: the broker's, or one that a node keeps for itself and that no cut can touch."""
 
     def __init__(
-        self, fabric: MemoryFabric, pages: _Pages, *, only_key: str | None = None, is_local: bool = False
+        self, fabric: MemoryFabric, pages: Pages, *, only_key: str | None = None, is_local: bool = False
     ) -> None:
         self._fabric = fabric
         self._pages = pages
@@ -461,7 +361,7 @@ class MemoryLog:
     async def follow(self, consumer: str) -> AsyncIterator[Delivery]:
         self._check_readable()
         await self._reach()
-        state = self._pages.followers.setdefault(consumer, _Follower())
+        state = self._pages.followers.setdefault(consumer, Follower())
         while True:
             delivery, wait_s = self._next(state)
             if delivery is not None:
@@ -469,28 +369,28 @@ class MemoryLog:
             else:
                 await self._pages.changed.wait(wait_s)
 
-    def _next(self, state: _Follower) -> tuple[Delivery | None, float | None]:
+    def _next(self, state: Follower) -> tuple[Delivery | None, float | None]:
         """What to hand out now; or how long there is nothing, unless something is appended."""
-        now_s = _now_s()
+        at_s = now_s()
         for sequence, (due_s, attempt) in sorted(state.lent.items()):
-            if due_s <= now_s and (entry := self._pages.at(sequence)) is not None and entry.sequence == sequence:
+            if due_s <= at_s and (entry := self._pages.at(sequence)) is not None and entry.sequence == sequence:
                 return self._lend(state, entry, attempt + 1), None
         entry = self._pages.at(state.next_sequence)
         if entry is not None:
             state.next_sequence = entry.sequence + 1
             return self._lend(state, entry, 1), None
-        due = [due_s - now_s for due_s, _ in state.lent.values()]
+        due = [due_s - at_s for due_s, _ in state.lent.values()]
         return None, max(min(due), 0.0) if due else None
 
-    def _lend(self, state: _Follower, entry: LogEntry, attempt: int) -> Delivery:
-        state.lent[entry.sequence] = (_now_s() + ACK_WAIT_S, attempt)
+    def _lend(self, state: Follower, entry: LogEntry, attempt: int) -> Delivery:
+        state.lent[entry.sequence] = (now_s() + ACK_WAIT_S, attempt)
 
         async def ack() -> None:
             await self._reach()
             state.lent.pop(entry.sequence, None)
 
         async def retry() -> None:
-            state.lent[entry.sequence] = (_now_s(), attempt)
+            state.lent[entry.sequence] = (now_s(), attempt)
             self._pages.changed.ring()
 
         return Delivery(entry, attempt, ack, retry)

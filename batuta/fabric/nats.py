@@ -2,12 +2,8 @@
 
 A hub's fabric speaks to the hub's broker and sees its tables and logs as they are. A node's speaks to the broker
 beside it, which is there even when the hub is not; what it calls `decided`, `observed` and `up-*` are the hub's,
-reached through the link, by the few subjects that a node has rights to. `_NodeTable` and `_UpLog` are all the places
+reached through the link, by the few subjects that a node has rights to. `NodeTable` and `UpLog` are all the places
 that know this.
-
-Reading follows one rule, everywhere: ask again from where you were. A consumer that the broker forgot, a connection
-that broke, a message that fell out: the reader notices by a number that does not follow or a pulse that does not come,
-and makes a new consumer after the last thing it saw.
 """
 
 from __future__ import annotations
@@ -16,31 +12,22 @@ import asyncio
 import json
 import logging
 import secrets
-from contextlib import asynccontextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
-from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final
 
 from nats.aio.client import Client
 from nats.errors import Error as NatsError
-from nats.errors import NoRespondersError
 
 from batuta.errors import FabricUnavailable, Stale
 from batuta.fabric import subjects
-from batuta.fabric.base import (
-    REQUEST_TIMEOUT_S,
-    SNAPSHOT_DONE,
-    Appended,
-    Change,
-    Delivery,
-    Entry,
-    Handler,
-    LogEntry,
-    Message,
-)
+from batuta.fabric.base import REQUEST_TIMEOUT_S, Handler, Message
+from batuta.fabric.nats_logs import NatsLog, UpLog
+from batuta.fabric.nats_reading import SECOND_NS, translated
+from batuta.fabric.nats_tables import NatsTable, NodeTable
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Mapping
+    from collections.abc import Callable, Mapping
 
     from nats.aio.msg import Msg
     from nats.aio.subscription import Subscription as NatsSubscription
@@ -53,17 +40,14 @@ CONNECT_TIMEOUT_S: Final = 5.0
 PULSE_EVERY_S: Final = 1.0
 SILENT_AFTER_S: Final = 3.0
 PROBE_EVERY_S: Final = 0.5
-CONSUMER_PULSE_S: Final = 2.0
 DEDUPLICATION_S: Final = 120
-ACK_WAIT_S: Final = 30.0
-LENT_MAX: Final = 64
 
 MIB: Final = 1 << 20
 DAY_S: Final = 86_400
-SECOND_NS: Final = 1_000_000_000
 
+# Two of the broker's error codes.
 WRONG_REVISION: Final = 10071
-NO_STREAM: Final = 10059
+STREAM_EXISTS: Final = 10058
 
 
 @dataclass(frozen=True, slots=True)
@@ -273,6 +257,7 @@ class NatsFabric:
             try:
                 await handler(self._message(message))
             except Exception:
+                # One message that nobody understands must not end the hearing of all others.
                 log.exception("what was said on %s could not be dealt with", message.subject)
 
         with translated(subject):
@@ -331,11 +316,11 @@ class NatsFabric:
 
     # --- Tables and logs
 
-    def table(self, name: str) -> NatsTable | _NodeTable:
-        return _NodeTable(self, name) if self._is_node else NatsTable(self, name)
+    def table(self, name: str) -> NatsTable | NodeTable:
+        return NodeTable(self, name) if self._is_node else NatsTable(self, name)
 
-    def log(self, name: str) -> NatsLog | _UpLog:
-        return _UpLog(self, name) if self._is_node and name.startswith("up-") else NatsLog(self, name)
+    def log(self, name: str) -> NatsLog | UpLog:
+        return UpLog(self, name) if self._is_node and name.startswith("up-") else NatsLog(self, name)
 
     async def ensure_table(self, name: str) -> None:
         """The stream behind a table, made when it is not there yet."""
@@ -382,7 +367,7 @@ class NatsFabric:
         answer = await self.api(f"STREAM.CREATE.{stream}", whole | config)
         if error := answer.get("error"):
             # It is there with other limits, from an earlier version or a person: theirs hold until they are changed.
-            if error.get("err_code") != 10058:
+            if error.get("err_code") != STREAM_EXISTS:
                 raise FabricUnavailable(f"the broker refuses stream {stream}: {error.get('description')}")
             log.info("stream %s is there already, with other settings", stream)
         self._made.add(stream)
@@ -410,407 +395,3 @@ class _Subscription:
     async def close(self) -> None:
         with suppress(NatsError):
             await self._inner.unsubscribe()
-
-
-class translated:  # noqa: N801  reads as a clause: with translated(subject)
-    """Turns what the library raises into what the contract promises."""
-
-    def __init__(self, what: str) -> None:
-        self._what = what
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: object, error: BaseException | None, _trace: object) -> None:
-        if isinstance(error, NoRespondersError):
-            raise FabricUnavailable(f"nobody answers {self._what}") from None
-        if isinstance(error, TimeoutError):
-            raise FabricUnavailable(f"no answer to {self._what} in time") from None
-        if isinstance(error, (NatsError, OSError)):
-            raise FabricUnavailable(f"{self._what}: {error or type(error).__name__}") from error
-
-
-# --- Reading a stream -----------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class _Seen:
-    """A message of a stream and how many of those asked for are still to come."""
-
-    message: Msg
-    sequence: int
-    pending: int
-
-
-async def _in_order(fabric: NatsFabric, stream: str, subject: str, *, newest_only: bool) -> AsyncIterator[_Seen | None]:
-    """Messages of `stream` under `subject`, for ever; None once, when all that were there at the start have come.
-
-    `newest_only` starts with the newest of every subject, else with the first of all.
-    """
-    last, is_first, said_done = 0, True, False
-    while True:
-        inbox = fabric.new_inbox()
-        try:
-            arrivals = await fabric.consume(inbox)
-        except FabricUnavailable:
-            await _until_worth_trying(fabric)
-            continue
-        name = f"w-{secrets.token_hex(6)}"
-        try:
-            start: dict[str, Any] = {"deliver_policy": "last_per_subject" if newest_only else "all"}
-            if not is_first:
-                start = {"deliver_policy": "by_start_sequence", "opt_start_seq": last + 1}
-            answer = await fabric.api(
-                f"CONSUMER.CREATE.{stream}.{name}",
-                {
-                    "stream_name": stream,
-                    "config": start
-                    | {
-                        "name": name,
-                        "deliver_subject": inbox,
-                        "filter_subject": subject,
-                        "ack_policy": "none",
-                        "replay_policy": "instant",
-                        "flow_control": True,
-                        "idle_heartbeat": int(CONSUMER_PULSE_S * SECOND_NS),
-                        "inactive_threshold": 30 * SECOND_NS,
-                        "max_deliver": 1,
-                        "mem_storage": True,
-                        "num_replicas": 1,
-                    },
-                },
-            )
-            if "error" in answer:
-                raise FabricUnavailable(f"{stream}: {answer['error'].get('description')}")
-            if answer["num_pending"] == 0 and not said_done and not answer["delivered"]["consumer_seq"]:
-                said_done = True
-                yield None
-            expected = 1
-            while (message := await _next(arrivals, CONSUMER_PULSE_S * 2.5)) is not None:
-                headers = message.headers or {}
-                if headers.get("Status") == "100":
-                    if message.reply:
-                        await fabric.publish(message.reply, b"")
-                    elif int(headers.get("Nats-Last-Consumer", expected - 1)) != expected - 1:
-                        break
-                    continue
-                at = message.metadata
-                if at.sequence.consumer != expected:
-                    break
-                expected += 1
-                last, is_first = at.sequence.stream, False
-                yield _Seen(message, at.sequence.stream, at.num_pending or 0)
-                if not said_done and not at.num_pending:
-                    said_done = True
-                    yield None
-        except FabricUnavailable:
-            await _until_worth_trying(fabric)
-        finally:
-            with suppress(NatsError):
-                await arrivals.unsubscribe()
-            with suppress(NatsError, FabricUnavailable):
-                await fabric.publish(f"$JS.API.CONSUMER.DELETE.{stream}.{name}", b"")
-
-
-async def _next(arrivals: NatsSubscription, timeout_s: float) -> Msg | None:
-    try:
-        return await arrivals.next_msg(timeout=timeout_s)
-    except (NatsError, TimeoutError):
-        return None
-
-
-async def _until_worth_trying(_fabric: NatsFabric) -> None:
-    # There is nothing to await: a broker that is up may still be opening its store.
-    await asyncio.sleep(PROBE_EVERY_S)
-
-
-# --- Tables ---------------------------------------------------------------------------------------------------------
-
-
-def _entry(key: str, message: Msg) -> Entry | None:
-    """The row in the answer to a direct get; None when there is no such key."""
-    headers = message.headers or {}
-    if "Nats-Sequence" not in headers:
-        return None
-    value = None if "KV-Operation" in headers else bytes(message.data)
-    return Entry(key, value, int(headers["Nats-Sequence"]))
-
-
-class NatsTable:
-    """A table of the hub, as the hub sees it."""
-
-    def __init__(self, fabric: NatsFabric, name: str) -> None:
-        self._fabric = fabric
-        self._name = name
-        self._stream = subjects.table_stream(name)
-
-    async def get(self, key: str) -> Entry | None:
-        row = await self._newest(key)
-        return row if row and row.value is not None else None
-
-    async def put(self, key: str, value: bytes, revision: int | None = None) -> int:
-        return await self._write(key, value, revision, {})
-
-    async def delete(self, key: str, revision: int | None = None) -> None:
-        if await self.get(key) is not None:
-            await self._write(key, b"", revision, {"KV-Operation": "DEL"})
-
-    async def watch(self, prefix: str = "") -> AsyncIterator[Change]:
-        await self._fabric.ensure_table(self._name)
-        start = subjects.table_key(self._name, "")
-        wanted = subjects.table_key(self._name, f"{prefix}>" if not prefix or prefix.endswith(".") else prefix)
-        is_snapshot = True
-        async for seen in _in_order(self._fabric, self._stream, wanted, newest_only=True):
-            if seen is None:
-                is_snapshot = False
-                yield SNAPSHOT_DONE
-                continue
-            deleted = "KV-Operation" in (seen.message.headers or {})
-            if not (is_snapshot and deleted):
-                value = None if deleted else bytes(seen.message.data)
-                yield Entry(seen.message.subject.removeprefix(start), value, seen.sequence)
-
-    async def keys(self, prefix: str = "") -> list[str]:
-        found: list[str] = []
-        changes = self.watch(prefix)
-        async for change in changes:
-            if not isinstance(change, Entry):
-                break
-            found.append(change.key)
-        await changes.aclose()  # type: ignore[attr-defined]
-        return sorted(found)
-
-    async def _newest(self, key: str) -> Entry | None:
-        await self._fabric.ensure_table(self._name)
-        subject = f"$JS.API.DIRECT.GET.{self._stream}.{subjects.table_key(self._name, key)}"
-        return _entry(key, await self._fabric.ask(subject, b""))
-
-    async def _write(self, key: str, value: bytes, revision: int | None, headers: dict[str, str]) -> int:
-        await self._fabric.ensure_table(self._name)
-        subject = subjects.table_key(self._name, key)
-        if revision is None:
-            return int((await self._fabric.store(subject, value, headers))["seq"])
-        expected = {"Nats-Expected-Last-Subject-Sequence": str(revision)}
-        try:
-            return int((await self._fabric.store(subject, value, headers | expected))["seq"])
-        except Stale:
-            row = await self._newest(key)
-            if revision != 0 or row is None or row.value is not None:
-                raise
-            # A deleted row still has a revision; creating means writing after that.
-            return await self._write(key, value, row.revision, headers)
-
-
-class _NodeTable:
-    """What a node sees of the hub's tables: its own assignment to read, its own report to write."""
-
-    def __init__(self, fabric: NatsFabric, name: str) -> None:
-        if name not in ("decided", "observed"):
-            raise PermissionError(f"a node has no view of table {name}")
-        self._fabric = fabric
-        self._name = name
-
-    async def get(self, key: str) -> Entry | None:
-        self._check_readable(key)
-        subject = subjects.direct_get(subjects.HUB_DOMAIN, self._name, key)
-        row = _entry(key, await self._fabric.ask(subject, b""))
-        return row if row and row.value is not None else None
-
-    async def put(self, key: str, value: bytes, revision: int | None = None) -> int:
-        if self._name != "observed" or key != subjects.report_key(self._fabric.name):
-            raise PermissionError(f"a node may not write {key} in table {self._name}")
-        expected = {} if revision is None else {"Nats-Expected-Last-Subject-Sequence": str(revision)}
-        return int((await self._fabric.store(subjects.report(self._fabric.name), value, expected))["seq"])
-
-    async def delete(self, key: str, revision: int | None = None) -> None:
-        raise PermissionError(f"a node may not delete {key} in table {self._name}, at revision {revision} or any")
-
-    async def watch(self, prefix: str = "") -> AsyncIterator[Change]:
-        """The assignment, and again whenever it changes. Read anew after each silence of the hub, so none is missed."""
-        self._check_readable(prefix)
-        woken = asyncio.Event()
-        self._fabric.on_reconnect(woken.set)
-
-        async def changed(_message: Message) -> None:
-            woken.set()
-
-        subscription = await self._fabric.subscribe(subjects.assignment(self._fabric.name), changed)
-        revision, is_snapshot = 0, True
-        try:
-            while True:
-                woken.clear()
-                try:
-                    row = await self.get(prefix)
-                except FabricUnavailable:
-                    await self._pause(woken)
-                    continue
-                if row is not None and row.revision > revision:
-                    revision = row.revision
-                    yield row
-                elif row is None and revision and not is_snapshot:
-                    yield Entry(prefix, None, revision)
-                    revision = 0
-                if is_snapshot:
-                    is_snapshot = False
-                    yield SNAPSHOT_DONE
-                await woken.wait()
-        finally:
-            await subscription.close()
-
-    async def keys(self, prefix: str = "") -> list[str]:
-        return [prefix] if await self.get(prefix) is not None else []
-
-    async def _pause(self, woken: asyncio.Event) -> None:
-        with suppress(TimeoutError):
-            await asyncio.wait_for(woken.wait(), PROBE_EVERY_S)
-
-    def _check_readable(self, key: str) -> None:
-        if self._name != "decided" or key != subjects.assignment_key(self._fabric.name):
-            raise PermissionError(f"a node may not read {key or 'all'} in table {self._name}")
-
-
-# --- Logs -----------------------------------------------------------------------------------------------------------
-
-
-class NatsLog:
-    """A log at the broker we are connected to: the hub's, or what a node keeps for itself."""
-
-    def __init__(self, fabric: NatsFabric, name: str) -> None:
-        self._fabric = fabric
-        self._name = name
-
-    async def append(self, key: str, data: bytes, msg_id: str | None = None) -> Appended:
-        await self._fabric.ensure_log(self._name)
-        headers = {} if msg_id is None else {"Nats-Msg-Id": msg_id}
-        answer = await self._fabric.store(subjects.log_subject(self._name, key), data, headers)
-        return Appended(int(answer["seq"]), bool(answer.get("duplicate")))
-
-    async def read(self, after: int = 0, limit: int = 100) -> list[LogEntry]:
-        await self._fabric.ensure_log(self._name)
-        inbox = self._fabric.new_inbox()
-        arrivals = await self._fabric.consume(inbox)
-        out: list[LogEntry] = []
-        try:
-            body = json.dumps({"seq": after + 1, "batch": limit, "next_by_subj": ">"}).encode()
-            await self._fabric.send(f"$JS.API.DIRECT.GET.{self._name}", body, inbox)
-            while (message := await _next(arrivals, REQUEST_TIMEOUT_S)) is not None:
-                headers = message.headers or {}
-                if "Status" in headers:
-                    # 204 is the end of the batch, 404 an empty one.
-                    return out
-                out.append(self._entry_of_direct(message))
-        finally:
-            with suppress(NatsError):
-                await arrivals.unsubscribe()
-        raise FabricUnavailable(f"log {self._name} was not answered to its end")
-
-    async def follow(self, consumer: str) -> AsyncIterator[Delivery]:
-        while True:
-            try:
-                await self._fabric.ensure_log(self._name)
-                await self._ensure_follower(consumer)
-                async with self._pulling(consumer) as arrivals:
-                    wanted = 0
-                    while True:
-                        if wanted < LENT_MAX // 2:
-                            wanted = LENT_MAX
-                            await self._pull(consumer, arrivals.subject, LENT_MAX)
-                        message = await _next(arrivals, CONSUMER_PULSE_S * 2.5)
-                        if message is None:
-                            break
-                        status = (message.headers or {}).get("Status")
-                        if status == "100":
-                            continue
-                        if status is not None:
-                            # The pull ran out (408), or the consumer or its broker went (404, 409, 503): pull anew.
-                            wanted = 0
-                            if status in ("409", "503", "404"):
-                                break
-                            continue
-                        wanted -= 1
-                        yield self._delivery(message)
-            except FabricUnavailable:
-                pass
-            await _until_worth_trying(self._fabric)
-
-    @asynccontextmanager
-    async def _pulling(self, consumer: str) -> AsyncIterator[NatsSubscription]:
-        arrivals = await self._fabric.consume(f"{self._fabric.new_inbox()}.{consumer}")
-        try:
-            yield arrivals
-        finally:
-            with suppress(NatsError):
-                await arrivals.unsubscribe()
-
-    async def _pull(self, consumer: str, inbox: str, batch: int) -> None:
-        body = {"batch": batch, "expires": 30 * SECOND_NS, "idle_heartbeat": int(CONSUMER_PULSE_S * SECOND_NS)}
-        await self._fabric.send(f"$JS.API.CONSUMER.MSG.NEXT.{self._name}.{consumer}", json.dumps(body).encode(), inbox)
-
-    async def _ensure_follower(self, consumer: str) -> None:
-        config = {
-            "durable_name": consumer,
-            "ack_policy": "explicit",
-            "ack_wait": int(ACK_WAIT_S * SECOND_NS),
-            "deliver_policy": "all",
-            "max_ack_pending": LENT_MAX,
-        }
-        answer = await self._fabric.api(
-            f"CONSUMER.DURABLE.CREATE.{self._name}.{consumer}", {"stream_name": self._name, "config": config}
-        )
-        if error := answer.get("error"):
-            raise FabricUnavailable(f"{self._name}: {error.get('description')}")
-
-    def _delivery(self, message: Msg) -> Delivery:
-        at = message.metadata
-        key = subjects.log_key(self._name, message.subject)
-        when_ms = int(at.timestamp.timestamp() * 1000)
-        headers = dict(message.headers or {})
-        entry = LogEntry(at.sequence.stream, key, bytes(message.data), when_ms, headers)
-
-        async def ack() -> None:
-            await self._fabric.ask(message.reply, b"+ACK")
-
-        async def retry() -> None:
-            await self._fabric.publish(message.reply, b"-NAK")
-
-        return Delivery(entry, at.num_delivered, ack, retry)
-
-    def _entry_of_direct(self, message: Msg) -> LogEntry:
-        headers = dict(message.headers or {})
-        key = subjects.log_key(self._name, headers["Nats-Subject"])
-        at_ms = _milliseconds(headers["Nats-Time-Stamp"])
-        kept = {name: value for name, value in headers.items() if name not in _DIRECT_HEADERS}
-        return LogEntry(int(headers["Nats-Sequence"]), key, bytes(message.data), at_ms, kept)
-
-
-class _UpLog:
-    """A log of the hub that a node may append to. It returns when the hub has it, however far away that is."""
-
-    def __init__(self, fabric: NatsFabric, name: str) -> None:
-        self._fabric = fabric
-        self._name = name
-
-    async def append(self, key: str, data: bytes, msg_id: str | None = None) -> Appended:
-        if key != self._fabric.name:
-            raise PermissionError(f"{self._fabric.name} may not append as {key}")
-        headers = {} if msg_id is None else {"Nats-Msg-Id": msg_id}
-        answer = await self._fabric.store(subjects.log_subject(self._name, key), data, headers)
-        return Appended(int(answer["seq"]), bool(answer.get("duplicate")))
-
-    async def read(self, after: int = 0, limit: int = 100) -> list[LogEntry]:
-        raise PermissionError(f"a node only appends to what the hub keeps; it cannot read {limit} after {after}")
-
-    async def follow(self, consumer: str) -> AsyncIterator[Delivery]:
-        raise PermissionError(f"a node only appends to what the hub keeps; it cannot follow as {consumer}")
-        yield  # type: ignore[unreachable]  # makes this an iterator, as the contract has it
-
-
-_DIRECT_HEADERS: Final = frozenset(
-    {"Nats-Stream", "Nats-Subject", "Nats-Sequence", "Nats-Time-Stamp", "Nats-Num-Pending", "Nats-Last-Sequence"}
-)
-
-
-def _milliseconds(stamp: str) -> int:
-    """Milliseconds since 1970 of `2026-11-21T02:03:56.707216041Z`; nanoseconds are more than datetime reads."""
-    whole, _, rest = stamp.rstrip("Z").partition(".")
-    return int(datetime.fromisoformat(f"{whole}+00:00").timestamp()) * 1000 + int((rest + "000")[:3])

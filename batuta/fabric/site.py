@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from batuta.errors import FabricUnavailable
 from batuta.fabric import subjects
-from batuta.fabric.nats import translated
+from batuta.fabric.nats_reading import translated
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
