@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
-from batuta.core.admission import admit
+from batuta.core.admission import admit, admit_removal
 from batuta.core.state import Change
 from batuta.errors import NotFound, Refused, Stale
 from batuta.kinds.base import Metadata, Problem, Resource
@@ -104,7 +104,7 @@ class Declarations:
         state = self._state()
         # Each is judged beside all the others, so that an application may come with the model it needs, in any order.
         beside = state.with_changes(Change("desired", r.ref.key, r) for r in resources)
-        problems = [p for r in resources for p in (*r.problems(), *admit(r, beside))]
+        problems = [p for r in resources for p in (*r.problems(), *admit(r, beside, state))]
         if problems:
             self._refuse(problems)
         declared = [self._stamped(r, state.get(r.ref)) for r in resources]
@@ -165,16 +165,3 @@ def _with(metadata: Metadata, resource: Resource, **stamps: object) -> Metadata:
 
 def _spec(resource: Resource) -> object:
     return getattr(resource, "spec", None)
-
-
-def admit_removal(resource: Resource, state: State) -> list[Problem]:
-    """Every one that would be wrong without this one, and was not before."""
-    without = state.with_changes([Change("desired", resource.ref.key, None)])
-    problems = []
-    for _, other in sorted(without.desired.items()):
-        before = {(p.path, p.code) for p in admit(other, state)}
-        for problem in admit(other, without):
-            if (problem.path, problem.code) not in before:
-                message = f"{other.ref} needs it: {problem.message}"
-                problems.append(Problem(path="", code="needed", message=message, hint=f"delete {other.ref} first"))
-    return problems
