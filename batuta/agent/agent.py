@@ -24,18 +24,23 @@ from typing import IO, TYPE_CHECKING, Any, Final
 
 from batuta.agent import neighbours, steady
 from batuta.agent.enrolling import Renewal, join
+from batuta.agent.gravity import Gravity
 from batuta.agent.ledger import Ledger
 from batuta.agent.neighbours import Neighbours
 from batuta.agent.node import Node, Parts
 from batuta.agent.probe import Probe
 from batuta.agent.station import Station
+from batuta.dataflow.connect import connect
+from batuta.dataflow.flows import Flows
 from batuta.errors import BatutaError, FabricUnavailable
 from batuta.fabric.nats import NatsFabric, connect_node
 from batuta.runtimes.model import ModelRuntime
 from batuta.runtimes.process import ProcessRuntime
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+
+    from nats.aio.client import Client
 
     from batuta.agent.config import AgentConfig
     from batuta.agent.identity import Identity
@@ -70,13 +75,17 @@ async def _run(config: AgentConfig, identity: Identity) -> int:
     birth = await station.open(neighbours.links(opened.page.assignment))
     log.info("broker %s, process %d; MQTT at %s", birth, station.broker.pid, station.mqtt)
 
-    async with _connections(identity.node, station) as (control, site):
+    async with _connections(identity.node, station) as (control, site, client):
         clock = steady.Steady(steady.MachineClock())
         runtimes = _runtimes()
         probe = Probe(config.home, runtimes=runtimes, cpu_millis=config.cpu_millis, memory_bytes=config.memory_bytes)
         inventory = probe.inventory()
 
+        flows, gravity = Flows(client, identity.node, _up(control)), Gravity(site)
+
         async def follow(assignment: Assignment) -> None:
+            flows.follow(assignment.captures)
+            gravity.follow(assignment.watched)
             await station.follow(neighbours.links(assignment))
 
         node = Node(
@@ -91,6 +100,8 @@ async def _run(config: AgentConfig, identity: Identity) -> int:
                 vitals=lambda: probe.vitals(station.broker.pid or None),
                 broker=station.for_instances(),
                 neighbours=Neighbours(site, clock, identity.node),
+                flows=flows.books,
+                topics=gravity.topics,
                 places=lambda: (station.address, station.mqtt),
                 follow=follow,
                 doctor=lambda: {"broker": {"pid": station.broker.pid, "restarts": station.restarts}},
@@ -104,7 +115,10 @@ async def _run(config: AgentConfig, identity: Identity) -> int:
         for news in said:
             node.loop.tell(news)
         renewal = Renewal(config, identity, control, station.renew, node.loop.tell)
-        node.besides = {"broker": station.watch, "renewal": renewal.run, "settle": lambda: _settle(config)}
+        node.besides = {
+            "broker": station.watch, "flows": flows.run, "gravity": gravity.run, "renewal": renewal.run,
+            "settle": lambda: _settle(config),
+        }  # fmt: skip
         ends_all = _listen_for_signals(node)
         try:
             await node.run()
@@ -123,18 +137,32 @@ async def _run(config: AgentConfig, identity: Identity) -> int:
 
 
 @asynccontextmanager
-async def _connections(node: str, station: Station) -> AsyncIterator[tuple[NatsFabric, NatsFabric]]:
-    """Two clients of our own broker: CONTROL leads to the hub, SITE to the neighbours."""
+async def _connections(node: str, station: Station) -> AsyncIterator[tuple[NatsFabric, NatsFabric, Client]]:
+    """Clients of our own broker: CONTROL leads to the hub, SITE to the neighbours, and a bare one carries data."""
     place = station.place
     control = await connect_node(node, station.url, "agent", place.agent_password)
     try:
         site = await NatsFabric.open(node, station.url, "site", place.site_password, is_node=False)
         try:
-            yield control, site
+            client = await connect(station.for_instances(), f"batuta {node} flows", asyncio.Event())
+            assert client is not None, "it gives up only when told to"
+            try:
+                yield control, site, client
+            finally:
+                await client.close()
         finally:
             await site.close()
     finally:
         await control.close()
+
+
+def _up(control: NatsFabric) -> Callable[[str, bytes, Mapping[str, str], str], Awaitable[object]]:
+    """How data goes to the hub: returns once the hub has it, under a name by which it is there once."""
+
+    async def up(subject: str, data: bytes, headers: Mapping[str, str], name: str) -> object:
+        return await control.store(subject, data, {**headers, "Nats-Msg-Id": name})
+
+    return up
 
 
 def _runtimes() -> dict[str, Runtime]:

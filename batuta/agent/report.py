@@ -59,7 +59,7 @@ class Reporter:
                 self.due_at = min(self.due_at, now + COALESCE_MS)
 
     def again(self, now: int) -> None:
-        """The link is back: whatever was said into the void is said again, and nobody waits for an answer from there."""
+        """The link is back: whatever was said into the void is said again, with no more waiting for an answer."""
         if self._sending is not None:
             self._sending.cancel()
         self._told = None
