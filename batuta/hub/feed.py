@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import msgspec
 
+from batuta.core.fleet import Fleet
 from batuta.core.view import status
 from batuta.kinds import API_VERSION, KINDS
 from batuta.kinds.base import Ref, Resource, encode_hook
@@ -74,6 +75,7 @@ class Feed:
         self._forgotten = self._begin
         """The newest version that a watch can no longer go on from, exclusively."""
         self._shown: dict[str, tuple[State, int]] = {}
+        self._fleet = Fleet()
 
     def rows(self, plural: str) -> dict[str, Row]:
         """All of one kind by key, sorted, as of now."""
@@ -119,7 +121,7 @@ class Feed:
                 document = msgspec.json.decode(before.body)
                 self._note(ref, before.labels, None, _body(document, self.version))
             return
-        document = _document(resource, status(state, ref, now))
+        document = _document(resource, status(state, ref, now, self._fleet))
         digest = hashlib.blake2b(msgspec.json.encode(document, enc_hook=encode_hook), digest_size=16).digest()
         if before is not None and before.digest == digest:
             return

@@ -68,8 +68,9 @@ class Actions:
     async def why(self, request: Request) -> Response:
         state, app = self._hub.loop.state, self._application(request)
         query = request.query_params
-        answer = why(state, self._hub.clock.now(), app, query.get("component") or None, query.get("node") or None)
-        return raw(msgspec.json.encode(answer, enc_hook=encode_hook))
+        component, node = query.get("component") or None, query.get("node") or None
+        items = why(state, self._hub.clock.now(), app, component, node)
+        return raw(msgspec.json.encode({"application": app, "items": items}, enc_hook=encode_hook))
 
     async def log(self, request: Request) -> Response:
         app, query = self._application(request), request.query_params

@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Any
 import psutil
 import pytest
 
-from batuta.fabric import identity
+from batuta.errors import FabricUnavailable
+from batuta.fabric import broker, identity, nats, subjects
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -252,6 +253,63 @@ def test_two_hubs_cannot_share_a_state_nor_take_a_port_that_was_asked_for() -> N
             assert third.process.wait(20) == 1
             assert f"port {port}" in third.said()
             assert third.children() == {}
+
+
+async def test_a_link_that_closes_is_seen_and_a_removed_node_stays_out() -> None:
+    with hub() as up, tempfile.TemporaryDirectory(prefix="batuta-node-") as directory:
+        key, here = identity.make_key(), Path(directory)
+        _, answer = up.enrol(up.token(), "pi-1", key)
+        for name, text in (("chain", answer["chain"]), ("key", key), ("root", answer["root"])):
+            (here / name).write_text(text)
+        settings = broker.NodeBroker(
+            node="pi-1",
+            store=here / "store",
+            client_port=broker.free_port("127.0.0.1"),
+            mqtt_port=broker.free_port("127.0.0.1"),
+            agent_password="a",
+            site_password="s",
+            tls=broker.TlsFiles(here / "chain", here / "key", here / "root"),
+            hub_urls=tuple(answer["leafs"]),
+        )
+        process = broker.Broker(here / "broker", tied=True)
+
+        async def connect() -> nats.NatsFabric:
+            await process.start(broker.node_config(settings))
+            made = await nats.connect_node("pi-1", f"nats://127.0.0.1:{settings.client_port}", "agent", "a")
+            await made.wait_connected(10)
+            return made
+
+        async def beat(node: nats.NatsFabric) -> dict[str, Any]:
+            said: dict[str, Any] = json.loads(await node.request(subjects.alive("pi-1"), b"{}", 2))
+            return said
+
+        def link() -> dict[str, Any]:
+            found: dict[str, Any] = up.get("/apis/batuta.dev/v1/nodes/pi-1")["status"]["link"]
+            return found
+
+        try:
+            node = await connect()
+            # An assignment of nothing, which still names neighbours.
+            assert await beat(node) == {"serial": 1, "everyMs": 1000, "hubEpoch": 1}
+            assert link()["word"] == "online"
+            os.kill(process.pid, signal.SIGKILL)
+            began = time.monotonic()
+            until("the closed link", lambda: "closed" in link()["reason"], 2)
+            assert time.monotonic() - began < 2
+            await node.close()
+
+            node = await connect()
+            await beat(node)
+            assert link()["word"] == "online"
+            assert up.ask("DELETE", "/apis/batuta.dev/v1/nodes/pi-1")[0] == 200
+            with pytest.raises(FabricUnavailable):
+                await beat(node)
+            until("a refusal", lambda: up.metric("batuta_links_denied"))
+            with pytest.raises(FabricUnavailable):
+                await beat(node)
+            await node.close()
+        finally:
+            await process.stop()
 
 
 def test_it_is_small_and_idle() -> None:
