@@ -59,7 +59,12 @@ class Store:
             asyncio.create_task(self._follow(name, event), name=f"follow {name}")
             for name, event in zip(self._tables, ready, strict=True)
         ]
-        known = asyncio.ensure_future(asyncio.gather(*(event.wait() for event in ready)))
+
+        async def everything() -> None:
+            for event in ready:
+                await event.wait()
+
+        known = asyncio.create_task(everything())
         try:
             done, _ = await asyncio.wait((known, *self._watches), return_when=asyncio.FIRST_COMPLETED)
             for task in done:

@@ -120,7 +120,7 @@ def test_never_twice_is_never_twice(tmp_path: Path) -> None:
             await rig.settle(20)
         crashed = next(iter(rig.running()))
         await rig.crash(crashed)
-        await rig.until("another holder", lambda: rig.running(), 90)
+        await rig.until("another holder", rig.running, 90)
         rig.start_agent(crashed)
         await rig.settle(60)
         assert len(rig.running()) == 1
