@@ -131,19 +131,19 @@ class Inbox:
             reader = self._readers[capture.consumer] = Reader(capture.consumer)
             await self._listen(reader, name)
         reader.gone_since = None
-        wanted = reading(name, capture.topics)
         try:
-            present = (await self._js.consumer_info(subjects.MQTT_KEPT_STREAM, name)).config
-        except NotFoundError:
-            present = None
-        try:
+            wanted = reading(name, capture.topics)
+            try:
+                present = (await self._js.consumer_info(subjects.MQTT_KEPT_STREAM, name)).config
+            except NotFoundError:
+                present = None
             if present is None or filters_of(present) != filters_of(wanted):
                 await self._js.add_consumer(subjects.MQTT_KEPT_STREAM, wanted)
             reader.fault = ""
-        except APIError as error:
-            # One capture that the broker refuses must not keep the others from being made.
+        except (APIError, ValueError) as error:
+            # One capture that cannot be must not keep the others from being made.
             self.faults += 1
-            reader.fault = str(error.description or error)
+            reader.fault = str(error)
 
     async def _listen(self, reader: Reader, name: str) -> None:
         """The broker says of every frame that it was acknowledged, or given up."""

@@ -29,6 +29,8 @@ ANSWERS_KEPT_S = 3_600.0
 """Answers that nobody forwards are kept for their names alone."""
 FORWARDED_KEPT_S = 30 * 86_400.0
 FORWARD = "forward"
+FORWARD_WAIT_S = 3.0
+"""A restarted node agent waits so long for what the one before it had in hand."""
 MARK = "batuta capture"
 
 
@@ -84,7 +86,7 @@ def forwarding(node: str) -> ConsumerConfig:
         description="batuta forward",
         ack_policy=AckPolicy.EXPLICIT,
         deliver_policy=DeliverPolicy.ALL,
-        ack_wait=5.0,
+        ack_wait=FORWARD_WAIT_S,
         max_ack_pending=1024,
     )
 
