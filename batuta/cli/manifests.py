@@ -18,8 +18,7 @@ if TYPE_CHECKING:
     from batuta.kinds.base import Problem
 
 SUFFIXES = (".yaml", ".yml", ".json")
-BETWEEN = "\n...\n"
-"""Ends the last document of one file, whatever the next file begins with."""
+_END, _START = "\n...\n", "---\n"
 
 
 class Manifest(NamedTuple):
@@ -52,7 +51,6 @@ def joined(names: Iterable[str]) -> Manifest:
     problems: list[Problem] = []
     texts: list[str] = []
     files: list[tuple[str, int]] = []
-    line = 0
     for file, read in _texts(names):
         try:
             resources += parse(read, file)
@@ -61,12 +59,19 @@ def joined(names: Iterable[str]) -> Manifest:
             continue
         # What people wrote is what the hub is sent, so that it can point into it.
         text = read.decode("utf-8-sig")
-        files.append((file, line))
+        if texts:
+            texts.append(_END if _has_directive(text) else _END + _START)
+        files.append((file, "".join(texts).count("\n")))
         texts.append(text)
-        line += text.count("\n") + BETWEEN.count("\n")
     if problems:
         raise Refused(problems)
-    return Manifest(tuple(resources), BETWEEN.join(texts), tuple(files))
+    return Manifest(tuple(resources), "".join(texts), tuple(files))
+
+
+def _has_directive(text: str) -> bool:
+    """Does it begin with `%YAML`, which may follow the end of a document but not the start of one?"""
+    lines = (line for line in text.splitlines() if line.strip() and not line.startswith("#"))
+    return next(lines, "").startswith("%")
 
 
 def _texts(names: Iterable[str]) -> Iterator[tuple[str, bytes]]:

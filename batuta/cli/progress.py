@@ -54,7 +54,7 @@ def wait(hub: Client, goal: Goal, timeout_s: float) -> None:
         except WaitedTooLong:
             if time.monotonic() < until and not progress.has_failed_for(GIVE_UP_S):
                 continue
-            why = progress.first_reason()
+            why = "; ".join(filter(None, (progress.first_reason(), _nearest(hub, goal))))
             raise WaitedTooLong(
                 f"applications/{goal.name} is {progress.state or 'not seen'} after {time.monotonic() - began:.0f} s"
                 + (f": {why}" if why else ""),
@@ -62,6 +62,14 @@ def wait(hub: Client, goal: Goal, timeout_s: float) -> None:
             ) from None
         click.echo(f"applications/{goal.name} is {progress.state}: {progress.ready} ready")
         return
+
+
+def _nearest(hub: Client, goal: Goal) -> str:
+    """The node that came nearest to taking what is nowhere, and what it lacks."""
+    for answer in hub.why(goal.name, namespace=goal.namespace):
+        if nearest := answer.get("nearest"):
+            return f"nearest: {clean(nearest['reason']['sentence'])}"
+    return ""
 
 
 class Progress:

@@ -168,7 +168,7 @@ def test_apply_wait_get_describe_why_logs_delete(stage: Stage, sleeper: str) -> 
     why = batuta(stage, "why", sleeper)
     assert why.code == 0, why.err
     assert "pi-1" in why.out
-    logs = batuta(stage, "logs", sleeper)
+    logs = batuta(stage, "logs", sleeper, "--tail", "1")
     assert (logs.code, logs.out) == (0, "good night\n")
 
 
@@ -181,7 +181,7 @@ def test_apply_twice_changes_nothing(stage: Stage, sleeper: str, manifest: Path)
 
 def test_logs_follow_until_interrupted(stage: Stage, sleeper: str) -> None:
     process = subprocess.Popen(
-        [sys.executable, "-m", "batuta", "logs", sleeper, "-f", "--state", str(stage.hub_state)],
+        [sys.executable, "-m", "batuta", "logs", sleeper, "-f", "--tail", "1", "--state", str(stage.hub_state)],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     assert process.stdout is not None
@@ -221,16 +221,22 @@ def test_waiting_in_vain_ends_with_the_first_real_reason(stage: Stage, manifest:
         assert batuta(stage, "delete", "app/sleeper").code == 0
 
 
-def test_what_the_hub_refuses_is_told_by_the_line_that_people_wrote(stage: Stage, tmp_path: Path) -> None:
-    """Two files become one request; a missing reference is found by the hub, which sees neither file."""
-    (tmp_path / "a.yaml").write_text("apiVersion: batuta.dev/v1\nkind: Site\nmetadata: {name: attic}\n")
-    (tmp_path / "b.yaml").write_text(
-        "apiVersion: batuta.dev/v1\nkind: Site\nmetadata: {name: cellar}\nspec: {parent: nowhere}\n"
-    )
+def test_what_only_the_hub_can_refuse_changes_nothing(stage: Stage, tmp_path: Path) -> None:
+    """Two files become one request: each is well by itself, together they close a ring."""
+    site = "apiVersion: batuta.dev/v1\nkind: Site\nmetadata: {{name: {0}}}\nspec: {{parent: {1}}}\n"
+    (tmp_path / "a.yaml").write_text(site.format("attic", "cellar"))
+    (tmp_path / "b.yaml").write_text(site.format("cellar", "attic"))
+    assert batuta(stage, "apply", "--offline", "-f", str(tmp_path)).code == 0
     ran = batuta(stage, "apply", "-f", str(tmp_path))
-    assert ran.code == 3
-    assert "nowhere" in ran.err
+    assert (ran.code, ran.out) == (3, "")
+    assert "attic → cellar → attic" in ran.err
     assert batuta(stage, "get", "site", "attic").code == 1, "all or nothing"
+
+
+def test_delete_what_others_need_is_refused(stage: Stage) -> None:
+    ran = batuta(stage, "delete", "site", "lab")
+    assert (ran.code, ran.out) == (3, "")
+    assert "pi-1" in ran.err
 
 
 def test_delete_what_is_not_there(stage: Stage) -> None:

@@ -161,3 +161,28 @@ def test_version(capsys) -> None:
     from batuta import __version__
 
     assert invoke(capsys, "version").out.startswith(f"batuta {__version__} ")
+
+
+def test_several_files_become_one_text_that_reads_as_they_do_apart(tmp_path) -> None:
+    """Whatever a file begins or ends with; and each of its lines is found again."""
+    from batuta.cli.manifests import joined
+    from batuta.kinds.manifest import parse
+
+    site = "apiVersion: batuta.dev/v1\nkind: Site\nmetadata: {{name: {0}}}\n"
+    texts = (
+        site.format("a").rstrip(), "---\n" + site.format("b") + "---\n", "# words\n%YAML 1.2\n---\n" + site.format("c"),
+        "\ufeff" + site.format("d") + "...\n", json.dumps({**SITE, "metadata": {"name": "e"}}),
+        site.format("f") + "---",
+    )  # fmt: skip
+    for number, text in enumerate(texts):
+        (tmp_path / f"{number}.{'json' if text.startswith('{') else 'yaml'}").write_text(text)
+    manifest = joined([str(tmp_path)])
+    assert [resource.metadata.name for resource in manifest.resources] == list("abcdef")
+    assert parse(manifest.text) == list(manifest.resources)
+    lines = manifest.text.split("\n")
+    for file, before in manifest.files:
+        first = Path(file).read_text("utf-8-sig").split("\n")[0]
+        assert lines[before] == first
+
+
+SITE = {"apiVersion": "batuta.dev/v1", "kind": "Site"}

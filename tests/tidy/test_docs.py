@@ -20,8 +20,10 @@ from tests.tidy.sources import ROOT, name_of, python_files, tracked
 PAGES = [p for p in tracked() if p.suffix == ".md"]
 EXAMPLES = [p for p in tracked() if p.suffix in (".yaml", ".yml") and p.is_relative_to(ROOT / "examples")]
 
-# Verbs that a document may name before they exist, each with the reason; empty is best.
-VERBS_TO_COME: dict[str, str] = {}
+# Commands that may be named before they exist, each with the reason; empty is best.
+COMMANDS_TO_COME = {
+    "batuta node release NAME": "the exit of the state `held`, which nothing can reach before nodes can be held",
+}
 
 
 @pytest.mark.parametrize("name", reference.rendered())
@@ -76,6 +78,8 @@ def _commands(path: Path) -> list[tuple[int, str]]:
 
 def _complaint(command: str) -> str:
     """What is wrong with a command, or nothing: its verb, and every option it names."""
+    if command in COMMANDS_TO_COME:
+        return ""
     try:
         words = shlex.split(re.split(r"[#|;&]", command, maxsplit=1)[0])
     except ValueError:
@@ -87,8 +91,6 @@ def _complaint(command: str) -> str:
         word = re.sub(r"[^a-z-].*$", "", rest[0]) if rest else ""
         if not word or word.startswith("-"):
             return ""  # A placeholder such as `batuta …`, or the group itself.
-        if here is batuta and word in VERBS_TO_COME:
-            return ""
         found = here.get_command(context, word)
         if found is None:
             return f"there is no {word!r}"
