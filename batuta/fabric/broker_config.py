@@ -154,6 +154,10 @@ def node_config(node: NodeBroker) -> str:
         "  CONTROL {",
         f"    jetstream: {{max_memory: {4 * MIB}, max_file: {node.control_bytes_max}}}",
         f"    users: [{{user: agent, password: {_quoted(node.agent_password)}}}]",
+        # The agent hears of its link from the broker that keeps it, within a millisecond and without asking.
+        "    imports: [",
+        *(f"      {{stream: {{account: SYS, subject: {_quoted(event)}}}, to: {to}}}" for event, to in _LINK_EVENTS),
+        "    ]",
         "  }",
         "  SITE {",
         f"    jetstream: {{max_memory: {12 * MIB}, max_file: {node.site_bytes_max}}}",
@@ -162,7 +166,11 @@ def node_config(node: NodeBroker) -> str:
         *(f"      {_device(each)}" for each in node.devices or (_ANYONE_HERE,)),
         "    ]",
         "  }",
-        "  SYS {}",
+        "  SYS {",
+        "    exports: [",
+        *(f"      {{stream: {_quoted(event)}, accounts: [CONTROL]}}" for event, _ in _LINK_EVENTS),
+        "    ]",
+        "  }",
         "}",
         "system_account: SYS",
         *_leafnodes(node),
@@ -179,6 +187,12 @@ _ANYONE_HERE: Final = Device("device", "device")
 _JOURNAL: Final = ("logfile_size_limit: 4MB", "logfile_max_num: 2")
 # A peer that is silent this long is gone: what a cut cable costs before the other route is tried.
 _PATIENCE: Final = ("max_payload: 8MB", 'ping_interval: "5s"', "ping_max: 2")
+
+
+_LINK_EVENTS: Final = (
+    ("$SYS.ACCOUNT.CONTROL.CONNECT", subjects.LINK_UP),
+    ("$SYS.ACCOUNT.CONTROL.DISCONNECT", subjects.LINK_DOWN),
+)
 
 
 def _leafnodes(node: NodeBroker) -> list[str]:

@@ -23,7 +23,7 @@ from batuta.errors import FabricUnavailable, Stale
 from batuta.fabric import subjects
 from batuta.fabric.base import REQUEST_TIMEOUT_S, Handler, Message
 from batuta.fabric.nats_logs import NatsLog, UpLog
-from batuta.fabric.nats_reading import SECOND_NS, translated
+from batuta.fabric.nats_reading import SECOND_NS, Arrivals, translated
 from batuta.fabric.nats_tables import NatsTable, NodeTable
 
 if TYPE_CHECKING:
@@ -92,6 +92,8 @@ async def connect_node(node: str, url: str, user: str, password: str) -> NatsFab
     """A node's fabric, over the broker beside it. It is up at once; `is_connected` says whether the hub is heard."""
     fabric = await NatsFabric.open(node, url, user, password, is_node=True)
     await fabric.subscribe(subjects.HUB_ALIVE, fabric.heard_pulse)
+    await fabric.subscribe(subjects.LINK_UP, fabric.link_made)
+    await fabric.subscribe(subjects.LINK_DOWN, fabric.link_lost)
     fabric.begin(fabric.listen_for_hub())
     return fabric
 
@@ -109,6 +111,7 @@ class NatsFabric:
         self._connected = asyncio.Event()
         self._heard_at_s = float("-inf")
         self._made: set[str] = set()
+        self._arrivals: set[Arrivals] = set()
         self._last_error = ""
 
     @classmethod
@@ -160,6 +163,9 @@ class NatsFabric:
     def on_reconnect(self, callback: Callable[[], None]) -> None:
         self._callbacks.append(callback)
 
+    def off_reconnect(self, callback: Callable[[], None]) -> None:
+        self._callbacks.remove(callback)
+
     def begin(self, work: Any) -> None:
         """Runs `work` beside everything else, until the fabric is closed."""
         task = asyncio.create_task(work)
@@ -177,8 +183,19 @@ class NatsFabric:
     async def heard_pulse(self, _pulse: Message) -> None:
         self._heard()
 
+    async def link_made(self, event: Message) -> None:
+        """Also after a gap too short to be noticed otherwise: what was said meanwhile is lost, and has to be read."""
+        if b'"Leafnode"' in event.data:
+            self._heard_at_s = asyncio.get_running_loop().time()
+            self._connect()
+
+    async def link_lost(self, event: Message) -> None:
+        if b'"Leafnode"' in event.data:
+            self._connected.clear()
+            self._heard_at_s = float("-inf")
+
     async def listen_for_hub(self) -> None:
-        """A node's: notices that the hub fell silent, and asks until it is back. The link itself does not tell.
+        """A node's: notices that the hub fell silent behind a link that looks well, and asks until it is back.
 
         The hub's broker is enough: it answers for the tables while the hub process restarts.
         """
@@ -210,8 +227,10 @@ class NatsFabric:
         self._heard_at_s = float("-inf")
 
     async def _found(self) -> None:
-        # A broker that came back may have come back empty.
+        # A broker that came back may have come back empty, and has forgotten who was reading.
         self._made.clear()
+        for arrivals in self._arrivals:
+            arrivals.end()
         if not self._is_node:
             self._connect()
 
@@ -273,12 +292,18 @@ class NatsFabric:
             self._check_open()
             await self._nc.publish(subject, data, reply=reply)
 
-    async def consume(self, inbox: str) -> NatsSubscription:
-        with translated(inbox):
-            return await self._nc.subscribe(inbox)
+    async def consume(self) -> Arrivals:
+        """An inbox of our own, for many answers; `release` it."""
+        arrivals = Arrivals(self._nc.new_inbox())
+        with translated(arrivals.inbox):
+            self._check_open()
+            await arrivals.open(self._nc)
+        self._arrivals.add(arrivals)
+        return arrivals
 
-    def new_inbox(self) -> str:
-        return self._nc.new_inbox()
+    async def release(self, arrivals: Arrivals) -> None:
+        self._arrivals.discard(arrivals)
+        await arrivals.close()
 
     def _message(self, message: Msg) -> Message:
         if not message.reply:

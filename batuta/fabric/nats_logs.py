@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import json
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from datetime import datetime
 from typing import TYPE_CHECKING, Final
-
-from nats.errors import Error as NatsError
 
 from batuta.errors import FabricUnavailable
 from batuta.fabric import subjects
 from batuta.fabric.base import REQUEST_TIMEOUT_S, Appended, Delivery, LogEntry
-from batuta.fabric.nats_reading import CONSUMER_PULSE_S, SECOND_NS, next_of, until_worth_trying
+from batuta.fabric.nats_reading import CONSUMER_PULSE_S, SECOND_NS, until_worth_trying
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from nats.aio.msg import Msg
-    from nats.aio.subscription import Subscription as NatsSubscription
 
     from batuta.fabric.nats import NatsFabric
+    from batuta.fabric.nats_reading import Arrivals
 
 ACK_WAIT_S: Final = 30.0
 LENT_MAX: Final = 64
@@ -41,21 +39,19 @@ class NatsLog:
 
     async def read(self, after: int = 0, limit: int = 100) -> list[LogEntry]:
         await self._fabric.ensure_log(self._name)
-        inbox = self._fabric.new_inbox()
-        arrivals = await self._fabric.consume(inbox)
+        arrivals = await self._fabric.consume()
         out: list[LogEntry] = []
         try:
             body = json.dumps({"seq": after + 1, "batch": limit, "next_by_subj": ">"}).encode()
-            await self._fabric.send(f"$JS.API.DIRECT.GET.{self._name}", body, inbox)
-            while (message := await next_of(arrivals, REQUEST_TIMEOUT_S)) is not None:
+            await self._fabric.send(f"$JS.API.DIRECT.GET.{self._name}", body, arrivals.inbox)
+            while (message := await arrivals.next(REQUEST_TIMEOUT_S)) is not None:
                 headers = message.headers or {}
                 if "Status" in headers:
                     # 204 is the end of the batch, 404 an empty one.
                     return out
                 out.append(self._entry_of_direct(message))
         finally:
-            with suppress(NatsError):
-                await arrivals.unsubscribe()
+            await self._fabric.release(arrivals)
         raise FabricUnavailable(f"log {self._name} was not answered to its end")
 
     async def follow(self, consumer: str) -> AsyncIterator[Delivery]:
@@ -63,13 +59,13 @@ class NatsLog:
             try:
                 await self._fabric.ensure_log(self._name)
                 await self._ensure_follower(consumer)
-                async with self._pulling(consumer) as arrivals:
+                async with self._pulling() as arrivals:
                     wanted = 0
                     while True:
                         if wanted < LENT_MAX // 2:
                             wanted = LENT_MAX
-                            await self._pull(consumer, arrivals.subject, LENT_MAX)
-                        message = await next_of(arrivals, CONSUMER_PULSE_S * 2.5)
+                            await self._pull(consumer, arrivals.inbox, LENT_MAX)
+                        message = await arrivals.next(CONSUMER_PULSE_S * 2.5)
                         if message is None:
                             break
                         status = (message.headers or {}).get("Status")
@@ -88,13 +84,12 @@ class NatsLog:
             await until_worth_trying()
 
     @asynccontextmanager
-    async def _pulling(self, consumer: str) -> AsyncIterator[NatsSubscription]:
-        arrivals = await self._fabric.consume(f"{self._fabric.new_inbox()}.{consumer}")
+    async def _pulling(self) -> AsyncIterator[Arrivals]:
+        arrivals = await self._fabric.consume()
         try:
             yield arrivals
         finally:
-            with suppress(NatsError):
-                await arrivals.unsubscribe()
+            await self._fabric.release(arrivals)
 
     async def _pull(self, consumer: str, inbox: str, batch: int) -> None:
         body = {"batch": batch, "expires": 30 * SECOND_NS, "idle_heartbeat": int(CONSUMER_PULSE_S * SECOND_NS)}

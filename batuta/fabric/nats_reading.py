@@ -20,6 +20,7 @@ from batuta.errors import FabricUnavailable
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
+    from nats.aio.client import Client
     from nats.aio.msg import Msg
     from nats.aio.subscription import Subscription as NatsSubscription
 
@@ -48,6 +49,35 @@ class translated:  # noqa: N801  reads as a clause: with translated(subject)
             raise FabricUnavailable(f"{self._what}: {error or type(error).__name__}") from error
 
 
+class Arrivals:
+    """Messages under one inbox. A connection that was lost and found again ends them: ask anew."""
+
+    def __init__(self, inbox: str) -> None:
+        self.inbox = inbox
+        self._queue: asyncio.Queue[Msg | None] = asyncio.Queue()
+        self._subscription: NatsSubscription | None = None
+
+    async def open(self, client: Client) -> None:
+        self._subscription = await client.subscribe(self.inbox, cb=self._queue.put)
+
+    def end(self) -> None:
+        self._queue.put_nowait(None)
+
+    async def next(self, timeout_s: float) -> Msg | None:
+        """The next message; None when there came none in time, or none ever will."""
+        if not self._queue.empty():
+            return self._queue.get_nowait()
+        try:
+            return await asyncio.wait_for(self._queue.get(), timeout_s)
+        except TimeoutError:
+            return None
+
+    async def close(self) -> None:
+        if self._subscription is not None:
+            with suppress(NatsError):
+                await self._subscription.unsubscribe()
+
+
 @dataclass(frozen=True, slots=True)
 class Seen:
     """A message of a stream and how many of those asked for are still to come."""
@@ -64,9 +94,8 @@ async def in_order(fabric: NatsFabric, stream: str, subject: str, *, newest_only
     """
     last, is_first, said_done = 0, True, False
     while True:
-        inbox = fabric.new_inbox()
         try:
-            arrivals = await fabric.consume(inbox)
+            arrivals = await fabric.consume()
         except FabricUnavailable:
             await until_worth_trying()
             continue
@@ -82,7 +111,7 @@ async def in_order(fabric: NatsFabric, stream: str, subject: str, *, newest_only
                     "config": start
                     | {
                         "name": name,
-                        "deliver_subject": inbox,
+                        "deliver_subject": arrivals.inbox,
                         "filter_subject": subject,
                         "ack_policy": "none",
                         "replay_policy": "instant",
@@ -101,7 +130,7 @@ async def in_order(fabric: NatsFabric, stream: str, subject: str, *, newest_only
                 said_done = True
                 yield None
             expected = 1
-            while (message := await next_of(arrivals, CONSUMER_PULSE_S * 2.5)) is not None:
+            while (message := await arrivals.next(CONSUMER_PULSE_S * 2.5)) is not None:
                 headers = message.headers or {}
                 if headers.get("Status") == "100":
                     if message.reply:
@@ -121,17 +150,9 @@ async def in_order(fabric: NatsFabric, stream: str, subject: str, *, newest_only
         except FabricUnavailable:
             await until_worth_trying()
         finally:
-            with suppress(NatsError):
-                await arrivals.unsubscribe()
+            await fabric.release(arrivals)
             with suppress(NatsError, FabricUnavailable):
                 await fabric.publish(f"$JS.API.CONSUMER.DELETE.{stream}.{name}", b"")
-
-
-async def next_of(arrivals: NatsSubscription, timeout_s: float) -> Msg | None:
-    try:
-        return await arrivals.next_msg(timeout=timeout_s)
-    except (NatsError, TimeoutError):
-        return None
 
 
 async def until_worth_trying() -> None:

@@ -149,6 +149,7 @@ class NodeTable:
                     yield SNAPSHOT_DONE
                 await woken.wait()
         finally:
+            self._fabric.off_reconnect(woken.set)
             await subscription.close()
 
     async def keys(self, prefix: str = "") -> list[str]:

@@ -5,6 +5,7 @@ A subject is an address, and on this fabric also a right: the hub's broker lets 
 
     CONTROL, between a node and the hub
       batuta.hub.alive              hub  -> all    the hub's pulse: is anyone deciding, and what time is it there
+      batuta.link.up, .down         a node's broker to its own agent: the link to the hub was made, was lost
       batuta.alive.<node>           node -> hub    a pulse; not stored
       batuta.report.<node>          node -> hub    becomes table `observed`, key `report.<node>`
       batuta.assignment.<node>      hub  -> node   table `decided`, key `assignment.<node>`, sent when it changes
@@ -48,6 +49,8 @@ ALL_REPORTS: Final = "batuta.report.*"
 ALL_ASKS: Final = "batuta.ask.>"
 ALL_TOLD: Final = "batuta.told.>"
 HUB_ALIVE: Final = "batuta.hub.alive"
+LINK_UP: Final = "batuta.link.up"
+LINK_DOWN: Final = "batuta.link.down"
 
 
 def alive(node: str) -> str:

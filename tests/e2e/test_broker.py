@@ -11,13 +11,14 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import paho.mqtt.client as paho
 import psutil
 import pytest
 
 from batuta.fabric import broker, nats, subjects
+from batuta.fabric.base import SNAPSHOT_DONE, Entry
 from batuta.fabric.broker import Broker, BrokerFailed, NodeBroker
 
 if TYPE_CHECKING:
@@ -136,6 +137,40 @@ async def test_a_killed_broker_is_noticed_and_keeps_what_it_had(running: tuple[B
             except broker.FabricUnavailable:
                 await asyncio.sleep(0.05)
     await fabric.close()
+
+
+async def test_readers_go_on_after_the_hubs_broker_was_killed(new_town: Any) -> None:
+    town = await new_town()
+    hub = await town.hub_fabric()
+    fabric = await town.node_fabric(await town.node("n1"))
+    await fabric.wait_connected(10)
+    table, key = hub.table("desired"), subjects.assignment_key("n1")
+    await table.put("sites.a", b"1")
+    rows, orders = table.watch("sites."), fabric.table("decided").watch(key)
+    deliveries = hub.log("audit").follow("reader")
+    await hub.log("audit").append("ada", b"1")
+    async with asyncio.timeout(30):
+        assert [(await anext(rows)) for _ in range(2)][-1] is SNAPSHOT_DONE
+        assert await anext(orders) is SNAPSHOT_DONE
+        await (await anext(deliveries)).ack()
+        await town.kill("hub")
+        await town.revive("hub")
+        await hub.wait_connected(10)
+        await table.put("sites.b", b"2")
+        await hub.table("decided").put(key, b"order")
+        await hub.log("audit").append("ada", b"2")
+        found = await anext(rows)
+        assert isinstance(found, Entry)
+        assert (found.key, found.value) == ("sites.b", b"2")
+        order = await anext(orders)
+        assert isinstance(order, Entry)
+        assert order.value == b"order"
+        assert (await anext(deliveries)).entry.data == b"2"
+        await fabric.wait_connected(10)
+    for each in (rows, orders, deliveries):
+        await each.aclose()
+    await fabric.close()
+    await hub.close()
 
 
 async def test_a_taken_port_is_said_and_the_next_free_one_found(tmp_path: Path) -> None:
