@@ -8,7 +8,6 @@ import msgspec
 
 from batuta.core.decided import Fence
 from batuta.core.heal import UNLEASED_MS, gone_by
-from batuta.core.liveness import missed_ms
 from batuta.core.place import Choice, choose, refusals
 from batuta.core.reasons import Reason
 
@@ -26,7 +25,8 @@ class Holder(NamedTuple):
     held: Held
     rule: Rule
     ready: bool
-    silent_ms: int
+    late: bool
+    """The hub itself has missed its node of late."""
 
     @property
     def verdict(self) -> str:
@@ -72,7 +72,6 @@ class Care:
         self.draft = notes.draft
         self.fleet = notes.draft.fleet
         self.ask = ask
-        self.missed_ms = missed_ms(notes.draft.state)
         self.waits_for = ""
         """Whom replacing waits for; empty while somebody may be replaced."""
 

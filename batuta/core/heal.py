@@ -34,8 +34,8 @@ class Case(NamedTuple):
     """A newer holder of the same slot is ready."""
     silent_ms: int
     """By everybody's ears."""
-    missed_ms: int
-    """From when a node counts as late."""
+    late: bool
+    """The hub itself has missed it of late."""
     after_ms: int
     """From when it counts as lost."""
     grace_ms: int
@@ -53,7 +53,7 @@ class Rule(NamedTuple):
 
 
 def _is_late(case: Case) -> bool:
-    return case.missed_ms <= case.silent_ms < case.after_ms
+    return case.late and case.silent_ms < case.after_ms
 
 
 def _is_silent(case: Case) -> bool:

@@ -51,7 +51,7 @@ def refill_never_twice(care: Care, slot: Slot, holders: list[Holder], *, may_rep
 def _tend_holder(care: Care, slot: Slot, holder: Holder, fence: Fence | None, *, may_replace: bool) -> bool:
     draft, row = care.draft, care.row(holder)
     if holder.verdict == "keep":
-        if holder.silent_ms >= care.missed_ms:
+        if holder.late:
             care.say_silent(slot, holder)
         is_current = fence is not None and _stands_for(fence, holder) and fence.released_at is None
         if not is_current:

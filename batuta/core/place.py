@@ -204,9 +204,10 @@ def _has_artifact(wish: Wish, fleet: Fleet, rows: Ints) -> Ints:
     return score
 
 
-def _room(_: Wish, fleet: Fleet, rows: Ints) -> Ints:
-    cpu = fleet.cpu_free[rows] * 100 // np.maximum(fleet.cpu_total[rows], 1)
-    memory = fleet.memory_free[rows] * 100 // np.maximum(fleet.memory_total[rows], 1)
+def _room(wish: Wish, fleet: Fleet, rows: Ints) -> Ints:
+    """What would be left: the scarcer of the two counts."""
+    cpu = (fleet.cpu_free[rows] - wish.ask.cpu_millis) * 100 // np.maximum(fleet.cpu_total[rows], 1)
+    memory = (fleet.memory_free[rows] - wish.ask.memory_bytes) * 100 // np.maximum(fleet.memory_total[rows], 1)
     return np.clip(np.minimum(cpu, memory), 0, 100)
 
 
@@ -216,7 +217,7 @@ SCORERS: tuple[Scorer, ...] = (
     Scorer("spread", "the places that `spread` names hold few of its replicas", 4, _spread),
     Scorer("apart", "few of its replicas are on the node", 4, _apart),
     Scorer("artifact", "its artifact is there already", 2, _has_artifact),
-    Scorer("room", "much is free there", 1, _room),
+    Scorer("room", "much would be left free there", 1, _room),
 )
 
 # --- Choosing ---------------------------------------------------------------------------------------------------------

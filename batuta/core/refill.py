@@ -48,7 +48,7 @@ def _is_done_with(care: Care, holder: Holder) -> bool:
 
 def _keep(care: Care, slot: Slot, best: Holder, left: list[Holder]) -> None:
     """The slot has a holder that may stay. Others are on their way out: when it is ready, or when they are lost."""
-    if best.silent_ms >= care.missed_ms:
+    if best.late:
         care.say_silent(slot, best)
     for other in left:
         if other is best:

@@ -100,19 +100,20 @@ def judge_slot(draft: Draft, ask: Ask, slot: Slot, held: list[Held]) -> list[Hol
     for h in sorted(held, key=lambda h: (-h.instance.epoch, h.node)):
         row = fleet.row_of.get(h.node)
         silent_ms = draft.silent_ms(h.node)
+        late = row is not None and draft.unheard_ms(h.node) >= draft.missed_ms
         lease_ms = h.instance.lease_ms if h.instance.lease_ms is not None else heal.UNLEASED_MS
         grace_ms = heal.grace_ms(lease_ms) if ask.never_twice else 0
         elsewhere = row is not None and slot.site is not None and fleet.site_names[fleet.site[row]] != slot.site
         case = heal.Case(
-            removed=row is None, wanted=True, superseded=superseded, silent_ms=silent_ms, missed_ms=draft.missed_ms,
-            after_ms=after_ms, grace_ms=grace_ms, old=h.instance.revision != ask.revision,
+            removed=row is None, wanted=True, superseded=superseded, silent_ms=silent_ms, late=late, after_ms=after_ms,
+            grace_ms=grace_ms, old=h.instance.revision != ask.revision,
             forbidden=row is None or elsewhere or not stays[row],
         )  # fmt: skip
         report = draft.reported(h.node, h.instance)
         ready = row is not None and silent_ms < after_ms and report is not None and report.phase == "ready"
         superseded = superseded or ready
-        judged.append(Holder(h, heal.judge(case), ready, silent_ms))
-        if row is not None and silent_ms >= draft.missed_ms:
+        judged.append(Holder(h, heal.judge(case), ready, late))
+        if late:
             draft.wake(draft.now - silent_ms + after_ms)
             draft.wake(draft.now - silent_ms + after_ms + grace_ms)
     return judged[::-1]

@@ -174,10 +174,11 @@ def _conditions(word: str, reasons: list[Reason], ready: int, wanted: int) -> li
     code = "".join(part.title() for part in first.code.split("_")) if first is not None else "AsWished"
     message = str(first) if first is not None else WORDS[word].meaning
     progressing = word in ("updating", "waiting")
+    is_ready = ready == wanted > 0 or word == "unassigned"
     return [
         {
             "type": "Ready",
-            "status": str(ready == wanted and word not in ("failing", "unknown")),
+            "status": str(is_ready),
             "reason": code,
             "message": message,
         },

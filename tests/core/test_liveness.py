@@ -1,0 +1,85 @@
+"""Tables for liveness: one word for people, one number for failover."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+
+from batuta.core.liveness import LINK_RULES, every_ms, link, missed_ms, sighted, silent_ms
+from batuta.core.observed import Sighting
+from batuta.core.state import Change, State
+
+from .fleets import NOW, heard, machines, node, state_of
+
+SEEN = Sighting(last_seen=NOW, online_since=NOW - 60_000)
+
+
+@pytest.mark.parametrize(
+    ("sighting", "reported", "ago_ms", "word"),
+    [
+        (None, False, 0, "never"),
+        (SEEN, True, 0, "online"),
+        (SEEN, True, 2_999, "online"),
+        (SEEN, True, 3_000, "late"),
+        (SEEN, True, 9_999, "late"),
+        (SEEN, True, 10_000, "offline"),
+        (SEEN, False, 0, "online"),
+        (msgspec.structs.replace(SEEN, disconnected_at=NOW), True, 0, "late"),
+        (None, True, 0, "offline"),
+    ],
+)
+def test_the_word_for_a_link(sighting, reported, ago_ms, word):
+    state = state_of(machines("a")).with_changes([Change("sightings", "a", sighting)])
+    if not reported:
+        state = state.with_changes([Change("observed", "a", None)])
+    assert link(state, "a", NOW + ago_ms) == word
+
+
+def test_a_fresh_hub_waits_before_it_says_offline():
+    state = state_of(machines("a")).listening_since(NOW)
+    assert [link(state, "a", NOW + ms) for ms in (0, 12_000, 19_999, 20_000)] == ["late", "late", "late", "offline"]
+    assert silent_ms(state, "a", NOW + 12_000) == 2_000
+
+
+def test_nobody_has_been_silent_for_longer_than_the_hub_listens():
+    state = state_of(machines("a"), heard("a", NOW - 60_000), hub_since=NOW - 1_000)
+    assert silent_ms(state, "a", NOW) == 1_000
+
+
+def test_silence_counts_only_while_somebody_at_the_site_is_heard():
+    cut = state_of(machines("a", "b"))
+    assert silent_ms(cut, "a", NOW + 60_000) == 60_000
+    back = cut.with_changes([heard("b", NOW + 60_000, since=NOW + 59_000)])
+    assert silent_ms(back, "a", NOW + 60_000) == 1_000
+    steady = cut.with_changes([heard("b", NOW + 60_000, since=NOW)])
+    assert silent_ms(steady, "a", NOW + 60_000) == 60_000
+
+
+def test_what_a_neighbour_heard_counts_from_when_it_said_so():
+    state = state_of(machines("a", "b"))
+    report = msgspec.structs.replace(state.observed["b"], hears={"a": 500, "b": 0})
+    sighting = Sighting(last_seen=NOW + 60_000, online_since=NOW - 1, reported_at=NOW + 59_000)
+    state = state.with_changes([Change("observed", "b", report), Change("sightings", "b", sighting)])
+    assert silent_ms(state, "a", NOW + 60_000) == 1_500
+    untold = state.with_changes([Change("sightings", "b", msgspec.structs.replace(sighting, reported_at=None))])
+    assert silent_ms(untold, "a", NOW + 60_000) == 60_000
+
+
+def test_a_gap_begins_a_new_presence():
+    first = sighted(None, NOW)
+    assert first == Sighting(last_seen=NOW, online_since=NOW)
+    assert sighted(first, NOW + 1_999).online_since == NOW
+    assert sighted(first, NOW + 2_000).online_since == NOW + 2_000
+    closed = msgspec.structs.replace(first, disconnected_at=NOW + 1, reported_at=NOW)
+    assert sighted(closed, NOW + 2) == Sighting(last_seen=NOW + 2, online_since=NOW + 2, reported_at=NOW)
+
+
+def test_a_large_fleet_beats_more_slowly_and_is_given_more_time():
+    assert (every_ms(State()), missed_ms(State())) == (1_000, 2_000)
+    large = state_of([node(f"n{k}") for k in range(3_000)], heard("n1", NOW), Change("observed", "n1", None))
+    assert (every_ms(large), missed_ms(large)) == (3_000, 6_000)
+    assert [link(large, "n1", NOW + ms) for ms in (8_999, 9_000, 30_000)] == ["online", "late", "offline"]
+
+
+def test_the_last_rule_always_holds():
+    assert LINK_RULES[-1].word == "online"
