@@ -88,6 +88,12 @@ class Hub:
         self._full_at = world.now
         self._has_decided_all = False
         self._inbox: list[Change] = []
+        self.promised: dict[str, int] = {}
+        """Serials of the newest decision, by node."""
+        self._unwritten: list[Change] = []
+        """The rest of the commit that is under way."""
+        self._written = self._rounds = 0
+        self._decided_for = self.state
         self._gathering = False
         self._wake_token = 0
         broker.hub = self
@@ -96,12 +102,17 @@ class Hub:
     # --- Hearing ---
 
     def hear_heartbeat(self, node: str) -> int:
-        """Notes that the node lives; answers the newest serial of its assignment."""
+        """Notes that the node lives; answers the newest serial of its assignment, decided if not yet written.
+
+        Once a slot is decided away from a silent node, no answer may renew that node's lease, though the row that tells
+        it so is still to be written: the row that gives the slot to another may be written first.
+        """
         before = self._newest(self.state.sightings, "sightings", node)
         after = sighted(before, self.world.now)
         self._gather(Change("sightings", node, after), before is None or before.online_since != after.online_since)
         assignment = self.state.assignments.get(node)
-        return 0 if assignment is None else assignment.serial
+        written = 0 if assignment is None else assignment.serial
+        return max(written, self.promised.get(node, 0)) if self.world.physics.promises else written
 
     def hear_report(self, report: Report) -> None:
         """Folds it unless something newer of the same node is known already."""
@@ -141,21 +152,25 @@ class Hub:
     # --- Deciding ---
 
     def _turn(self) -> None:
-        """Decides and commits until nothing is left to do."""
+        """Decides and commits until nothing is left to do; a commit takes its time, and then comes the next round."""
         self._gathering = False
-        for _ in range(ROUNDS_MAX):
-            if not self.is_alive:
-                return
-            decision = self._decide()
-            if not decision.changes and self.world.now >= self._full_at:
-                self._full_at = self.world.now + self.world.physics.full_pass_ms
-                decision = self._decide_all()
-            if not decision.changes:
-                self._sleep(decision.wake_at)
-                return
-            self._commit(decision.changes)
-        self.laws.breaks("idle_when_done", f"the hub still decides after {ROUNDS_MAX} rounds")
-        self._sleep(self.world.now + 1_000)
+        if not self.is_alive or self._unwritten:
+            return
+        decision = self._decide()
+        if not decision.changes and self.world.now >= self._full_at:
+            self._full_at = self.world.now + self.world.physics.full_pass_ms
+            decision = self._decide_all()
+        if not decision.changes:
+            self._rounds = 0
+            self._sleep(decision.wake_at)
+            return
+        self._rounds += 1
+        if self._rounds == ROUNDS_MAX:
+            self.laws.breaks("idle_when_done", f"the hub still decides after {ROUNDS_MAX} rounds")
+        self.promised = {c.value.node: c.value.serial for c in decision.changes if isinstance(c.value, Assignment)}
+        self._written, self._decided_for = 0, self.state
+        self._unwritten = self._in_some_order(decision.changes)
+        self._write_next()
 
     def _sleep(self, wake_at: int | None) -> None:
         self._wake_token += 1
@@ -188,26 +203,30 @@ class Hub:
         self.pending = frozenset(APPLICATION + app for app in decision.pending)
         return decision
 
-    def _commit(self, changes: Sequence[Change]) -> None:
-        """Records first, then assignments, then what is no longer needed; within a group in any order, as writes that
-        are under way together land. A node learns of its own row."""
-        before = self.state
-        written: list[Change] = []
-        for change in self._in_some_order(changes):
-            if self.dies_after_rows is not None and len(written) >= self.dies_after_rows:
-                self.world.tell(f"hub dies after {len(written)} of {len(changes)} rows")
-                self.kill()
-                self.world.after(self.back_after_ms, self._start_again)
-                return
-            self.broker.store.put(change.table, change.key, change.value)
-            self.world.tell(f"hub writes {change.key}")
-            self.laws.wrote(before, change)
-            written.append(change)
-            if isinstance(change.value, Assignment):
-                self.broker.publish_assignment(change.value)
-        self.state = before.with_changes(written)
+    def _write_next(self) -> None:
+        """Rows land one after the other, each seen by everybody at once; a hub may die between any two."""
+        if not self.is_alive:
+            return
+        if self.dies_after_rows is not None and self._written >= self.dies_after_rows:
+            self.world.tell(f"hub dies after {self._written} rows, before {len(self._unwritten)}")
+            self.kill()
+            self.world.after(self.back_after_ms, self._start_again)
+            return
+        change = self._unwritten.pop(0)
+        self.broker.store.put(change.table, change.key, change.value)
+        self.world.tell(f"hub writes {change.key}")
+        self.laws.wrote(self._decided_for, change)
+        self._written += 1
+        self.state = self.state.with_changes([change])
+        if isinstance(change.value, Assignment):
+            self.broker.publish_assignment(change.value)
+        write_ms = self.world.physics.draw(self.world.physics.write_ms, self._chance)
+        self.world.after(write_ms, self._write_next if self._unwritten else self._turn)
 
     def _in_some_order(self, changes: Sequence[Change]) -> list[Change]:
+        """Records first, then assignments, then what is no longer needed; within a group as chance has it, as writes
+        land that are under way together."""
+
         def group(change: Change) -> int:
             return 1 if change.key.startswith("assignment.") else 2 if change.value is None else 0
 

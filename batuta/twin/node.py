@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from batuta.core.lease import contacted
 from batuta.core.local import Failed, Fetch, Fetched, Gone, Ready, Start, Started, Stop, locals_for_report
 from batuta.core.observed import Inventory, Report
 from batuta.core.reasons import Reason
@@ -298,7 +297,7 @@ class Node:
     def heartbeat_answered(self, boot: int, sent_at: int, serial: int) -> None:
         if not self.is_running or boot != self.boots:
             return
-        self.contact_at = contacted(self.contact_at, sent_at, self.clock(), missed=serial > self.serial)
+        self.contact_at = self.rules.contacted(self.contact_at, sent_at, self.clock(), missed=serial > self.serial)
         if any(local.instance.lease_ms is not None for local in self.ledger.locals.values()):
             self._plan_work()
         if serial > self.serial:

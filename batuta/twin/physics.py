@@ -28,6 +28,8 @@ class Physics(Record):
     disconnect_seen_permille: int = 500
     """How often the hub's broker notices a cut before silence tells."""
     heartbeat_ms: int = 1_000
+    write_ms: Range = (0, 30)
+    """One row of a commit."""
     gather_ms: int = 200
     """How long the hub lets changes gather before it decides."""
     report_ms: int = 200
@@ -35,6 +37,8 @@ class Physics(Record):
     reread_ms: int = 60_000
     """How often a node reads its assignment again without being told."""
     full_pass_ms: int = 15_000
+    promises: bool = True
+    """The hub answers heartbeats with the serial it has decided, not with the one it has written."""
     tied: bool = True
     """A never-twice instance ends with the node agent that counts its lease; the runtime must see to it."""
     steady: bool = True

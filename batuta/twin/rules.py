@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from batuta.core.decide import decide
 from batuta.core.fleet import Fleet
-from batuta.core.lease import grace_ms
+from batuta.core.lease import contacted, grace_ms
 from batuta.core.local import heard, step
 from batuta.core.touched import touched
 
@@ -26,6 +26,7 @@ class Rules(NamedTuple):
     touched: Callable[[State, State, int, int], frozenset[str]] = touched
     step: Callable[..., Plan] = step
     heard: Callable[[Local, Event, int], Local | None] = heard
+    contacted: Callable[..., int | None] = contacted
     grace_ms: Callable[[Instance, int, int | None], int] = grace_ms
     fleet: Callable[[], Fleet] = Fleet
     """Makes what `decide` remembers between decisions of one hub."""

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from batuta.twin.scenario import Scenario
 
 POLL_MS = 2_000
+DRAIN_MS = 12_000
+"""What was sent before the healing may be under way for so long."""
 QUIET_MS = 10_000
 """A converged fleet is watched for so long."""
 
@@ -58,6 +60,7 @@ def run(scenario: Scenario, seed: int, rules: Rules = RULES) -> Verdict:
 def _settle(play: Play) -> int | None:
     """Waits until nothing is amiss, then watches that nothing moves; says how long it took."""
     begun = play.at_ms
+    play.run_to(begun + DRAIN_MS)
     amiss = ["not yet looked at"]
     while amiss and play.at_ms - begun < play.scenario.settle_ms:
         play.run_to(play.at_ms + POLL_MS)
@@ -97,6 +100,11 @@ def _amiss(play: Play) -> list[str]:
         ready = sorted(p.instance.name for p in node.machine.processes.values() if p.ready)
         if wanted != ready or len(ready) != len(node.machine.processes):
             amiss.append(f"{name} is assigned {wanted} and has ready {ready} of {len(node.machine.processes)}")
+        amiss += [
+            f"{name} has {local.instance.name} {local.phase}"
+            for local in node.ledger.locals.values()
+            if local.phase not in ("ready", "refused")
+        ]
         if assignment is not None and node.serial != assignment.serial:
             amiss.append(f"{name} follows serial {node.serial}, not {assignment.serial}")
     ready_slots: dict[tuple[str, str, str], list[Process]] = {}
@@ -108,28 +116,52 @@ def _amiss(play: Play) -> list[str]:
                 app = f"{resource.ref.namespace}/{resource.ref.name}"
                 copies = ready_slots.pop((app, component.name, slot), [])
                 amiss += _amiss_at(play, state, component, (app, slot), copies)
+    amiss += _left_fences(state)
     amiss += [f"{p.instance.name} runs on {p.node} and nobody wishes it" for c in ready_slots.values() for p in c]
     return amiss
+
+
+def _left_fences(state: State) -> list[str]:
+    """Fences of slots that nobody wishes for: they go when nothing of the slot is left."""
+    left: list[str] = []
+    for app, fences in sorted(state.fences.items()):
+        resource = state.application(app)
+        components = {c.name: c for c in resource.spec.components} if resource is not None else {}
+        for key in sorted(fences):
+            name, _, slot = key.partition("/")
+            if name not in components or slot not in wished_slots(state, components[name]):
+                left.append(f"{app} {key} is still fenced")
+    return left
 
 
 def _amiss_at(
     play: Play, state: State, component: Component, place: tuple[str, str], copies: list[Process]
 ) -> list[str]:
-    """One wished slot: exactly one copy, of the content wished for; or none, when no node could take it."""
+    """One wished slot: exactly one copy, of the content wished for; or else no node could take that."""
     app, slot = place
     if len(copies) > 1:
         return [f"{app} {component.name} {slot} runs {len(copies)} times"]
-    if copies:
-        return [] if _is_as_wished(component, copies[0]) else [f"{copies[0].instance.name} is of another release"]
+    if copies and _is_as_wished(state, component, copies[0]):
+        return []
     room = [name for name in sorted(play.nodes) if _could_take(play, state, component, (app, slot), name)]
-    return [f"{app} {component.name} {slot} is missing, and {', '.join(room)} could take it"] if room else []
+    what = f"of another release ({copies[0].instance.name})" if copies else "missing"
+    return [f"{app} {component.name} {slot} is {what}, and {', '.join(room)} could take it"] if room else []
 
 
-def _is_as_wished(component: Component, copy: Process) -> bool:
-    if component.process is not None:
-        return copy.instance.process == component.process
-    order = copy.instance.model
-    return order is not None and component.model is not None and order.version == component.model.version
+def _is_as_wished(state: State, component: Component, copy: Process) -> bool:
+    """Of the newest release, and of the content that people wish for, whatever the release says."""
+    instance, order = copy.instance, copy.instance.model
+    newest = {c.component.name: c.revision for c in state.releases[instance.app][-1].components}
+    if instance.revision != newest.get(component.name):
+        return False
+    needs = order.variant.needs.memory_bytes if order is not None else None
+    version = component.model.version if component.model is not None else None
+    return (
+        instance.cpu_millis == component.resources.cpu_millis
+        and instance.memory_bytes == max(component.resources.memory_bytes, needs or 0)
+        and instance.process == component.process
+        and (order.version if order is not None else None) == version
+    )
 
 
 def _could_take(play: Play, state: State, component: Component, place: tuple[str, str], name: str) -> bool:
@@ -146,7 +178,11 @@ def _could_take(play: Play, state: State, component: Component, place: tuple[str
     if ("process" if component.process is not None else "onnx") not in node.plan.runtimes:
         return False
     assignment = state.assignments.get(name)
-    held = () if assignment is None else assignment.instances
+    held = (
+        ()
+        if assignment is None
+        else tuple(i for i in assignment.instances if (i.app, i.component, i.slot) != (app, component.name, slot))
+    )
     if replicas.per_site is not None and any(i.app == app and i.component == component.name for i in held):
         return False
     cpu = sum(i.cpu_millis for i in held) + component.resources.cpu_millis
