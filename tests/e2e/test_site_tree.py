@@ -174,6 +174,10 @@ async def test_every_panel_of_the_site_hears_a_result_once(berlin: Site) -> None
         await panel.subscribe("cameras/#", 0)
         assert node in TREE
     camera = berlin.device("n3", "camera")
+    # A wish to hear travels to the other brokers on its own time; the later of two wishes does not overtake.
+    while not all(panel.heard for panel in panels.values()):
+        camera.say("cameras/probe", b"", 0)
+        await asyncio.sleep(0.05)
     await camera.say_and_wait("cameras/c1/frame", b"1")
     frame = await berlin.pull("n1", "n3")
     await berlin.answer("n1", "n3", frame)
@@ -184,9 +188,9 @@ async def test_every_panel_of_the_site_hears_a_result_once(berlin: Site) -> None
     await berlin.answer("n2", "n3", await berlin.pull("n2", "n3"))
     readings = [("meters/c1/reading", b"read 1"), ("meters/c1/reading", b"read 2")]
     for panel in panels.values():
-        await until(lambda panel=panel: len(panel.heard) >= 4)  # type: ignore[misc]
+        await until(lambda panel=panel: len([d for _, d, _ in panel.heard if d]) >= 4)  # type: ignore[misc]
         assert [(t, d) for t, d, _ in panel.heard if t.startswith("meters")] == readings
-        assert [d for t, d, _ in panel.heard if t.startswith("cameras")] == [b"1", b"2"]
+        assert [d for t, d, _ in panel.heard if t == "cameras/c1/frame"] == [b"1", b"2"]
 
 
 async def test_a_frame_goes_to_another_worker_when_the_first_is_killed(berlin: Site) -> None:
