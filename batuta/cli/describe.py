@@ -45,7 +45,7 @@ def described(kind: type[Resource], found: Found[Resource], now_ms: float) -> It
     from batuta.cli.outline import outline
     from batuta.cli.rows import instant_ms
     from batuta.cli.text import age, cell, painted
-    from batuta.kinds.manifest import to_document
+    from batuta.kinds.manifest import dump
 
     metadata = found.resource.metadata
     yield painted(f"{kind.__name__} {metadata.name}", "strong")
@@ -60,13 +60,17 @@ def described(kind: type[Resource], found: Found[Resource], now_ms: float) -> It
     if found.status:
         yield "status"
         yield from outline(_for_people(found.status), now_ms, indent=2)
-    yield "spec"
-    yield from outline(to_document(found.resource).get("spec") or {}, now_ms, indent=2)
+    # As it would be written, to be copied into a manifest.
+    _, spec, written = dump(found.resource, server_fields=False).partition("\nspec:")
+    if written.strip():
+        yield from f"{spec.strip()}{written.rstrip()}".splitlines()
 
 
 def _for_people(status: Mapping[str, Any]) -> dict[str, Any]:
     """The same, without what is there for programs, and each instance in one line."""
-    shown = {key: value for key, value in status.items() if key != "conditions"}
+    # Every reason says more than the first one does.
+    unsaid = {"conditions", "reason", "next"} if status.get("reasons") else {"conditions"}
+    shown = {key: value for key, value in status.items() if key not in unsaid}
     components = [
         {**each, "instances": [{key: _short(key, i.get(key)) for key in INSTANCE} for i in each.get("instances", ())]}
         for each in status.get("components") or ()

@@ -110,6 +110,7 @@ def _follow(kind: type[Resource], events: Iterable[Event[Any]], output: str, *, 
     names = headings(kind, is_wide=is_wide, is_everywhere=is_everywhere)
     widths = [len(name) for name in names]
     has_heading = False
+    printed: dict[tuple[str, str], list[str]] = {}
     for event in events:
         if output == "json":
             click.echo(json.dumps({"type": event.type, "object": event.found.document}, ensure_ascii=False))
@@ -121,6 +122,11 @@ def _follow(kind: type[Resource], events: Iterable[Event[Any]], output: str, *, 
             cells = row(kind, event.found, time.time() * 1000, is_wide=is_wide, is_everywhere=is_everywhere)
             if event.type == "DELETED":
                 cells[-1] = "deleted"
+            # Much of a status is no column; a row that only grew older says nothing new.
+            ref = event.found.resource.ref
+            if event.type == "MODIFIED" and printed.get((ref.namespace, ref.name)) == cells[:-1]:
+                continue
+            printed[ref.namespace, ref.name] = cells[:-1]
             widths = [max(pair) for pair in zip(widths, column_widths(names, [cells]), strict=True)]
             for line in table(names, [cells], widths)[1 if has_heading else 0 :]:
                 click.echo(line)

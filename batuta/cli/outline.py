@@ -9,8 +9,8 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any
 
-from batuta.cli.rows import INSTANTS, instant_ms, reason_text
-from batuta.cli.text import ABSENT, age, cell, clean, table, toned
+from batuta.cli.rows import instant_ms, is_instant, reason_text
+from batuta.cli.text import ABSENT, age, cell, clean, size, table, toned
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -47,8 +47,10 @@ def one_line(key: str, value: Any, now_ms: float) -> str | None:
         return cell(value, wide=True) if _is_flat(value) and len(value) <= 2 else None
     if isinstance(value, list):
         return None if any(isinstance(each, dict | list) for each in value) else cell(value, wide=True)
-    if key in INSTANTS and (since_ms := instant_ms(value)) is not None:
+    if is_instant(key) and (since_ms := instant_ms(value)) is not None:
         return f"{age(since_ms, now_ms)} ago"
+    if isinstance(value, str) and (amount := re.fullmatch(r"(\d+)([KMGT])i", value)):
+        return size(int(amount[1]) << 10 * (1 + "KMGT".index(amount[2])))
     return toned(cell(value, wide=True))
 
 
@@ -68,7 +70,8 @@ def _listed(values: Sequence[Any], now_ms: float, indent: int) -> Iterator[str]:
     margin = " " * indent
     if all(isinstance(each, dict) and "code" in each and "subject" in each for each in values):
         for each in values:
-            yield f"{margin}{clean(reason_text(each))}"
+            next_step = each.get("next")
+            yield f"{margin}{clean(reason_text(each))}" + (f"; {clean(next_step)}" if next_step else "")
         return
     keys = list(dict.fromkeys(key for each in values if isinstance(each, dict) for key in each))
     fits = all(isinstance(each, dict) for each in values) and len(keys) <= COLUMNS_MAX

@@ -19,8 +19,6 @@ EMPTY = {
 }
 """What to do when there is none of a kind."""
 
-INSTANTS = ("since", "at", "lastSeen", "creationTimestamp")
-"""Last words of paths whose values are instants."""
 _MILLISECONDS_MIN = 10**11
 
 
@@ -42,7 +40,7 @@ def row(
 
 def shown(path: str, value: Any, now_ms: float, *, is_wide: bool = False) -> str:
     """A value as a cell; what its path says it is decides how."""
-    if path.rpartition(".")[2] in INSTANTS:
+    if is_instant(path.rpartition(".")[2]):
         since_ms = instant_ms(value)
         return ABSENT if since_ms is None else age(since_ms, now_ms)
     if isinstance(value, dict) and "code" in value:
@@ -59,6 +57,11 @@ def reason_text(reason: dict[str, Any]) -> str:
     code, subject, detail = str(reason.get("code")), reason.get("subject", ""), reason.get("detail", "")
     sentence = CATALOGUE[code].sentence if code in CATALOGUE else code
     return (f"{subject}: " if subject else "") + sentence + (f" ({detail})" if detail else "")
+
+
+def is_instant(word: str) -> bool:
+    """Is this a key whose value is an instant?"""
+    return word in ("since", "at", "lastSeen", "creationTimestamp") or word.endswith("At")
 
 
 def instant_ms(value: Any) -> float | None:

@@ -36,8 +36,9 @@ def why(hub: Client, application: str, *, node: str, namespace: str, output: str
         click.echo(as_text(list(answers), output), nl=False)
         return
     if not answers:
-        what = f"component {component!r}" if component else "anything"
-        click.echo(f"Nothing is known of {what} of {name} yet.", err=True)
+        what = f"component {component!r} of {name}" if component else name
+        hint = f" See `batuta why {name}`." if component else ""
+        click.echo(f"Nothing has been decided about {what} yet.{hint}", err=True)
         return
     for answer in answers:
         for line in told(answer):

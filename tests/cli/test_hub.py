@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -206,6 +207,27 @@ def test_watch_prints_rows_as_they_change(stage: Stage, manifest: Path) -> None:
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=10)
     assert process.returncode == 130
+
+
+def test_watch_as_a_table_prints_a_row_only_when_it_changed(stage: Stage, manifest: Path) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "batuta", "get", "apps", "-w", "--state", str(stage.hub_state)],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stdout is not None
+    assert batuta(stage, "apply", "-f", str(manifest), "--wait").code == 0
+    assert batuta(stage, "delete", "app", "sleeper").code == 0
+    lines = []
+    while not (lines and lines[-1].endswith("deleted")):
+        lines.append(process.stdout.readline().rstrip())
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=10)
+    heading, *rows = lines
+    assert heading.split() == ["NAME", "STATE", "READY", "RELEASE", "REASON", "AGE"]
+    assert all(row.startswith("sleeper ") for row in rows)
+    without_age = [row.split()[:-1] for row in rows[:-1]]
+    assert all(before != after for before, after in pairwise(without_age))
+    assert any(row.split()[1:3] == ["ok", "1/1"] for row in rows)
 
 
 def test_waiting_in_vain_ends_with_the_first_real_reason(stage: Stage, manifest: Path) -> None:

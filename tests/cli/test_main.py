@@ -9,7 +9,6 @@ import click
 import pytest
 
 from batuta.cli.main import VERBS, batuta
-from batuta.kinds import KINDS
 from tests.cli.running import invoke, run
 
 HEAVY = (
@@ -138,9 +137,3 @@ def test_a_closed_pipe_ends_quietly() -> None:
     process.stdout.close()
     _, err = process.communicate(timeout=30)
     assert (process.returncode, err) == (1, b"")
-
-
-def test_every_kind_says_what_to_do_when_there_is_none() -> None:
-    from batuta.cli.rows import EMPTY
-
-    assert EMPTY.keys() == {kind.__name__ for kind in KINDS}

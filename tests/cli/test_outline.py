@@ -12,9 +12,20 @@ def lines(value: dict[str, object]) -> list[str]:
 
 
 def test_words_line_up_and_emptiness_is_left_out() -> None:
-    assert lines({"site": "lab", "memoryFree": "96Mi", "labels": {}, "taints": [], "address": "", "battery": None}) == [
+    assert lines(
+        {
+            "site": "lab",
+            "memoryFree": "98304Ki",
+            "reportedAt": NOW - 5_000,
+            "labels": {},
+            "taints": [],
+            "address": "",
+            "battery": None,
+        }
+    ) == [
         "site         lab",
-        "memory free  96Mi",
+        "memory free  96.0 MiB",
+        "reported at  5s ago",
     ]
 
 

@@ -13,12 +13,10 @@ import yaml
 from batuta.cli import reference
 from batuta.cli.main import VERBS, batuta
 from batuta.core.reasons import CATALOGUE
-from batuta.kinds import KINDS
 from batuta.kinds.manifest import parse
 from tests.tidy.sources import ROOT, name_of, python_files, tracked
 
 PAGES = [p for p in tracked() if p.suffix == ".md"]
-EXAMPLES = [p for p in tracked() if p.suffix in (".yaml", ".yml") and p.is_relative_to(ROOT / "examples")]
 
 # Commands that may be named before they exist, each with the reason; empty is best.
 COMMANDS_TO_COME = {
@@ -55,14 +53,6 @@ def test_manifests_in_documents_are_admitted(path: Path, line: int, text: str) -
         assert parse(text, f"{name_of(path)}:{line}")
     else:
         list(yaml.safe_load_all(text))
-
-
-@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
-def test_every_kind_that_people_write_has_an_example(kind: type) -> None:
-    """Nodes are not written by hand: enrolment makes them."""
-    made_by_hand = {type(resource).__name__ for path in EXAMPLES for resource in parse(path.read_bytes(), str(path))}
-    written = {type(r).__name__ for p, n, text in YAML_BLOCKS if "apiVersion: batuta.dev/" in text for r in parse(text)}
-    assert kind.__name__ == "Node" or kind.__name__ in made_by_hand | written
 
 
 def _commands(path: Path) -> list[tuple[int, str]]:
