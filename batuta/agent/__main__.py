@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
+
+# Whoever ends us while we load our modules means it; the agent hears of it as soon as it can act on it.
+signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
 
 # nats-py imports this optional transport when it is installed for somebody else; it costs ten megabytes, and links here
 # are plain TCP on loopback.

@@ -20,7 +20,7 @@ import socket
 import sys
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Final
+from typing import IO, TYPE_CHECKING, Final
 
 from batuta.agent import neighbours, steady
 from batuta.agent.enrolling import Renewal, join
@@ -49,6 +49,8 @@ if TYPE_CHECKING:
     from batuta.runtimes.base import Runtime
 
 SETTLED_S: Final = 2.0
+ENDINGS: Final = {signal.SIGTERM: True, signal.SIGINT: True, signal.SIGHUP: False}
+"""Signals, and whether they end everything or only this process."""
 
 log = logging.getLogger("batuta.agent")
 
@@ -59,16 +61,18 @@ class AlreadyRunning(BatutaError):
 
 async def run(config: AgentConfig) -> int:
     """One node, until it is told to end. Returns the process's exit status."""
+    ending = Ending()
+    ending.listen()
     with_lock = lock(config)
     try:
         identity = await join(config, config.name or default_name())
         log.info("this is node %s of site %s", identity.node, identity.site)
-        return await _run(config, identity)
+        return await _run(config, identity, ending)
     finally:
         with_lock.close()
 
 
-async def _run(config: AgentConfig, identity: Identity) -> int:
+async def _run(config: AgentConfig, identity: Identity, ending: Ending) -> int:
     said: list[Ailing] = []
     station = Station(config, identity, said.append)
     opened = Ledger(config.home, identity.node).open()
@@ -119,20 +123,20 @@ async def _run(config: AgentConfig, identity: Identity) -> int:
             "broker": station.watch, "flows": flows.run, "gravity": gravity.run, "renewal": renewal.run,
             "settle": lambda: _settle(config),
         }  # fmt: skip
-        ends_all = _listen_for_signals(node)
+        ending.tell(node)
         try:
             await node.run()
         except BaseException:
             # A crash of ours must not take the instances along: leave them, and let the next agent adopt them.
             await node.leave()
             raise
-        if ends_all():
+        if ending.everything:
             await node.stop()
         else:
             await node.leave()
-    if ends_all():
+    if ending.everything:
         await station.close()
-    log.info("node %s has ended%s", identity.node, "" if ends_all() else "; what runs goes on")
+    log.info("node %s has ended%s", identity.node, "" if ending.everything else "; what runs goes on")
     return 0
 
 
@@ -171,19 +175,32 @@ def _runtimes() -> dict[str, Runtime]:
     return {runtime.name: runtime for runtime in tenants if runtime.available()}
 
 
-def _listen_for_signals(node: Node) -> Any:
-    """Returns whether everything is to end, as known once the node has ended."""
-    ends: list[bool] = []
-    loop = asyncio.get_running_loop()
+class Ending:
+    """How this process was told to end, and whom to tell. Listens from the first moment: an agent that is told to end
+    while it starts still ends all that an earlier one left running."""
 
-    def end(everything: bool) -> None:
-        ends.append(everything)
-        node.end()
+    def __init__(self) -> None:
+        self.everything: bool | None = None
+        """True: instances and broker too. False: only this process. None: not yet."""
+        self._node: Node | None = None
 
-    loop.add_signal_handler(signal.SIGTERM, end, True)
-    loop.add_signal_handler(signal.SIGINT, end, True)
-    loop.add_signal_handler(signal.SIGHUP, end, False)
-    return lambda: bool(ends) and ends[0]
+    def listen(self) -> None:
+        loop = asyncio.get_running_loop()
+        for number, everything in ENDINGS.items():
+            loop.add_signal_handler(number, self._end, everything)
+        # What came while the modules were loaded was held back (see `__main__`), and comes now.
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDINGS)
+
+    def tell(self, node: Node) -> None:
+        self._node = node
+        if self.everything is not None:
+            node.end()
+
+    def _end(self, everything: bool) -> None:
+        if self.everything is None:
+            self.everything = everything
+        if self._node is not None:
+            self._node.end()
 
 
 async def _settle(config: AgentConfig) -> None:

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from batuta.agent.identity import Identity
 
 SITE_PORT: Final = 7423
+PORT_RACES_MAX: Final = 5
+"""So often another program may take a port between our looking and our listening."""
 LOOK_EVERY_S: Final = 1.0
 GREETING_S: Final = 2.0
 FROZEN_AFTER: Final = 3
@@ -93,15 +95,20 @@ class Station:
         """Adopt or start it; says which."""
         self.earlier = earlier
         self.place = self._placed()
-        try:
-            birth = await self.broker.start(self._text())
-        except BrokerFailed as error:
-            if error.code != "port_taken":
-                raise
-            self._move()
-            birth = await self.broker.start(self._text())
+        birth = await self._start()
         write_private(self._credentials, msgspec.json.encode({"user": "site", "password": self.place.site_password}))
         return birth
+
+    async def _start(self) -> str:
+        """Start it where it was, or on the next ports when others took them: more than once, for they may race us."""
+        for _ in range(PORT_RACES_MAX):
+            try:
+                return await self.broker.start(self._text())
+            except BrokerFailed as error:
+                if error.code != "port_taken":
+                    raise
+                self._move()
+        return await self.broker.start(self._text())
 
     async def follow(self, earlier: tuple[str, ...]) -> None:
         """Link to these earlier nodes, in this order. The broker is touched only when the list changed."""
@@ -140,13 +147,7 @@ class Station:
         async with self._one_at_a_time:
             try:
                 await self.broker.stop()
-                try:
-                    await self.broker.start(self._text())
-                except BrokerFailed as error:
-                    if error.code != "port_taken":
-                        raise
-                    self._move()
-                    await self.broker.start(self._text())
+                await self._start()
             except BrokerFailed as error:
                 self._ails(error)
                 return
@@ -195,7 +196,8 @@ class Station:
         listen = self.config.listen
         client = free_port("127.0.0.1")
         mqtt = free_port(listen, self.config.mqtt_port, taken=(client,))
-        site = free_port(listen, SITE_PORT, taken=(client, mqtt))
+        # Who takes any port for devices shares the machine with other nodes: they need no race for the usual one.
+        site = free_port(listen, SITE_PORT if self.config.mqtt_port else 0, taken=(client, mqtt))
         if self.config.mqtt_port and mqtt != self.config.mqtt_port:
             detail = f"{self.config.mqtt_port} is taken; MQTT is at {listen}:{mqtt}"
             self.tell(Ailing("mqtt", Reason(code="port_taken", subject=f"node/{self.identity.node}", detail=detail)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import subprocess
@@ -13,6 +14,7 @@ from batuta.agent.artifacts import Artifacts, Piece
 from batuta.errors import ArtifactRefused, FabricUnavailable
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 
@@ -123,26 +125,52 @@ async def test_the_budget_removes_what_nobody_needs_oldest_use_first_and_never_w
     assert artifacts.held == {a, c, d}
 
 
-async def test_a_full_disk_refuses_with_no_damage(tmp_path: Path) -> None:
-    """A real full disk: 20 MiB of tmpfs, most of which must stay spare."""
-    if (
-        os.geteuid() != 0
-        or subprocess.run(
-            ["mount", "-t", "tmpfs", "-o", "size=20m", "tmpfs", str(tmp_path)], check=False, capture_output=True
-        ).returncode
-    ):
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """20 MiB of tmpfs."""
+    words = ["mount", "-t", "tmpfs", "-o", "size=20m", "tmpfs", str(tmp_path)]
+    if os.geteuid() != 0 or subprocess.run(words, check=False, capture_output=True).returncode:
         pytest.skip("mounting takes root")
     try:
-        small, large = os.urandom(100_000), os.urandom(8 << 20)
-        artifacts = cache(tmp_path / "artifacts", Shelf(small, large))
-        await artifacts.fetch(digest_of(small))
-        with pytest.raises(ArtifactRefused) as refused:
-            await artifacts.fetch(digest_of(large))
-        assert refused.value.code == "disk_full"
-        assert artifacts.path(digest_of(small)).read_bytes() == small
-        assert artifacts.held == {digest_of(small)}
+        yield tmp_path
     finally:
         subprocess.run(["umount", str(tmp_path)], check=True)
+
+
+async def test_a_full_disk_refuses_with_no_damage(small_disk: Path) -> None:
+    """Most of the disk must stay spare, so what does not fit is refused before a byte of it is written."""
+    small, large = os.urandom(100_000), os.urandom(8 << 20)
+    artifacts = cache(small_disk / "artifacts", Shelf(small, large))
+    await artifacts.fetch(digest_of(small))
+    with pytest.raises(ArtifactRefused) as refused:
+        await artifacts.fetch(digest_of(large))
+    assert refused.value.code == "disk_full"
+    assert artifacts.path(digest_of(small)).read_bytes() == small
+    assert artifacts.held == {digest_of(small)}
+
+
+async def test_a_disk_that_fills_up_during_a_fetch_loses_only_the_half_file(small_disk: Path) -> None:
+    small, large = os.urandom(1_000), os.urandom(2 << 20)
+    shelf = Shelf(small, large)
+    artifacts = cache(small_disk / "artifacts", shelf)
+    await artifacts.fetch(digest_of(small))
+    answer, filler = shelf.piece, small_disk / "filler"
+
+    async def piece(digest: str, offset: int, length: int) -> Piece:
+        if offset:
+            with contextlib.suppress(OSError):
+                filler.write_bytes(bytes(20 << 20))
+        return await answer(digest, offset, length)
+
+    shelf.piece = piece  # type: ignore[method-assign]
+    with pytest.raises(ArtifactRefused) as refused:
+        await artifacts.fetch(digest_of(large))
+    assert refused.value.code == "disk_full"
+    assert list(artifacts.partial.iterdir()) == []
+    assert artifacts.held == {digest_of(small)}
+    filler.unlink()
+    shelf.piece = answer  # type: ignore[method-assign]
+    assert (await artifacts.fetch(digest_of(large))).read_bytes() == large
 
 
 async def test_no_path_comes_from_a_digest_that_is_none(tmp_path: Path) -> None:

@@ -30,6 +30,15 @@ def opened(path: Path) -> Ledger:
     return ledger
 
 
+def fill(path: Path) -> None:
+    descriptor = os.open(path, os.O_CREAT | os.O_WRONLY)
+    try:
+        while True:
+            os.write(descriptor, b"x" * 4096)
+    finally:
+        os.close(descriptor)
+
+
 def test_what_was_written_is_read_back_whole(tmp_path: Path) -> None:
     ledger = opened(tmp_path)
     assert ledger.write(page(1))
@@ -109,11 +118,8 @@ def test_a_full_disk_harms_nothing_and_is_told_until_there_is_room(tmp_path: Pat
         ledger = opened(tmp_path)
         assert ledger.write(page(1))
         filler = tmp_path / "filler"
-        descriptor = os.open(filler, os.O_CREAT | os.O_WRONLY)
         with pytest.raises(OSError, match="No space") as full:
-            while True:
-                os.write(descriptor, b"x" * 4096)
-        os.close(descriptor)
+            fill(filler)
         assert full.value.errno == errno.ENOSPC
         assert not ledger.write(page(2))
         assert ledger.problem is not None

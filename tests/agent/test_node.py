@@ -393,7 +393,7 @@ def test_a_quiet_node_writes_nothing_to_its_disk(rig: Any, one: Any) -> None:
         await asyncio.sleep(30)
         before = rig.node.ledger.writes
         assert before <= 4
-        await asyncio.sleep(7200)
+        await asyncio.sleep(1800)
         assert rig.node.ledger.writes == before
         await rig.leave()
 

@@ -1,4 +1,4 @@
-"""The node agent as a real process beside a real broker, under a real hub: enrolment, crashes, damage, and its weight."""
+"""The node agent as a real process, beside a real broker and under a real hub: crashes, damage, enrolment, weight."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from batuta.errors import BatutaError, NotFound
 from batuta.fabric import identity
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from batuta.demo.stage import Stage
 
@@ -92,8 +92,7 @@ class Play:
         program = self.stage.directory / "count.py"
         program.write_text(PROGRAM.format(book=str(self.book)))
         self.stage.client.apply(MANIFEST.format(python=sys.executable, program=program))
-        until("the program", self.ready)
-        assert self.starts() == 1
+        until("the program", lambda: self.ready() and self.starts() == 1)
 
     def status(self) -> Any:
         return self.stage.node_status("pi")
@@ -101,6 +100,9 @@ class Play:
     def ready(self) -> bool:
         found = self.stage.instances("counter")
         return bool(found) and found[0]["phase"] == "ready"
+
+    def heard_after(self, at: float) -> None:
+        until("a report", lambda: self.status()["reportedAt"] > at and self.ready())
 
     def codes(self) -> list[str]:
         return [problem["code"] for problem in self.status()["problems"]]
@@ -134,10 +136,10 @@ class Play:
 
 
 @pytest.fixture
-def play(stage: Stage) -> Iterator[Play]:
+def play(stage: Stage) -> Play:
     made = Play(stage)
     made.begin()
-    yield made
+    return made
 
 
 def test_the_agent_is_light_and_says_what_it_and_its_broker_weigh(play: Play) -> None:
@@ -183,9 +185,23 @@ def test_kill_9_of_the_agent_leaves_instances_and_broker_to_be_adopted(play: Pla
         play.stage.nodes["pi"].running.wait(10)
         assert play.counting() == counting
         play.stage.restart_node("pi")
-        until("the agent", lambda: play.processes("batuta.agent"))
-        until("contact", lambda: play.status()["link"]["word"] == "online" and play.ready())
+        play.heard_after(time.time() * 1000)
+    # At once: ending it while it starts must still end what the first one left.
     assert (play.broker().pid, play.counting(), play.starts()) == (broker, counting, 1)
+
+
+def test_ended_while_it_starts_it_still_ends_what_was_left(play: Play) -> None:
+    for after_s in (0.1, 0.3):
+        play.agent().kill()
+        play.stage.nodes["pi"].running.wait(10)
+        play.stage.restart_node("pi")
+        until("the bare agent", lambda: play.processes("-m batuta.agent"))
+        time.sleep(after_s)
+        play.stage.nodes["pi"].running.terminate()
+        assert play.stage.nodes["pi"].running.wait(30) == 0
+        assert (play.counting(), processes_in(play.state)) == ([], [])
+        play.stage.restart_node("pi")
+        until("the program", lambda: play.counting() and play.agent())
 
 
 def test_a_cold_boot_without_a_hub_runs_what_the_ledger_says(play: Play) -> None:
@@ -282,7 +298,7 @@ def test_a_certificate_is_renewed_before_it_ends(play: Play) -> None:
     after = until("a new certificate", renewed, 30)
     assert identity.node_in_certificate((play.home / "identity" / after.chain).read_text()) == "pi"
     assert after.renew_at() > now + 100_000
-    until("contact", lambda: play.status()["link"]["word"] == "online" and play.ready())
+    play.heard_after(now + 2_000)
     assert play.starts() == 1
 
 
