@@ -105,7 +105,9 @@ CATALOGUE: dict[str, Entry] = {
     ),
     "broker_failed": Entry("the node's broker does not run as it should", "see the broker's journal"),
     "broker_restarted": Entry("the node's broker had died or frozen and was restarted", "see the broker's journal"),
-    "renewal_failed": Entry("the node's certificate could not be renewed yet", "check the link and the hub", waits=True),
+    "renewal_failed": Entry(
+        "the node's certificate could not be renewed yet", "check the link and the hub", waits=True
+    ),
     "report_garbled": Entry("the node's report cannot be read by the hub", "install the same version on both"),
     "clock_jumped": Entry("the node's clock jumped", "check its time service"),
     "port_taken": Entry("a port is in use by another program", "free it, or choose another"),
@@ -117,7 +119,9 @@ CATALOGUE: dict[str, Entry] = {
     "token_used": Entry("the token has been used already", "make a new one: `batuta token create`"),
     "token_garbled": Entry("the token cannot be read", "paste the whole line that `batuta token create` printed"),
     "token_for_another": Entry("the token is for another node", "join under the name it was made for"),
-    "too_many_tokens": Entry("the hub keeps too many tokens", "revoke some: `batuta token ls`, `batuta token revoke ID`"),
+    "too_many_tokens": Entry(
+        "the hub keeps too many tokens", "revoke some: `batuta token ls`, `batuta token revoke ID`"
+    ),
     "request_malformed": Entry("the signing request cannot be read", "join again with the same version as the hub's"),
     "node_removed": Entry("the hub knows no such node any more", "join again with a new token"),
     "node_refused": Entry("the node cannot be declared", "see what is wrong with it"),
@@ -128,4 +132,13 @@ CATALOGUE: dict[str, Entry] = {
     "name_invalid": Entry("this cannot be a node's name", "use lower-case letters, digits and dashes"),
     "clock_wrong": Entry("the machine's clock is far from the hub's", "set the clock"),
     "not_connected": Entry("the hub cannot be reached", "check the address and the firewall"),
+    "not_enrolled": Entry(
+        "the machine is not a node yet", "make a token: `batuta token create`; then `batuta join TOKEN`"
+    ),
+    "wrong_authority": Entry("the certificate was signed by another hub", "join this one with a new token"),
+    "certificate_expired": Entry("the certificate has ended", "join again with a new token"),
+    "enrolment_unreadable": Entry(
+        "what the machine kept of its enrolment cannot be read", "move it away and join again with a new token"
+    ),
+    "enrolment_broken": Entry("the process that enrols ended without an answer", "try again; see its own words above"),
 }
