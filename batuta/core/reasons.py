@@ -135,6 +135,9 @@ CATALOGUE: dict[str, Entry] = {
     "not_enrolled": Entry(
         "the machine is not a node yet", "make a token: `batuta token create`; then `batuta join TOKEN`"
     ),
+    "other_hub": Entry(
+        "the machine is a node of another hub", "remove it there and move its state away; then join again"
+    ),
     "wrong_authority": Entry("the certificate was signed by another hub", "join this one with a new token"),
     "certificate_expired": Entry("the certificate has ended", "join again with a new token"),
     "enrolment_unreadable": Entry(

@@ -13,7 +13,7 @@ RESERVED: dict[str, str] = {}
 
 CONSTRUCTORS = {"Reason": 0, "EnrolmentRefused": 0, "RuntimeFailure": 0, "ArtifactRefused": 0}
 # Codes of errors that people see at once and that never become the Reason of anything.
-ERROR_CODES = {"digest_malformed", "too_large", "request_malformed", "other_hub"}
+ERROR_CODES = {"digest_malformed", "too_large"}
 
 
 def _codes_given() -> dict[str, str]:
@@ -38,6 +38,8 @@ def test_every_code_that_is_given_is_in_the_catalogue() -> None:
     unknown = {
         code: where for code, where in _codes_given().items() if code not in CATALOGUE and code not in ERROR_CODES
     }
+    assert not ERROR_CODES & CATALOGUE.keys()
+    assert ERROR_CODES <= _codes_given().keys(), "no allowance outlives its reason"
     assert not unknown, f"add them to CATALOGUE in core/reasons.py: {unknown}"
 
 
