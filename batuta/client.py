@@ -170,7 +170,9 @@ class Client:
         self, what: str | Iterable[Resource], *, file: str = "", namespace: str = "", dry_run: bool = False
     ) -> tuple[Applied, ...]:
         """Declare all of these at once, or nothing. Text is YAML or JSON, with one or many documents."""
-        text = what if isinstance(what, str) else "\n".join(f"---\n{to_text(resource)}" for resource in what)
+        from batuta.kinds.manifest import dump
+
+        text = what if isinstance(what, str) else "---\n".join(dump(resource) for resource in what)
         query = {"dryRun": "All" if dry_run else "", "file": file, "namespace": namespace}
         answer = self._wire.ask("POST", "/apply", query, text.encode(), content_type="application/yaml")
         return tuple(
@@ -345,13 +347,6 @@ class Client:
             return
         except msgspec.DecodeError as error:
             raise FabricUnavailable(f"the hub at {self.server} broke off in the middle of a line") from error
-
-
-def to_text(resource: Resource) -> str:
-    """A resource as a manifest."""
-    from batuta.kinds.manifest import dump
-
-    return dump(resource)
 
 
 def _path(kind: type[Resource], namespace: str | None, name: str = "") -> str:
