@@ -9,7 +9,7 @@ from batuta.core.admission import admit, admit_removal
 from batuta.kinds.base import Bytes
 from batuta.kinds.model import Model, Signature, Tensor
 
-from .fleets import application, component, machines, model, node, site, state_of
+from tests.core.fleets import application, component, machines, model, node, site, state_of
 
 
 def changed(stored: Model, **fields) -> Model:

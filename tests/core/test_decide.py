@@ -12,7 +12,7 @@ from batuta.core.state import Change, State
 from batuta.kinds.application import Toleration
 from batuta.kinds.node import Taint
 
-from .fleets import (
+from tests.core.fleets import (
     APP,
     MIB,
     NOW,

@@ -9,7 +9,7 @@ from batuta.core.liveness import LINK_RULES, every_ms, link, missed_ms, sighted,
 from batuta.core.observed import Sighting
 from batuta.core.state import Change, State
 
-from .fleets import NOW, heard, machines, node, state_of
+from tests.core.fleets import NOW, heard, machines, node, state_of
 
 SEEN = Sighting(last_seen=NOW, online_since=NOW - 60_000)
 

@@ -14,7 +14,7 @@ from batuta.core.why import why
 from batuta.kinds import KINDS
 from batuta.kinds.base import Ref
 
-from .fleets import (
+from tests.core.fleets import (
     APP,
     NOW,
     application,

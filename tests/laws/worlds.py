@@ -1,0 +1,281 @@
+"""A small world to prove decisions in: a fleet, what people want of it, and whatever may happen, step after step.
+
+Nodes keep their half of the bargain as the node agent does: they run what they were last told, stop what is leased when
+the hub has not answered for so long, and read the newest assignment before anything else when they come back.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+from hypothesis import strategies as st
+
+from batuta.core.decide import APPLICATION, Decision, decide
+from batuta.core.decided import Assignment
+from batuta.core.fleet import Fleet
+from batuta.core.liveness import sighted
+from batuta.core.observed import InstanceReport
+from batuta.core.state import Change, State
+from batuta.core.touched import touched
+from batuta.kinds.application import Toleration
+from batuta.kinds.node import Taint
+from tests.core.fleets import MIB, NOW, application, component, model, no_application, node, report, site
+
+NODES = ("a", "b", "c", "d", "e", "f")
+SITES = ("berlin", "lyon")
+APPS = ("p", "q", "r")
+WHERES = (
+    None,
+    None,
+    '"camera" in node.labels',
+    "node.labels.zone == '1'",
+    "node.temperature < 50.0",
+    'site.name != "x"',
+)
+
+components = st.builds(
+    component,
+    name=st.sampled_from(["x", "y"]),
+    count=st.integers(0, 4),
+    per_site=st.sampled_from([None, None, 1, 2]),
+    every_node=st.sampled_from([None, None, None, True]),
+    after_ms=st.sampled_from([2_000, 5_000, 10_000]),
+    cpu=st.sampled_from([100, 700, 1_500]),
+    memory=st.sampled_from([16, 64, 400]),
+    where=st.sampled_from(WHERES),
+    near=st.sampled_from([(), ("cameras/+/frame",)]),
+    spread=st.sampled_from([None, "node", "site"]),
+    tolerations=st.sampled_from([(), (Toleration(key="t"),)]),
+    model=st.sampled_from([None, None, "1", "2", "9"]),
+    never_twice=st.booleans(),
+    command=st.sampled_from(["one", "two", "three"]),
+    port=st.sampled_from([None, None, 8080]),
+)
+applications = st.builds(
+    lambda name, parts: application(*parts, name=name),
+    st.sampled_from(APPS),
+    st.lists(components, min_size=1, max_size=2, unique_by=lambda c: c.name),
+)
+taints = st.sampled_from([(), (), (Taint(key="t"),), (Taint(key="t", effect="NoExecute"),), (Taint(key="u"),)])
+labels = st.sampled_from([{}, {"camera": "1"}, {"camera": "1", "zone": "1"}, {"zone": "2"}])
+declarations = st.builds(
+    node, st.sampled_from(NODES), st.sampled_from(SITES), labels=labels, taints=taints, unschedulable=st.booleans()
+)
+names = st.sampled_from(NODES)
+steps = st.one_of(
+    st.tuples(st.just("apply"), applications),
+    st.tuples(st.just("apply"), applications),
+    st.tuples(st.just("obey"), st.sets(names, max_size=2)),
+    st.tuples(st.just("obey"), st.sets(names, max_size=2)),
+    st.tuples(st.just("wait"), st.sampled_from([100, 1_000, 2_500, 6_000, 13_000, 30_000])),
+    st.tuples(st.just("wait"), st.sampled_from([100, 1_000, 2_500, 6_000, 13_000, 30_000])),
+    st.tuples(st.just("cut"), names),
+    st.tuples(st.just("mend"), names),
+    st.tuples(st.just("crash"), names),
+    st.tuples(st.just("fail"), names),
+    st.tuples(st.just("delete"), st.sampled_from(APPS)),
+    st.tuples(st.just("declare"), declarations),
+    st.tuples(st.just("remove"), names),
+    st.tuples(
+        st.just("machine"), st.tuples(names, st.sampled_from([500, 2_000, 4_000]), st.sampled_from([40.0, 60.0]))
+    ),
+    st.tuples(st.just("models"), st.sampled_from([("1",), ("1", "2"), ("1", "2", "3")])),
+    st.tuples(st.just("hub"), st.just(None)),
+)
+worlds = st.lists(steps, min_size=3, max_size=25)
+
+
+class World:
+    """One history. `turn` is the hub's loop: what changed is decided, committed, and compared with deciding it all."""
+
+    def __init__(self) -> None:
+        self.now = NOW
+        rows = [site(s) for s in SITES] + [model("1", "2")]
+        rows += [node(n, SITES[k % 2], labels={"camera": "1"} if k % 3 else {}) for k, n in enumerate(NODES[:4])]
+        rows += [Change("observed", n, report(n, cpu=2_000, memory=600)) for n in NODES[:4]]
+        self.state = State(hub_since=NOW - 3_600_000).with_changes(rows)
+        self.cut: set[str] = set()
+        self.failing: set[str] = set()
+        self.told: dict[str, Assignment] = {}
+        self.contact: dict[str, int] = {}
+        self.fleet = Fleet()
+        self.before, self.was, self.pending = self.state, self.now, frozenset[str]()
+        self._beat()
+        self.turn(full=True)
+
+    # --- What may happen ---
+
+    def step(self, what: str, with_: Any) -> None:
+        getattr(self, f"_{what}")(with_)
+        self.turn()
+
+    def _apply(self, change: Change) -> None:
+        self.change(change)
+
+    def _delete(self, name: str) -> None:
+        self.change(no_application(name))
+
+    def _declare(self, change: Change) -> None:
+        name = change.value.metadata.name
+        self.change(change)
+        if name not in self.state.observed:
+            self.change(Change("observed", name, report(name, cpu=2_000, memory=600)))
+        self._beat()
+
+    def _remove(self, name: str) -> None:
+        if name in self.state.nodes:
+            self.change(Change("desired", f"nodes.{name}", None))
+
+    def _machine(self, with_: tuple[str, int, float]) -> None:
+        name, cpu, temperature = with_
+        known = self.state.observed.get(name)
+        if known is not None and name not in self.cut:
+            fresh = report(name, cpu=cpu, memory=600)
+            vitals = msgspec.structs.replace(known.vitals, temperature_c=temperature)
+            self.change(
+                Change(
+                    "observed", name, msgspec.structs.replace(known, inventory=fresh.inventory, vitals=vitals)
+                )
+            )  # fmt: skip
+
+    def _models(self, versions: tuple[str, ...]) -> None:
+        self.change(model(*versions))
+
+    def _cut(self, name: str) -> None:
+        self.cut.add(name)
+
+    def _mend(self, name: str) -> None:
+        self.cut.discard(name)
+        if name in self.state.nodes and name in self.state.assignments:
+            self.told[name] = self.state.assignments[name]
+        self._beat()
+
+    def _crash(self, name: str) -> None:
+        """It loses power; what ran is gone, its link too."""
+        self.cut.add(name)
+        self.told.pop(name, None)
+
+    def _fail(self, name: str) -> None:
+        """What is started there from now on does not get ready; or does again."""
+        self.failing ^= {name}
+
+    def _hub(self, _: None) -> None:
+        self.state = self.state.listening_since(self.now)
+        self.before, self.pending, self.fleet = State(), frozenset(), Fleet()
+        self.turn(full=True)
+
+    def _wait(self, ms: int) -> None:
+        """Time passes, with a heartbeat a second and a turn of the loop whenever it asked for one."""
+        until = self.now + ms
+        while self.now < until:
+            self.now = min(until, self.now + 1_000)
+            self._beat()
+            self.turn()
+
+    def _obey(self, but: set[str]) -> None:
+        """Nodes take their assignments, run them and report."""
+        rows = []
+        for name, assignment in self.state.assignments.items():
+            known = self.state.observed.get(name)
+            if name in self.cut or name in but or known is None or name not in self.state.nodes:
+                continue
+            self.told[name] = assignment
+            said = tuple(
+                InstanceReport(
+                    name=i.name, epoch=i.epoch, since=self.now, phase="starting" if name in self.failing else "ready"
+                )
+                for i in assignment.instances
+            )
+            rows.append(
+                Change("observed", name, msgspec.structs.replace(known, serial=assignment.serial, instances=said))
+            )
+        self._beat()
+        self.state = self.state.with_changes(rows)
+
+    def change(self, *rows: Change) -> None:
+        self.state = self.state.with_changes(rows)
+
+    def settle(self) -> None:
+        """All heals, and then as many turns as it takes, or forty."""
+        for name in NODES:
+            self.step("mend", name)
+        self.failing.clear()
+        for _ in range(40):
+            before = self.state.decided
+            self.step("obey", set())
+            if self.state.decided == before:
+                break
+        self.step("wait", 18_000)
+        for _ in range(40):
+            before = self.state.decided
+            self.step("obey", set())
+            if self.state.decided == before:
+                return
+        raise AssertionError("a healed fleet is still deciding")
+
+    def _beat(self) -> None:
+        rows = []
+        for name in sorted(self.state.nodes.keys() - self.cut):
+            rows.append(Change("sightings", name, sighted(self.state.sightings.get(name), self.now)))
+            self.contact[name] = self.now
+        self.state = self.state.with_changes(rows)
+
+    # --- What must hold ---
+
+    def turn(self, *, full: bool = False) -> Decision:
+        subjects = None if full else touched(self.before, self.state, self.was, self.now) | self.pending
+        decision = decide(self.state, self.now, subjects, self.fleet)
+        everything = decide(self.state, self.now, None, Fleet())
+        assert decision.changes == everything.changes, "deciding what was touched is not deciding everything"
+        assert decision.pending == everything.pending
+        before, self.state = self.state, self.state.with_changes(decision.changes)
+        self._capacity_is_kept(before)
+        again = decide(self.state, self.now, None, Fleet())
+        assert again.changes == (), f"not idle: {[c.key for c in again.changes]}"
+        if again.wake_at is not None:
+            assert again.wake_at > self.now
+        quiet_until = again.wake_at if again.wake_at is not None else self.now + 1_000_000
+        for later in (quiet_until - 1, (self.now + quiet_until) // 2):
+            early = decide(self.state, later, None, Fleet())
+            assert early.changes == (), f"would have to wake at {later - self.now}, not {quiet_until - self.now} ms"
+        self.before, self.was = before, self.now
+        self.pending = frozenset(APPLICATION + app for app in decision.pending)
+        self.never_twice_runs_once()
+        return decision
+
+    def _capacity_is_kept(self, before: State) -> None:
+        for name, assignment in self.state.assignments.items():
+            known = before.assignments.get(name)
+            new = [i for i in assignment.instances if known is None or i not in known.instances]
+            inventory = self.state.observed[name].inventory if name in self.state.observed else None
+            if new:
+                assert inventory is not None
+                assert sum(i.cpu_millis for i in assignment.instances) <= inventory.cpu_millis
+                assert sum(i.memory_bytes for i in assignment.instances) <= inventory.memory_bytes
+
+    def running(self) -> list[tuple[str, str, str, int, str]]:
+        """(application, component, slot, epoch, node) of every leased instance that may be running this instant."""
+        return [
+            (i.app, i.component, i.slot, i.epoch, name)
+            for name, assignment in sorted(self.told.items())
+            for i in assignment.instances
+            if i.lease_ms is not None and self.now - self.contact.get(name, 0) <= i.lease_ms
+        ]
+
+    def never_twice_runs_once(self) -> None:
+        holders: dict[tuple[str, str, str], list[tuple[int, str]]] = {}
+        for app, part, slot, epoch, name in self.running():
+            holders.setdefault((app, part, slot), []).append((epoch, name))
+        for assignment in self.state.assignments.values():
+            for i in assignment.instances:
+                if i.lease_ms is not None and (i.epoch, assignment.node) not in (
+                    found := holders.setdefault((i.app, i.component, i.slot), [])
+                ):
+                    found.append((i.epoch, assignment.node))
+        twice = {slot: found for slot, found in holders.items() if len(found) > 1}
+        assert not twice, f"may run twice: {twice}"
+
+
+def capacity_mib(state: State, name: str) -> int:
+    return int(state.observed[name].inventory.memory_bytes) // MIB
