@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import shutil
+import time
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import msgspec
@@ -45,6 +47,8 @@ if TYPE_CHECKING:
 REREAD_EVERY_S: Final = 180.0
 AGAIN_AFTER_S: Final = 1.0
 SWEEP_EVERY_S: Final = 3_600.0
+ENDED_KEPT_S: Final = 86_400.0
+"""So long the logs of an instance that is gone can still be read."""
 
 log = logging.getLogger(__name__)
 
@@ -226,7 +230,7 @@ class Node:
                 await work()
             except FabricUnavailable:
                 pass  # said by the loop, from the silence of the hub
-            except Exception:
+            except Exception:  # whatever it was, the other senses and the instances must go on
                 self.faults[name] = self.faults.get(name, 0) + 1
                 log.exception("%s failed and is begun again", name)
             await asyncio.sleep(AGAIN_AFTER_S)
@@ -264,6 +268,18 @@ class Node:
         while True:
             await asyncio.sleep(SWEEP_EVERY_S)
             self.artifacts.collect(self.loop.needed())
+            remove_ended(self.parts.home / "instances", frozenset(self.loop.locals))
+
+
+def remove_ended(directory: Path, present: frozenset[str], keep_s: float = ENDED_KEPT_S) -> int:
+    """Directories of instances that ended long ago, with their logs; how many went."""
+    gone = 0
+    for path in sorted(directory.glob("*/*/*")):
+        name = "/".join(path.relative_to(directory).parts)
+        if name not in present and path.is_dir() and path.stat().st_mtime < time.time() - keep_s:
+            shutil.rmtree(path, ignore_errors=True)
+            gone += 1
+    return gone
 
 
 async def _end(tasks: list[asyncio.Task[None]]) -> None:

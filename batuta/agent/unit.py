@@ -37,7 +37,6 @@ ProtectClock=yes
 RestrictSUIDSGID=yes
 RestrictRealtime=yes
 LockPersonality=yes
-ReadWritePaths={state}
 
 [Install]
 WantedBy=multi-user.target
@@ -49,4 +48,4 @@ def unit(state: Path, python: str = sys.executable) -> str:
     command = (python, "-m", "batuta.agent", "--state", str(state))
     # systemd splits like a shell, and expands % and $ by itself.
     words = " ".join(shlex.quote(word).replace("%", "%%").replace("$", "$$") for word in command)
-    return UNIT.format(command=words, state=str(state).replace("%", "%%"))
+    return UNIT.format(command=words)
