@@ -83,7 +83,11 @@ steps = st.one_of(
     st.tuples(st.just("models"), st.sampled_from([("1",), ("1", "2"), ("1", "2", "3")])),
     st.tuples(st.just("hub"), st.just(None)),
 )
-worlds = st.lists(steps, min_size=3, max_size=25)
+worlds = st.builds(
+    lambda first, then: [*(("apply", a) for a in first), ("obey", set()), *then],
+    st.lists(applications, min_size=1, max_size=3),
+    st.lists(steps, min_size=5, max_size=30),
+)
 
 
 class World:
