@@ -8,7 +8,6 @@ import pytest
 from batuta.core.admission import admit, admit_removal
 from batuta.kinds.base import Bytes
 from batuta.kinds.model import Model, Signature, Tensor
-
 from tests.core.fleets import application, component, machines, model, node, site, state_of
 
 

@@ -11,7 +11,6 @@ from batuta.core.reasons import CATALOGUE
 from batuta.core.state import Change, State
 from batuta.kinds.application import Toleration
 from batuta.kinds.node import Taint
-
 from tests.core.fleets import (
     APP,
     MIB,

@@ -8,7 +8,6 @@ import pytest
 from batuta.core.liveness import LINK_RULES, every_ms, link, missed_ms, sighted, silent_ms
 from batuta.core.observed import Sighting
 from batuta.core.state import Change, State
-
 from tests.core.fleets import NOW, heard, machines, node, state_of
 
 SEEN = Sighting(last_seen=NOW, online_since=NOW - 60_000)

@@ -11,7 +11,6 @@ from batuta.core.observed import InstanceReport
 from batuta.core.state import Change, State
 from batuta.core.wish import LEASE_MS
 from batuta.kinds.node import Taint
-
 from tests.core.fleets import (
     APP,
     NOW,

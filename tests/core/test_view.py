@@ -13,7 +13,6 @@ from batuta.core.view import status
 from batuta.core.why import why
 from batuta.kinds import KINDS
 from batuta.kinds.base import Ref
-
 from tests.core.fleets import (
     APP,
     NOW,
