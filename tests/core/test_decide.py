@@ -10,6 +10,7 @@ from batuta.core.observed import Flow, InstanceReport, Sighting
 from batuta.core.reasons import CATALOGUE
 from batuta.core.state import Change, State
 from batuta.kinds.application import Toleration
+from batuta.kinds.base import decode_hook, encode_hook
 from batuta.kinds.node import Taint
 from tests.core.fleets import (
     APP,
@@ -480,3 +481,19 @@ def test_an_instance_that_was_ready_elsewhere_or_before_does_not_count():
     )
     after, _ = decided(state.with_changes([Change("observed", home, stale)]))
     assert len(places(after)) == 2
+
+
+def test_what_was_decided_survives_the_wire():
+    """Or a restarted hub would make a new release of everything."""
+    part = component(model="1", never_twice=True, near=["cameras/+/frame"], where="node.cpu > 1", port=None)
+    parts = (part, component("web", port=8080, tolerations=[Toleration(key="x")]))
+    state = settled(state_of(machines("a", "b"), model("1"), application(*parts)))
+    rows = []
+    for table in ("desired", "decided", "observed"):
+        for key, value in getattr(state, table).items():
+            sent = msgspec.json.encode(value, enc_hook=encode_hook)
+            rows.append(Change(table, key, msgspec.json.decode(sent, type=type(value), dec_hook=decode_hook)))
+    again = State(hub_since=NOW - 60_000).with_changes(rows)
+    again = again.with_changes([heard("a", NOW), heard("b", NOW)])
+    assert again.decided == state.decided
+    assert decide(again, NOW).changes == ()
