@@ -186,5 +186,15 @@ def _could_take(play: Play, state: State, component: Component, place: tuple[str
     if replicas.per_site is not None and any(i.app == app and i.component == component.name for i in held):
         return False
     cpu = sum(i.cpu_millis for i in held) + component.resources.cpu_millis
-    memory = sum(i.memory_bytes for i in held) + component.resources.memory_bytes
+    memory = sum(i.memory_bytes for i in held) + max(
+        component.resources.memory_bytes, _least_need(state, app, component)
+    )
     return cpu <= node.plan.cpu_millis and memory <= node.plan.memory_bytes
+
+
+def _least_need(state: State, app: str, component: Component) -> int:
+    """The memory of the smallest variant."""
+    use = component.model
+    model = state.model(app.split("/")[0], use.name) if use is not None else None
+    versions = [v for v in model.spec.versions if use is not None and v.version == use.version] if model else []
+    return min((variant.needs.memory_bytes or 0 for version in versions for variant in version.variants), default=0)
