@@ -195,6 +195,6 @@ def _could_take(play: Play, state: State, component: Component, place: tuple[str
 def _least_need(state: State, app: str, component: Component) -> int:
     """The memory of the smallest variant."""
     use = component.model
-    model = state.model(app.split("/")[0], use.name) if use is not None else None
+    model = state.model(app.partition("/")[0], use.name) if use is not None else None
     versions = [v for v in model.spec.versions if use is not None and v.version == use.version] if model else []
     return min((variant.needs.memory_bytes or 0 for version in versions for variant in version.variants), default=0)
