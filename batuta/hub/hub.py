@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from batuta.hub.artifacts import ArtifactStore
 from batuta.hub.asks import Asks
 from batuta.hub.authority import Authorities
-from batuta.hub.bell import Bell
+from batuta.hub.bell import Bell, end
 from batuta.hub.counters import Counters
 from batuta.hub.declare import Declarations
 from batuta.hub.enrol import Enrolment
@@ -105,10 +105,7 @@ class Hub:
             task.result()
 
     async def stop(self) -> None:
-        for task in (self._deciding, self._following):
-            if task is not None:
-                task.cancel()
-        await asyncio.gather(*(t for t in (self._deciding, self._following) if t is not None), return_exceptions=True)
+        await end(self._deciding, self._following)
         await self.asks.close()
         await self.sightings.close()
         await self.store.close()

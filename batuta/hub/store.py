@@ -19,6 +19,7 @@ from batuta.core.state import Change
 from batuta.errors import Refused
 from batuta.fabric.base import SNAPSHOT_DONE, Entry, Table
 from batuta.fabric.subjects import report_key
+from batuta.hub.bell import end
 from batuta.kinds import manifest
 from batuta.kinds.base import Ref, Resource, decode_hook, encode_hook
 
@@ -73,9 +74,7 @@ class Store:
             known.cancel()
 
     async def close(self) -> None:
-        for watch in self._watches:
-            watch.cancel()
-        await asyncio.gather(*self._watches, return_exceptions=True)
+        await end(*self._watches)
 
     async def failed(self) -> None:
         """Returns never, unless a watch ends: then it raises what ended it, and the hub must start anew."""

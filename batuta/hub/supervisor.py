@@ -20,6 +20,7 @@ import psutil
 
 from batuta.errors import BatutaError
 from batuta.fabric.broker import Broker, BrokerFailed, HubBroker, TlsFiles, free_port, hub_config
+from batuta.hub.bell import end
 from batuta.hub.run import Ports, Run, lock, read_secrets
 from batuta.hub.secret_files import write_secret
 
@@ -35,6 +36,7 @@ STEADY_S: Final = 30.0
 STOP_S: Final = 10.0
 READY_S: Final = 30.0
 PREDECESSOR_S: Final = 15.0
+PORT_TRIES: Final = 5
 USUAL: Final = {"http": 8400, "https": 8443, "leaf": 7422}
 
 
@@ -84,11 +86,19 @@ class Supervisor:
         held.close()
 
     async def _begin(self) -> None:
-        self._run = run = Run(config=self._advertised(), ports=self._ports())
-        write_secret(self._directory / "run.json", msgspec.json.encode(run).decode())
-        await self._prepare()
-        await self._start_broker()
-        write_secret(self._directory / "ports.json", msgspec.json.encode(self._run.ports).decode())
+        for left in reversed(range(PORT_TRIES)):
+            run = self._run = Run(config=self._advertised(), ports=self._ports())
+            write_secret(self._directory / "run.json", msgspec.json.encode(run).decode())
+            if left == PORT_TRIES - 1:
+                await self._prepare()
+            try:
+                await self._start_broker()
+                break
+            except BrokerFailed as error:
+                # Somebody was quicker between our look and the broker's: look again.
+                if error.code != "port_taken" or not left:
+                    raise
+        write_secret(self._directory / "ports.json", msgspec.json.encode(run.ports).decode())
         await self._start_hub()
         await self._ready()
         self._introduce()
@@ -205,9 +215,7 @@ class Supervisor:
             for task in done.intersection(keepers):
                 task.result()
         finally:
-            for task in (stop, *keepers):
-                task.cancel()
-            await asyncio.gather(stop, *keepers, return_exceptions=True)
+            await end(stop, *keepers)
 
     async def _keep_broker(self) -> None:
         backoff = Backoff()

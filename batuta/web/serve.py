@@ -11,6 +11,7 @@ import contextlib
 import logging
 import os
 import signal
+import socket
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,7 @@ import uvicorn
 from batuta.errors import BatutaError
 from batuta.fabric.clock import SystemClock
 from batuta.fabric.nats import connect_hub
+from batuta.hub.bell import end
 from batuta.hub.hub import Hub
 from batuta.hub.links import Links, widen_duplicates
 from batuta.hub.run import lock, read_run, read_secrets
@@ -75,12 +77,8 @@ async def _listen(run: Run, hub: Hub) -> None:
     plain, tls = doors(hub, secret_in(run.config.directory / "admin.token"))
     files = hub.authorities.listener
     listeners = [
-        Listener(_settings(plain, "127.0.0.1", run.ports.http)),
-        Listener(
-            _settings(
-                tls, run.config.listen, run.ports.https, ssl_certfile=str(files.chain), ssl_keyfile=str(files.key)
-            )
-        ),
+        Listener(_settings(plain)),
+        Listener(_settings(tls, ssl_certfile=str(files.chain), ssl_keyfile=str(files.key))),
     ]
     ending = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -88,7 +86,8 @@ async def _listen(run: Run, hub: Hub) -> None:
         loop.add_signal_handler(sign, ending.set)
     if not sys.stdin.isatty():
         loop.add_reader(sys.stdin.fileno(), _supervisor_spoke, ending)
-    serving = [asyncio.create_task(listener.serve()) for listener in listeners]
+    sockets = [_bound("127.0.0.1", run.ports.http), _bound(run.config.listen, run.ports.https)]
+    serving = [asyncio.create_task(listener.serve([bound])) for listener, bound in zip(listeners, sockets, strict=True)]
     failing = asyncio.create_task(hub.failed())
     stop = asyncio.create_task(ending.wait())
     try:
@@ -99,16 +98,23 @@ async def _listen(run: Run, hub: Hub) -> None:
         for listener in listeners:
             listener.should_exit = True
         await asyncio.gather(*serving, return_exceptions=True)
-        for task in (failing, stop):
-            task.cancel()
-        await asyncio.gather(failing, stop, return_exceptions=True)
+        await end(failing, stop)
 
 
-def _settings(app: ASGIApp, host: str, port: int, **more: Any) -> uvicorn.Config:
+def _bound(host: str, port: int) -> socket.socket:
+    """Bound here and not by the server, which would end the process without a word that helps."""
+    try:
+        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    except OSError as error:
+        raise BatutaError(
+            f"cannot listen on {host}:{port}: {error.strerror}",
+            next_step="another program may have taken the port meanwhile; see `ss -ltnp`",
+        ) from error
+
+
+def _settings(app: ASGIApp, **more: Any) -> uvicorn.Config:
     return uvicorn.Config(
         app,
-        host=host,
-        port=port,
         log_config=None,
         access_log=False,
         lifespan="off",
