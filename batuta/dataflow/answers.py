@@ -3,6 +3,10 @@
 The name is made from the frame alone: its consumer, the node that took it, its place in that node's inbox and the
 instant at which it was kept. Whoever answers it, however often, gives the same name, and every store keeps one. The
 instant is there because a node whose disk was replaced counts its places from one again.
+
+A publisher that gives its message an `id` gives it the name itself: its topic and that id. Then a frame that it sent
+twice, because its node died before saying that it had the first, is answered twice and known by one name, and the hub
+keeps one.
 """
 
 from __future__ import annotations
@@ -52,8 +56,9 @@ def place_of(reply: str) -> Place:
     return Place(int(parts[first]), int(parts[first + 1]), int(parts[first + 3]))
 
 
-def answer_id(consumer: str, ingest: str, place: Place) -> str:
-    return f"{consumer}:{ingest}:{place.sequence}:{place.at_ns}"
+def answer_id(consumer: str, ingest: str, place: Place, topic: str = "", given: str | None = None) -> str:
+    """`given` is the id that the publisher put into the message of `topic`, if it did."""
+    return f"{consumer}:{topic}:{given}" if given is not None else f"{consumer}:{ingest}:{place.sequence}:{place.at_ns}"
 
 
 def routes_of(instance: Instance) -> tuple[Route, ...]:

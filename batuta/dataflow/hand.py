@@ -31,6 +31,8 @@ class Frame:
     route: Route | None = None
     output_topic: str | None = None
     topic: str = ""
+    id: str | None = None
+    """The name that its publisher gave it."""
 
     def __post_init__(self) -> None:
         self.topic = subjects.topic_of_subject(subjects.topic_subject(self.message.subject))

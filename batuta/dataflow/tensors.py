@@ -6,7 +6,7 @@ What cannot be decoded raises ValueError with a sentence for people: the message
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import msgspec
 import numpy as np
@@ -17,21 +17,38 @@ if TYPE_CHECKING:
     Array = NDArray[Any]
 
 
-def decode(data: bytes, how: Literal["json", "raw"], dtype: np.dtype[Any], shape: tuple[int, ...]) -> Array:
+ID_LENGTH_MAX = 128
+
+
+class Item(NamedTuple):
+    """What one message holds: the tensor, and the name its publisher gave it, if any."""
+
+    tensor: Array
+    id: str | None = None
+
+
+def decode(data: bytes, how: Literal["json", "raw"], dtype: np.dtype[Any], shape: tuple[int, ...]) -> Item:
     """One item of a batch. `shape` is the item's, without the batch dimension; -1 stands for any length."""
-    return _from_json(data, dtype, shape) if how == "json" else _from_raw(data, dtype, shape)
+    return _from_json(data, dtype, shape) if how == "json" else Item(_from_raw(data, dtype, shape))
 
 
-def _from_json(data: bytes, dtype: np.dtype[Any], shape: tuple[int, ...]) -> Array:
-    """Numbers in nested lists, bare or as `{"data": …}`."""
+def _from_json(data: bytes, dtype: np.dtype[Any], shape: tuple[int, ...]) -> Item:
+    """Numbers in nested lists, bare or as `{"data": …}`; then `id` may name the message."""
     try:
         value = msgspec.json.decode(data)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"not JSON: {error}") from error
-    if isinstance(value, dict):
-        if "data" not in value:
-            raise ValueError('an object needs the key "data", holding numbers in nested lists')
-        value = value["data"]
+    if not isinstance(value, dict):
+        return Item(_numbers(value, dtype, shape))
+    if "data" not in value:
+        raise ValueError('an object needs the key "data", holding numbers in nested lists')
+    name = value.get("id")
+    if name is not None and not (isinstance(name, str) and 0 < len(name) <= ID_LENGTH_MAX and name.isprintable()):
+        raise ValueError(f'"id" is a text of 1 to {ID_LENGTH_MAX} printable characters')
+    return Item(_numbers(value["data"], dtype, shape), name)
+
+
+def _numbers(value: object, dtype: np.dtype[Any], shape: tuple[int, ...]) -> Array:
     if dtype.kind in "US" or dtype.kind == "O":
         return shaped(_words(value), shape)
     try:

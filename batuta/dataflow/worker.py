@@ -26,6 +26,7 @@ from batuta.dataflow.connect import connect
 from batuta.dataflow.hand import Frame, Hand
 from batuta.dataflow.pull import Inbox, Pull
 from batuta.dataflow.tally import Tally
+from batuta.dataflow.tasks import end
 from batuta.fabric import subjects
 from batuta.kinds.base import decode_hook
 
@@ -138,9 +139,11 @@ class Worker:
                 continue
             frame.route, frame.output_topic = found
             try:
-                items.append(
-                    tensors.decode(frame.message.data, frame.route.input.decode, self.scorer.dtype, self.scorer.shape)
+                item = tensors.decode(
+                    frame.message.data, frame.route.input.decode, self.scorer.dtype, self.scorer.shape
                 )
+                frame.id = item.id
+                items.append(item.tensor)
                 fit.append(frame)
             except ValueError as error:
                 await self._refuse(frame, str(error))
@@ -165,11 +168,13 @@ class Worker:
     async def _send(self, frame: Frame, result: dict[str, Any]) -> asyncio.Future[Any] | None:
         if frame.output_topic is None or frame.route is None:
             return None
-        name = answers.answer_id(self.instance.consumer, frame.ingest, frame.place)
+        name = answers.answer_id(self.instance.consumer, frame.ingest, frame.place, frame.topic, frame.id)
         said = {
+            **({"id": frame.id} if frame.id is not None else {}),
             **result,
             "model": f"{self.model.name}:{self.model.version}",
             "instance": self.instance.name,
+            "node": self.order.broker["node"],
             "source": frame.topic,
             "at": time.time_ns() // 1_000_000,
         }
@@ -236,26 +241,26 @@ class Worker:
         working = asyncio.create_task(self.work())
         stopping = asyncio.create_task(stop.wait())
         await asyncio.wait({working, stopping, *aside}, return_when=asyncio.FIRST_COMPLETED)
-        for pull in self.pulls.values():
-            await pull.stop()
+        stop.set()
+        await asyncio.gather(*(pull.stop() for pull in self.pulls.values()))
         self.hand.close()
         try:
             await working
             if self._client.is_connected:
                 await self._client.flush()
         finally:
-            for task in (*aside, stopping):
-                task.cancel()
+            faulty = [task for task in aside if task.done()]
+            await end(*aside, stopping)
             # The last word, so that its books are whole.
             self.tally.beat("stopping")
-        for task in aside:
+        for task in faulty:
             # A fault of what runs aside is a fault of the worker: it ends by it, and is started anew.
-            if task.done() and not task.cancelled():
-                task.result()
+            task.result()
 
     async def _beat(self, stop: asyncio.Event) -> None:
         while True:
-            await self.meet_neighbours()
+            if not stop.is_set():
+                await self.meet_neighbours()
             reached = tuple(sorted(name for name, pull in self.pulls.items() if pull.reached))
             self.tally.beat("stopping" if stop.is_set() else "ready", reached=reached)
             await asyncio.sleep(PULSE_EVERY_MS / 1000)

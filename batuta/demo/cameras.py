@@ -111,14 +111,14 @@ class Camera(threading.Thread):
         """How often it had to go to another node."""
         self._images = images
         self._pause_s = 1 / per_second
-        self._stop = threading.Event()
+        self._enough = threading.Event()
         self._session = Session(name, addresses)
 
     def run(self) -> None:
-        if not self._session.connect(self._stop):
+        if not self._session.connect(self._enough):
             return
         for number in itertools.count():
-            if self._stop.is_set():
+            if self._enough.is_set():
                 break
             began = time.monotonic()
             image = next(self._images)
@@ -126,7 +126,7 @@ class Camera(threading.Thread):
             payload = json.dumps({"id": frame, "data": image.pixels})
             if self._deliver(payload):
                 self.published.append(Frame(frame, image.label, self.site, time.monotonic()))
-            self._stop.wait(max(0.0, self._pause_s - (time.monotonic() - began)))
+            self._enough.wait(max(0.0, self._pause_s - (time.monotonic() - began)))
         self._session.close()
 
     def _deliver(self, payload: str) -> bool:
@@ -140,15 +140,15 @@ class Camera(threading.Thread):
                     given.wait_for_publish(0.02)
                 if given.is_published():
                     return True
-            if self._stop.is_set():
+            if self._enough.is_set():
                 return False
             self.moves += 1
-            if not self._session.connect(self._stop):
+            if not self._session.connect(self._enough):
                 return False
 
     def finish(self) -> None:
         """Stop after the frame in hand."""
-        self._stop.set()
+        self._enough.set()
         self.join(15)
 
 
@@ -157,7 +157,7 @@ class Onlooker:
 
     def __init__(self, site: str, addresses: Sequence[Address]) -> None:
         self.readings: list[Reading] = []
-        self._stop = threading.Event()
+        self._enough = threading.Event()
         self._session = Session(f"panel-{site}", addresses)
         self._session.subscribe_to = "meters/+/reading"
         self._session.on_message = self._heard
@@ -167,14 +167,14 @@ class Onlooker:
         self._thread.start()
 
     def finish(self) -> None:
-        self._stop.set()
+        self._enough.set()
         self._session.lost.set()
         self._thread.join(15)
 
     def _stay(self) -> None:
-        while self._session.connect(self._stop):
+        while self._session.connect(self._enough):
             self._session.lost.wait()
-            if self._stop.is_set():
+            if self._enough.is_set():
                 break
         self._session.close()
 

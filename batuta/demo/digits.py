@@ -44,7 +44,7 @@ def prepare(directory: Path, seed: int = 7) -> Digits:
         images, labels, test_size=0.2, random_state=seed, stratify=labels
     )
     first = make_pipeline(StandardScaler(), LogisticRegression(max_iter=300, C=0.1))
-    second = make_pipeline(StandardScaler(), MLPClassifier((64,), max_iter=60, random_state=seed, early_stopping=False))
+    second = make_pipeline(StandardScaler(), MLPClassifier((64,), max_iter=300, random_state=seed))
     directory.mkdir(parents=True, exist_ok=True)
     paths = []
     for version, classifier in (("1", first), ("2", second)):

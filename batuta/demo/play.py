@@ -93,12 +93,12 @@ class Arrivals(threading.Thread):
         super().__init__(name="arrivals", daemon=True)
         self.readings: list[Reading] = []
         self._stage = stage
-        self._stop = threading.Event()
+        self._enough = threading.Event()
 
     def run(self) -> None:
         after = 0
         client = self._stage.another_client()
-        while not self._stop.wait(0.05):
+        while not self._enough.wait(0.05):
             try:
                 rows = client.up("normal", after=after, limit=2_000)
             except BatutaError:
@@ -112,7 +112,7 @@ class Arrivals(threading.Thread):
         return {r.id for r in tuple(self.readings)}
 
     def finish(self) -> None:
-        self._stop.set()
+        self._enough.set()
         if self.is_alive():
             self.join(10)
 
@@ -299,8 +299,8 @@ class Play:
         return [f for c in self.cameras for f in tuple(c.published)]
 
     def _caught_up(self) -> bool:
-        """Every frame published until half a second ago has its reading at the hub."""
-        until = time.monotonic() - 0.5
+        """Every frame published until two seconds ago has its reading at the hub."""
+        until = time.monotonic() - 2
         return {f.id for f in self._frames() if f.at < until} <= self.arrivals.ids()
 
     def _ready(self, revision: int) -> bool | None:

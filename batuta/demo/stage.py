@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 import psutil
 
 from batuta.client import Client, connect
-from batuta.errors import BatutaError
+from batuta.errors import BatutaError, NotFound
 from batuta.kinds import Application, Node
 
 if TYPE_CHECKING:
@@ -131,7 +131,10 @@ class Stage:
 
     def online(self, name: str) -> bool | None:
         """For `wait_for`: the hub hears the node, and the node has said where devices connect."""
-        status = self.node_status(name)
+        try:
+            status = self.node_status(name)
+        except NotFound:
+            return None  # it has not joined yet
         return (status["link"]["word"] == "online" and bool(status.get("mqtt"))) or None
 
     def instances(self, application: str) -> list[Mapping[str, Any]]:
@@ -205,12 +208,15 @@ class Stage:
 
 
 def processes_in(directory: Path) -> list[psutil.Process]:
-    """Every process that works in, or was told of, `directory`."""
+    """Every process that works in, or was told of, `directory`; but not this one, nor those that started it."""
     found = []
+    ours = {os.getpid(), *(p.pid for p in psutil.Process().parents())}
     needle = str(directory)
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess):
             words = process.cmdline()
+            if process.pid in ours:
+                continue
             if any(w == needle or w.startswith(needle + "/") for w in words) or _within(process.cwd(), needle):
                 found.append(process)
     return found

@@ -48,7 +48,7 @@ STOP_TIMEOUT_S: Final = 5.0
 POLL_S: Final = 0.01
 
 # Small enough that an idle broker returns what it does not need, large enough that a busy one need not collect all day.
-NODE_MEMORY_LIMIT: Final = 14 * MIB
+NODE_MEMORY_LIMIT: Final = 40 * MIB
 
 
 class BrokerFailed(FabricUnavailable):
@@ -223,7 +223,7 @@ class Broker:
         start_of_answer = self._log_size()
         environment = {"PATH": os.environ.get("PATH", ""), "HOME": str(self.directory)}
         if self.memory_limit:
-            environment |= {"GOMEMLIMIT": str(self.memory_limit), "GOGC": "50"}
+            environment |= {"GOMEMLIMIT": str(self.memory_limit), "GOGC": "30"}
         command = [str(binary), "--config", str(self.config_file), "--log", str(self.log_file)]
         with self._open_log() as journal:
             try:

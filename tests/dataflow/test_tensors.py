@@ -33,7 +33,7 @@ U8 = np.dtype("uint8")
     ],
 )
 def test_json_that_is_taken(data: str, dtype: str, shape: tuple[int, ...], expected: Any) -> None:
-    found = decode(data.encode(), "json", np.dtype(dtype), shape)
+    found = decode(data.encode(), "json", np.dtype(dtype), shape).tensor
     assert found.dtype == np.dtype(dtype)
     assert found.shape == np.shape(expected)
     assert found.tolist() == expected
@@ -67,9 +67,9 @@ def test_json_that_is_refused(data: str, dtype: str, shape: tuple[int, ...], why
 
 def test_raw_is_little_endian_in_rows() -> None:
     image = np.arange(6, dtype="<f4").reshape(2, 3)
-    assert decode(image.tobytes(), "raw", F32, (2, 3)).tolist() == image.tolist()
-    assert decode(image.tobytes(), "raw", F32, (-1, 3)).shape == (2, 3)
-    assert decode(b"\x01\x00", "raw", np.dtype("uint16"), (1,)).tolist() == [1]
+    assert decode(image.tobytes(), "raw", F32, (2, 3)).tensor.tolist() == image.tolist()
+    assert decode(image.tobytes(), "raw", F32, (-1, 3)).tensor.shape == (2, 3)
+    assert decode(b"\x01\x00", "raw", np.dtype("uint16"), (1,)).tensor.tolist() == [1]
 
 
 @pytest.mark.parametrize(("size", "shape"), [(0, (2,)), (7, (2,)), (12, (2,)), (4, (2,)), (20, (-1, 2)), (8, (-1, -1))])
@@ -83,7 +83,7 @@ def test_raw_of_the_wrong_size_is_refused(size: int, shape: tuple[int, ...]) -> 
 )
 def test_any_bytes_are_taken_or_refused_by_value_error(data: bytes, how: Any, dtype: str) -> None:
     try:
-        found = decode(data, how, np.dtype(dtype), (3,))
+        found = decode(data, how, np.dtype(dtype), (3,)).tensor
     except ValueError:
         return
     assert found.shape == (3,)
@@ -103,7 +103,19 @@ json_values = st.recursive(
 @given(json_values, st.sampled_from(["float32", "float64", "uint8", "int64", "bool", "object"]))
 def test_any_json_is_taken_or_refused_by_value_error(value: Any, dtype: str) -> None:
     try:
-        found = decode(msgspec.json.encode(value), "json", np.dtype(dtype), (2, 2))
+        found = decode(msgspec.json.encode(value), "json", np.dtype(dtype), (2, 2)).tensor
     except ValueError:
         return
     assert found.shape == (2, 2)
+
+
+def test_a_message_may_have_a_name() -> None:
+    named = decode(b'{"data": [1, 2], "id": "cam-7"}', "json", F32, (2,))
+    assert (named.tensor.tolist(), named.id) == ([1, 2], "cam-7")
+    assert decode(b"[1, 2]", "json", F32, (2,)).id is None
+
+
+@pytest.mark.parametrize("name", ['""', "7", '"a\\nb"', '"' + "x" * 129 + '"', "[]"])
+def test_a_name_is_short_plain_text(name: str) -> None:
+    with pytest.raises(ValueError, match='"id" is a text'):
+        decode(b'{"data": [1], "id": ' + name.encode() + b"}", "json", F32, (1,))
