@@ -40,7 +40,8 @@ async def connect(broker: Mapping[str, str], name: str, stop: asyncio.Event) -> 
         except (OSError, NatsError, TimeoutError) as error:
             log.warning("the broker cannot be reached: %s", error or type(error).__name__)
         try:
-            await asyncio.wait_for(stop.wait(), RETRY_S)
+            async with asyncio.timeout(RETRY_S):
+                await stop.wait()
         except TimeoutError:
             continue
     return None

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from batuta.dataflow.forward import Forwarder
 from batuta.dataflow.inbox import Inbox
+from batuta.dataflow.tasks import end
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -48,9 +49,7 @@ class Flows:
                 await asyncio.wait({keeping}, timeout=AGAIN_AFTER_S)
             keeping.result()
         finally:
-            for task in (keeping, *self._tasks.values()):
-                task.cancel()
-            await asyncio.gather(keeping, *self._tasks.values(), return_exceptions=True)
+            await end(keeping, *self._tasks.values())
             self._tasks.clear()
 
     def _tend(self) -> None:

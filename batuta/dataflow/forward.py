@@ -25,6 +25,7 @@ from batuta.dataflow import answers
 from batuta.dataflow.pull import Inbox as Source
 from batuta.dataflow.pull import Pull
 from batuta.dataflow.stores import FORWARD
+from batuta.dataflow.tasks import end
 from batuta.errors import FabricUnavailable
 from batuta.fabric import subjects
 
@@ -108,9 +109,7 @@ class Forwarder:
                 await asyncio.sleep(max(0.0, min(extend_at, look_at) - now))
         finally:
             await pull.stop()
-            for task in list(self._tasks):
-                task.cancel()
-            await asyncio.gather(*self._tasks, return_exceptions=True)
+            await end(*self._tasks)
 
     async def _begin(self) -> None:
         """Finds out where it stands. What an earlier agent had in hand must come again first, for order's sake."""

@@ -99,7 +99,8 @@ class Inbox:
             except (NatsError, APIError, TimeoutError, OSError):
                 self.faults += 1
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._changed.wait(), LOOK_EVERY_S)
+                async with asyncio.timeout(LOOK_EVERY_S):
+                    await self._changed.wait()
 
     # --- What is kept ---
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
+from batuta.dataflow.tasks import end
 from batuta.fabric import subjects
 
 if TYPE_CHECKING:
@@ -70,10 +71,9 @@ class Pull:
         self._sub: Subscription | None = None
         self._inbox = ""
         self._task: asyncio.Task[None] | None = None
-        self._stopping = False
 
     def begin(self) -> None:
-        self._task = asyncio.create_task(self._run(), name=f"pull {self.ingest}")
+        self._task = asyncio.create_task(self._keep_going(), name=f"pull {self.ingest}")
 
     def stir(self) -> None:
         """There is room again."""
@@ -81,15 +81,22 @@ class Pull:
 
     async def stop(self) -> None:
         """Asks for no more; returns when everything that was on its way here has been taken."""
-        self._stopping = True
         if self._task is not None:
-            self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
+            await end(self._task)
         if self._sub is not None and self._client.is_connected:
             # The broker forgets a request whose inbox nobody reads; what it sent before that arrives first.
             with contextlib.suppress(Exception):
-                await asyncio.wait_for(self._sub.drain(), 2.0)  # type: ignore[no-untyped-call]
+                async with asyncio.timeout(2.0):
+                    await self._sub.drain()  # type: ignore[no-untyped-call]
+
+    async def _keep_going(self) -> None:
+        while True:
+            try:
+                await self._run()
+            except Exception as error:  # the client raises its own kinds; whichever it is, the frames are still there
+                self._count(type(error).__name__)
+                self._sub, self._asked_for, self.reached, self._refused = None, 0, False, False
+                await asyncio.sleep(BACKOFF_LONGEST_S)
 
     async def _run(self) -> None:
         loop = asyncio.get_running_loop()
@@ -117,7 +124,8 @@ class Pull:
             if self._asked_for <= self._batch // 2 and self._may_take() and self._client.is_connected:
                 await self._ask(self._batch - self._asked_for)
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._stir.wait(), SILENCE_S / 2)
+                async with asyncio.timeout(SILENCE_S / 2):
+                    await self._stir.wait()
 
     async def _ask(self, count: int) -> None:
         self._asked_for += count

@@ -159,7 +159,8 @@ class Kept:
         self._asked_until = asyncio.get_running_loop().time() + grace_ms / 1000
         _signal(self.pid, signal.SIGTERM)
         try:
-            await asyncio.wait_for(self.ended.wait(), grace_ms / 1000)
+            async with asyncio.timeout(grace_ms / 1000):
+                await self.ended.wait()
         except TimeoutError:
             _signal(self.pid, signal.SIGKILL)
             await self.ended.wait()

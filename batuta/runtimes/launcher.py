@@ -23,7 +23,9 @@ def main() -> None:
     os.set_inheritable(status, False)
     try:
         confine(order["limits"])
-        # Python ignores SIGPIPE; programs expect the default, and inherit what is set here.
+        # Python ignores SIGPIPE, and a node agent that starts holds signals back; programs expect the defaults, and
+        # inherit what is set here.
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)
         signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
         os.execvp(order["command"][0], order["command"])  # noqa: S606 - an argument list is the rule here

@@ -119,7 +119,8 @@ async def launch(program: Program, logs: Logs) -> subprocess.Popen[bytes]:
 async def _status(reading: int) -> tuple[int, str] | None:
     """What the launcher says: nothing, once it has become the command."""
     try:
-        await asyncio.wait_for(processes.until_readable(reading), LAUNCH_TIMEOUT_S)
+        async with asyncio.timeout(LAUNCH_TIMEOUT_S):
+            await processes.until_readable(reading)
         said = os.read(reading, 4096)
     except TimeoutError:
         return (errno.ETIMEDOUT, f"it was not executed within {LAUNCH_TIMEOUT_S:.0f} s")

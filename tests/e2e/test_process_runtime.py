@@ -324,3 +324,14 @@ async def test_logs_stay_small_and_the_newest_is_kept(runtime: ProcessRuntime, t
     found = [int(line[5:11]) for line in text.splitlines() if line.startswith("line ") and len(line) == 100]
     assert found == sorted(found)
     assert found[-1] == 59_999
+
+
+async def test_it_inherits_no_held_back_signals(runtime: ProcessRuntime, tmp_path: Path) -> None:
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    try:
+        await runtime.start(order(tmp_path, "sleep", "600"))
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+    begun = asyncio.get_running_loop().time()
+    await runtime.stop(NAME, 10_000)
+    assert asyncio.get_running_loop().time() - begun < 5, "SIGTERM was enough"
