@@ -86,14 +86,3 @@ def headers_of(instance: Instance, route: Route, topic: str, source: str, name: 
     if route.forward:
         headers |= {HEADER_FORWARD: "hub", HEADER_CLASS: "normal"}
     return headers
-
-
-def pattern_of(template: str) -> str:
-    """Every topic that a template can give: a wildcard that stands for several levels makes the rest open."""
-    levels: list[str] = []
-    for level in template.split("/"):
-        if "{" in level:
-            # What `#` matched may have many levels, and a topic filter can only end with that.
-            return "/".join((*levels, "#"))
-        levels.append(level)
-    return template

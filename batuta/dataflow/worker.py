@@ -70,7 +70,6 @@ class Worker:
         self._routes = answers.routes_of(order.instance)
         self._answering: set[asyncio.Task[None]] = set()
         self._neighbours_seen: tuple[int, int] | None = None
-        self._how = {r.input.topic: r.input.decode for r in self._routes}
 
     # --- Whom it serves ---
 
