@@ -298,11 +298,11 @@ async def test_a_link_that_closes_is_seen_and_a_removed_node_stays_out() -> None
             # An assignment of nothing, which still names neighbours.
             assert await beat(node) == {"serial": 1, "everyMs": 1000, "hubEpoch": 1}
             assert link()["word"] == "online"
+            await closed(node)
             os.kill(process.pid, signal.SIGKILL)
             began = time.monotonic()
             until("the closed link", lambda: "closed" in link()["reason"], 2)
             assert time.monotonic() - began < 2
-            await closed(node)
 
             node = await connect()
             await beat(node)
