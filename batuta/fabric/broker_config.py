@@ -130,6 +130,7 @@ def hub_config(hub: HubBroker) -> str:
         "}",
         "leafnodes {",
         f'  listen: "{hub.leaf_host}:{hub.leaf_port}"',
+        _NO_GOSSIP,
         *_tls(hub.tls, verify=True),
         "}",
     )
@@ -195,6 +196,10 @@ _LINK_EVENTS: Final = (
 )
 
 
+# A broker that told its callers its own address would have them come back past the relay or the order they were given.
+_NO_GOSSIP: Final = "  no_advertise: true"
+
+
 def _leafnodes(node: NodeBroker) -> list[str]:
     if node.tls is None:
         return []
@@ -203,6 +208,7 @@ def _leafnodes(node: NodeBroker) -> list[str]:
         site_tls = TlsFiles(node.tls.chain, node.tls.key, node.site_trusts)
         out += [
             f'  listen: "{node.site_host}:{node.site_port}"',
+            f"  {_NO_GOSSIP.strip()}",
             *_tls(site_tls, verify=True),
             f"  authorization {{user: {SITE_LINK_USER}, password: {SITE_LINK_USER}, account: SITE}}",
         ]
