@@ -2,9 +2,9 @@
 
     python benchmarks/apply_to_healthy.py [--json] [--swaps 100]
 
-One hub, one node, real processes, a real ONNX model of real digits. Each swap applies the other of two versions and waits
-until the API says that the new instance is ready and the old one is gone. The clock starts before the HTTP request. For
-comparison the same run measures a baseline without Batuta: starting a Python process that loads the model.
+One hub, one node, real processes, a real ONNX model of real digits. Each swap applies the other of two versions and
+waits until the API says that the new instance is ready and the old one is gone. The clock starts before the HTTP
+request. For comparison the same run measures a baseline without Batuta: starting a Python process that loads the model.
 """
 
 from __future__ import annotations

@@ -104,7 +104,11 @@ class Declarations:
         state = self._state()
         # Each is judged beside all the others, so that an application may come with the model it needs, in any order.
         beside = state.with_changes(Change("desired", r.ref.key, r) for r in resources)
-        problems = [p for r in resources for p in (*r.problems(), *admit(r, beside, state))]
+        problems = [
+            msgspec.structs.replace(p, about=str(r.ref))
+            for r in resources
+            for p in (*r.problems(), *admit(r, beside, state))
+        ]
         if problems:
             self._refuse(problems)
         declared = [self._stamped(r, state.get(r.ref)) for r in resources]

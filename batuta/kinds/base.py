@@ -49,6 +49,8 @@ class Problem(Record):
     message: str
     hint: str = ""
     """The next step, when one is known: a near miss, an allowed value, a command."""
+    about: str = ""
+    """Which resource, where several were judged beside each other and no line is known."""
     file: str = ""
     line: int = 0
     column: int = 0
@@ -56,7 +58,9 @@ class Problem(Record):
     """Which character of the value, from 1, when the value has an inside (a condition) and no line is known."""
 
     def __str__(self) -> str:
-        place = f"{self.file or '<input>'}:{self.line}:{self.column}: " if self.line else ""
+        place = (
+            f"{self.file or '<input>'}:{self.line}:{self.column}: " if self.line else self.about and f"{self.about}: "
+        )
         spot = f", character {self.inside}" if self.inside and not self.line else ""
         where = f"{self.path}{spot}: " if self.path else ""
         return f"{place}{where}{self.message}" + (f", {self.hint}" if self.hint else "")

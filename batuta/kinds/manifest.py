@@ -15,7 +15,7 @@ from __future__ import annotations
 import copy
 import math
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 import yaml
@@ -30,7 +30,7 @@ from batuta.kinds.scalars import resolve
 from batuta.kinds.shape import Misfit, Path, misfits, written
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Sequence
 
 SIZE_MAX = 4 * 2**20
 PROBLEMS_MAX = 200
@@ -59,10 +59,32 @@ SERVER_FIELDS = (
 # --- Reading ----------------------------------------------------------------------------------------------------------
 
 
+class Manifest(NamedTuple):
+    """What a text declares, and where: what is found wrong later can still be shown in its place."""
+
+    resources: list[AnyResource]
+    documents: list[Document]
+    """One for each resource."""
+    text: str | bytes
+    file: str
+
+    def placed(self, problems: Iterable[Problem], about: Sequence[str]) -> Refused:
+        """These problems as a refusal, those `about` the i-th resource with the position that they have in the text."""
+        lines = _as_text(self.text).splitlines()
+        found = dict(zip(about, self.documents, strict=True))
+        return _refused([_marked(found[p.about], p, lines) if p.about in found else p for p in problems], self.file)
+
+
 def parse(text: str | bytes, file: str = "") -> list[AnyResource]:
     """Every resource that a manifest declares, in order. Raises Refused with all that is wrong with all of them."""
+    return parse_manifest(text, file).resources
+
+
+def parse_manifest(text: str | bytes, file: str = "") -> Manifest:
+    """As `parse`, and remembers where everything stood."""
     problems: list[Problem] = []
     resources: list[AnyResource] = []
+    documents: list[Document] = []
     declared: dict[object, Mark] = {}
     try:
         text = _as_text(text)
@@ -95,6 +117,7 @@ def parse(text: str | bytes, file: str = "") -> list[AnyResource]:
                 )
             )
         resources.append(resource)
+        documents.append(document)
         if len(problems) > PROBLEMS_MAX:
             break
     if not resources and not problems:
@@ -110,7 +133,7 @@ def parse(text: str | bytes, file: str = "") -> list[AnyResource]:
         )
     if problems:
         raise _refused(problems, file)
-    return resources
+    return Manifest(resources, documents, text, file)
 
 
 def from_document(document: object) -> AnyResource:

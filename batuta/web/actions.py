@@ -10,7 +10,7 @@ from starlette.responses import StreamingResponse
 from starlette.routing import Route
 
 from batuta.core.why import why
-from batuta.errors import BatutaError, NotFound
+from batuta.errors import BatutaError, NotFound, Refused
 from batuta.fabric.subjects import UP_CLASSES
 from batuta.hub.questions import instances_of
 from batuta.kinds import manifest
@@ -51,12 +51,16 @@ class Actions:
         query = request.query_params
         if query.get("dryRun", "") not in ("", "All"):
             raise Wrong(400, "dryRun can be All")
-        resources = manifest.parse(await text_of(request), query.get("file", "")[:256])
+        read = manifest.parse_manifest(await text_of(request), query.get("file", "")[:256])
+        resources = read.resources
         namespace = query.get("namespace", "")
         if namespace:
             resources = [_in_namespace(resource, namespace) for resource in resources]
         dry_run = bool(query.get("dryRun"))
-        declared = await self._hub.declarations.apply(resources, dry_run=dry_run)
+        try:
+            declared = await self._hub.declarations.apply(resources, dry_run=dry_run)
+        except Refused as refused:
+            raise read.placed(refused.problems, [str(r.ref) for r in resources]) from None
         items = []
         for resource, action in declared:
             metadata = {"name": resource.ref.name, "generation": resource.metadata.generation}

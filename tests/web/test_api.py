@@ -160,6 +160,31 @@ async def test_apply_takes_all_or_nothing_and_says_every_problem(tmp_path: Path)
         assert {i["metadata"]["namespace"] for i in other.json["items"]} == {"other"}
 
 
+CYCLE = """\
+apiVersion: batuta.dev/v1
+kind: Site
+metadata: {name: a}
+spec: {parent: b}
+---
+apiVersion: batuta.dev/v1
+kind: Site
+metadata: {name: b}
+spec:
+  parent: a
+"""
+
+
+async def test_what_only_the_other_documents_show_has_its_place_too(tmp_path: Path) -> None:
+    async with api(tmp_path) as (hub, call):
+        said = is_status(await call("POST", "/apply?file=sites.yaml", CYCLE.encode()), 422, "Invalid")
+        found = [(p["file"], p["line"], p["column"], p["path"], p["about"]) for p in said["problems"]]
+        assert found == [
+            ("sites.yaml", 4, 16, "spec.parent", "sites/a"),
+            ("sites.yaml", 10, 11, "spec.parent", "sites/b"),
+        ]
+        assert not hub.loop.state.desired
+
+
 async def test_a_dry_run_shows_and_keeps_nothing(tmp_path: Path) -> None:
     async with api(tmp_path) as (_, call):
         assert (await call("POST", f"{SITES}?dryRun=All", site("berlin"))).status == 201
