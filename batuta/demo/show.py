@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, NamedTuple
 
+from rich._export_format import CONSOLE_SVG_FORMAT
 from rich.console import Console
 from rich.table import Table
 
@@ -86,4 +88,6 @@ class Show:
     def save(self) -> None:
         """Keep the picture of what was shown, if one was asked for."""
         if self._picture is not None:
-            self._console.save_svg(str(self._picture), title="batuta demo")
+            # The stock frame fetches its font from the web; a picture must show without one.
+            frame = re.sub(r"@font-face \{\{.*?\}\}", "", CONSOLE_SVG_FORMAT, flags=re.DOTALL)
+            self._picture.write_text(self._console.export_svg(title="batuta demo", code_format=frame))
