@@ -59,6 +59,7 @@ class Hub:
             lambda: self.loop.state,
             changed.ring,
             heartbeat_ms=config.heartbeat_ms,
+            newest_serial=self.loop.newest_serial,
             epoch=lambda: self.store.epoch,
         )
         self.declarations = Declarations(self.store, clock, self.counters, lambda: self.loop.state)
@@ -92,6 +93,8 @@ class Hub:
         await self.sightings.open(self.fabric)
         await self.asks.open(self.fabric)
         self.loop.begin(self.sightings)
+        # Until everything was decided once, no heartbeat is answered.
+        await self.loop.turn()
         self._deciding = asyncio.create_task(self.loop.run(), name="decide")
         self._following = asyncio.create_task(self.store.failed(), name="tables")
 

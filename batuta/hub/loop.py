@@ -50,6 +50,11 @@ class HubLoop:
         """What the last decision left unfinished, as subjects."""
         self._fleet = Fleet()
         self._full_at = 0
+        self._has_decided_all = False
+        self._promised: dict[str, int] = {}
+        """Serials of the newest decision, by node, written or not."""
+        self._unsure: set[str] = set()
+        """Keys of rows whose write was refused or got no answer: what is there is to be read again."""
         self.changed = changed
         """Rung by whoever has news for this loop."""
         self.turned = Bell()
@@ -80,6 +85,18 @@ class HubLoop:
         # What an earlier hub left open can only be found by deciding everything once.
         self._decided_on, self._decided_at, self._full_at = self._state, now, now
 
+    def newest_serial(self, node: str) -> int | None:
+        """The newest serial of a node's assignment, decided if not yet written; None while nothing was decided yet.
+
+        Once a slot is decided away from a silent node, no answer may renew that node's lease, though the row that tells
+        it so is still to be written: the row that gives the slot to another may be written first. What an earlier hub
+        left half written is known only when everything was decided once.
+        """
+        if not self._has_decided_all:
+            return None
+        assignment = self.state.assignments.get(node)
+        return max(assignment.serial if assignment is not None else 0, self._promised.get(node, 0))
+
     async def run(self) -> None:
         while True:
             heard = self.changed.rings
@@ -103,16 +120,17 @@ class HubLoop:
 
     async def _turn(self) -> int | None:
         for _ in range(ROUNDS_MAX):
+            await self._make_sure()
             now = self._clock.now()
             full = now >= self._full_at
             state = self.state
             decision = self._decide(state, now)
-            settled = not decision.changes
-            if settled and full:
+            if (full and not decision.changes) or not self._has_decided_all:
                 self._full_at = now + self._full_pass_ms
                 decision = self._decide_everything(state, now)
-                settled = not decision.changes
-            if settled:
+            # Nothing is awaited between the deciding and this.
+            self._promised = {c.value.node: c.value.serial for c in decision.changes if isinstance(c.value, Assignment)}
+            if not decision.changes:
                 return decision.wake_at
             await self._commit(decision.changes)
         self._counters.add("decisions_restless")
@@ -127,10 +145,10 @@ class HubLoop:
         return decision
 
     def _decide_everything(self, state: State, now: int) -> Decision:
-        first = not self._counters["passes_full"]
         decision = decide(state, now)
         self._counters.add("passes_full")
         self._open = frozenset(APPLICATION + app for app in decision.pending)
+        first, self._has_decided_all = not self._has_decided_all, True
         if decision.changes and not first:
             # The law says that this cannot be; if it ever is, it must be seen, and the full pass is right.
             self._counters.add("incremental_differences", by=len(decision.changes))
@@ -153,14 +171,22 @@ class HubLoop:
                 if failures and not all(isinstance(f, Stale) for f in failures):
                     raise next(f for f in failures if not isinstance(f, Stale))
                 if failures:
-                    return  # Somebody else wrote; it was read again, and is decided on again.
+                    return  # Somebody else wrote; it is read again, and decided on again.
+
+    async def _make_sure(self) -> None:
+        """Reads again what could not be written, by us, by now: to decide as if it were not there after all would be to
+        promise too little."""
+        for key in sorted(self._unsure):
+            await self._store.reread("decided", key)
+            self._unsure.discard(key)
 
     async def _write(self, change: Change) -> None:
         try:
             await self._store.commit(change)
-        except Stale:
-            self._counters.add("commits_failed", "stale")
-            await self._store.reread("decided", change.key)
+        except (Stale, FabricUnavailable) as error:
+            self._unsure.add(change.key)
+            if isinstance(error, Stale):
+                self._counters.add("commits_failed", "stale")
             raise
         what = "assignment" if isinstance(change.value, Assignment) else change.key.split(".", 1)[0]
         self._counters.add("decisions", what)

@@ -1,7 +1,8 @@
 """The hub's own ears: heartbeats and link events become Sightings. Kept in memory only; a new hub listens anew.
 
 A heartbeat is answered at once, with the newest serial of the node's assignment: the answer is the node's contact
-with the hub, by which leases run, and tells a node that missed an order. Nothing is decided here.
+with the hub, by which leases run, and tells a node that missed an order. A hub that has decided nothing yet hears and
+says nothing. Nothing is decided here.
 """
 
 from __future__ import annotations
@@ -47,6 +48,7 @@ class Sightings:
         on_change: Callable[[], None],
         *,
         heartbeat_ms: int,
+        newest_serial: Callable[[str], int | None],
         epoch: Callable[[], int],
     ) -> None:
         self._clock = clock
@@ -54,6 +56,7 @@ class Sightings:
         self._state = state
         self._on_change = on_change
         self._heartbeat_ms = heartbeat_ms
+        self._newest_serial = newest_serial
         self._epoch = epoch
         self._rows: dict[str, Sighting] = {}
         self._fresh: set[str] = set()
@@ -118,11 +121,9 @@ class Sightings:
             self._counters.add("heartbeats_refused", "garbled")
             return
         self.heard(node)
-        assignment = state.assignments.get(node)
-        answer = {
-            "serial": assignment.serial if assignment is not None else 0,
-            "everyMs": self.every_ms(),
-            "hubEpoch": self._epoch(),
-        }
-        if message.reply:
+        serial = self._newest_serial(node)
+        if serial is None:
+            self._counters.add("heartbeats_unanswered", "undecided")
+        elif message.reply:
+            answer = {"serial": serial, "everyMs": self.every_ms(), "hubEpoch": self._epoch()}
             await message.respond(msgspec.json.encode(answer))

@@ -78,10 +78,11 @@ class Voice:
         self.fabric: MemoryFabric = broker.connect_node(name)
         self.sequence = 0
 
-    async def beat(self) -> dict[str, Any]:
+    async def beat(self, timeout_s: float = 5.0) -> dict[str, Any]:
         self.sequence += 1
         said = msgspec.json.encode({"boot": "b", "sequence": self.sequence, "serial": 0})
-        answer: dict[str, Any] = msgspec.json.decode(await self.fabric.request(subjects.alive(self.name), said))
+        heard = await self.fabric.request(subjects.alive(self.name), said, timeout_s)
+        answer: dict[str, Any] = msgspec.json.decode(heard)
         return answer
 
     async def report(self, **said: Any) -> None:

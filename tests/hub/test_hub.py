@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 from typing import TYPE_CHECKING, Any
 
 import msgspec
+import pytest
 
+from batuta.config import HubConfig
 from batuta.core.observed import InstanceReport
+from batuta.errors import FabricUnavailable
 from batuta.fabric import identity, subjects
+from batuta.fabric.clock import SystemClock
 from batuta.fabric.memory import MemoryBroker
+from batuta.hub.hub import Hub
 from batuta.kinds import manifest
+from batuta.kinds.base import Ref, encode_hook
 from tests.hub.hubs import PROCESS_APP, Voice, join, running
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from batuta.hub.hub import Hub
+    from batuta.fabric.base import Table
 
 
 async def until(hub: Hub, holds: Callable[[], Any]) -> Any:
@@ -112,6 +119,143 @@ async def test_a_node_cannot_report_for_another(tmp_path: Path) -> None:
         await voice.fabric.table("observed").put(subjects.report_key("pi-1"), body)
         await until(hub, lambda: "pi-1" in hub.store.garbled)
         assert "pi-2" not in hub.loop.state.observed
+
+
+async def answered(voice: Voice) -> dict[str, Any]:
+    """The first answer that it gets."""
+    async with asyncio.timeout(5):
+        while True:
+            with contextlib.suppress(FabricUnavailable):
+                return await voice.beat(0.2)
+
+
+class Held:
+    """A table in which a row waits to be written until it is let go."""
+
+    def __init__(self, table: Table, key: str) -> None:
+        self.table, self.key = table, key
+        self.come, self.go = asyncio.Event(), asyncio.Event()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.table, name)
+
+    async def put(self, key: str, value: bytes, revision: int | None = None) -> int:
+        if key == self.key:
+            self.come.set()
+            await self.go.wait()
+        return await self.table.put(key, value, revision)
+
+
+async def test_a_heartbeat_is_answered_by_what_is_decided_not_by_what_is_written(tmp_path: Path) -> None:
+    broker = MemoryBroker()
+    async with running(tmp_path, broker) as hub:
+        await join(hub, "pi-1")
+        voice = Voice(broker, "pi-1")
+        await voice.beat()
+        await voice.report()
+        await declare(hub, "one")
+        before = await until(hub, lambda: (a := hub.loop.state.assignments.get("pi-1")) and a.instances and a)
+        hub.store._tables["decided"] = held = Held(hub.store._tables["decided"], "assignment.pi-1")  # type: ignore[assignment]
+        await hub.declarations.delete(Ref("applications", "default", "one"))
+        async with asyncio.timeout(5):
+            await held.come.wait()
+        assert hub.loop.state.assignments["pi-1"] == before
+        promised = (await voice.beat())["serial"]
+        assert promised > before.serial
+        held.go.set()
+        after = await until(hub, lambda: (a := hub.loop.state.assignments["pi-1"]) != before and a)
+        assert (after.serial, after.instances) == (promised, ())
+        assert (await voice.beat())["serial"] == promised
+
+
+async def test_nobody_is_answered_before_the_first_decision(tmp_path: Path) -> None:
+    """Another hub's commit was cut short: what it gave away twice must be decided before anybody renews a lease."""
+    broker = MemoryBroker()
+    async with running(tmp_path, broker) as hub:
+        for node in ("pi-1", "pi-2"):
+            await join(hub, node)
+            voice = Voice(broker, node)
+            await voice.beat()
+            await voice.report()
+        await hub.declarations.apply(manifest.parse(PROCESS_APP.replace("NAME", "one") + "    runs: never-twice\n"))
+        state = await until(hub, lambda: (s := hub.loop.state).held and s)
+        (mine,) = state.held["default/one"]
+    other = "pi-2" if mine.node == "pi-1" else "pi-1"
+    twice = msgspec.structs.replace(mine.instance, epoch=mine.instance.epoch + 1)
+    given = state.assignments[other]
+    given = msgspec.structs.replace(given, serial=given.serial + 1, instances=(twice,))
+    fence = msgspec.structs.replace(
+        state.fences["default/one"]["run/0"], epoch=twice.epoch, node=other, serial=given.serial
+    )
+    for key, row in (("fence.default.one.run.0", fence), (f"assignment.{other}", given)):
+        broker.rows("decided").write(key, msgspec.json.encode(row, enc_hook=encode_hook), None)
+
+    fabric = broker.connect("hub")
+    hub = Hub(HubConfig(state=str(tmp_path)), fabric, SystemClock())
+    opened, listening = hub.asks.open, asyncio.Event()
+    begin = asyncio.Event()
+
+    async def open_late(fabric: Any) -> None:
+        listening.set()
+        await begin.wait()
+        await opened(fabric)
+
+    hub.asks.open = open_late  # type: ignore[method-assign]
+    starting = asyncio.create_task(hub.start())
+    try:
+        await listening.wait()
+        voice = Voice(broker, mine.node)
+        with pytest.raises(FabricUnavailable):
+            await voice.beat(0.2)
+        assert hub.counters["heartbeats_unanswered"] == 1
+        begin.set()
+        await starting
+        assert (await answered(voice))["serial"] > state.assignments[mine.node].serial
+    finally:
+        begin.set()
+        await starting
+        await hub.stop()
+        await fabric.close()
+
+
+class Deaf:
+    """A table whose next write happens, and is not answered."""
+
+    def __init__(self, table: Table) -> None:
+        self.table = table
+        self.asked: list[str] = []
+        self.is_deaf = True
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.table, name)
+
+    async def get(self, key: str) -> Any:
+        self.asked.append(f"get {key}")
+        return await self.table.get(key)
+
+    async def put(self, key: str, value: bytes, revision: int | None = None) -> int:
+        self.asked.append(f"put {key}")
+        written = await self.table.put(key, value, revision)
+        if self.is_deaf:
+            self.is_deaf = False
+            raise FabricUnavailable("no answer")
+        return written
+
+
+async def test_a_row_whose_write_got_no_answer_is_read_again_before_anything_is_decided(tmp_path: Path) -> None:
+    broker = MemoryBroker()
+    async with running(tmp_path, broker) as hub:
+        await join(hub, "pi-1")
+        voice = Voice(broker, "pi-1")
+        await voice.beat()
+        await voice.report()
+        await until(hub, lambda: "pi-1" in hub.loop.state.assignments)
+        hub.store._tables["decided"] = deaf = Deaf(hub.store._tables["decided"])  # type: ignore[assignment]
+        await declare(hub, "one")
+        await until(hub, lambda: hub.loop.state.held)
+        release = "release.default.one.1"
+        assert deaf.asked == [f"put {release}", f"get {release}", "put assignment.pi-1"]
+        assert list(hub.counters.items()).count(("commits_failed", "fabric_unavailable", 1)) == 1
 
 
 async def test_heartbeats_of_strangers_and_nonsense_are_counted(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Any
 
 from batuta.fabric.clock import run_virtually
@@ -10,6 +11,8 @@ from tests.rig.rig import Rig
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
     from pathlib import Path
+
+    from batuta.fabric.base import Table
 
 PER_SITE = """
 apiVersion: batuta.dev/v1
@@ -125,11 +128,54 @@ def test_never_twice_is_never_twice(tmp_path: Path) -> None:
         await rig.settle(60)
         assert len(rig.running()) == 1
 
-    rig = play(tmp_path, scene)
-    alive = 0
+    assert max(alive_at_once(play(tmp_path, scene))) == 1
+
+
+def alive_at_once(rig: Rig) -> list[int]:
+    """How many instances ran after each thing that happened."""
+    counts = [0]
     for _, _, what, _ in rig.stories():
-        alive += {"started": 1, "stopped": -1, "killed": -1, "crashed": -1}[what]
-        assert alive in (0, 1), rig.stories()
+        counts.append(counts[-1] + {"started": 1, "stopped": -1, "killed": -1, "crashed": -1}[what])
+    return counts
+
+
+class Slow:
+    """A table that keeps one row waiting, while all others are written at once."""
+
+    def __init__(self, table: Table, key: str, seconds: float) -> None:
+        self.table, self.key, self.seconds = table, key, seconds
+        self.waited = 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.table, name)
+
+    async def put(self, key: str, value: bytes, revision: int | None = None) -> int:
+        if key == self.key:
+            self.waited += 1
+            await asyncio.sleep(self.seconds)
+        return await self.table.put(key, value, revision)
+
+
+def test_never_twice_holds_between_the_decision_and_its_last_row(tmp_path: Path) -> None:
+    """The substitute's row is written, its predecessor's is not yet, and the predecessor comes back."""
+
+    async def scene(rig: Rig) -> None:
+        await rig.apply(NEVER_TWICE)
+        await rig.until("one", lambda: len(rig.running()) == 1 and ready(rig))
+        away = next(iter(rig.running()))
+        tables = rig.hub.store._tables
+        slow = Slow(tables["decided"], f"assignment.{away}", 3.0)
+        tables["decided"] = slow  # type: ignore[assignment]
+        rig.cut(away)
+        await rig.until("another holder", lambda: rig.running() and away not in rig.running(), 90)
+        assert slow.waited == 1
+        written = rig.hub.loop.state.assignments[away].serial
+        rig.heal(away)
+        await rig.settle(20)
+        assert rig.hub.loop.state.assignments[away].serial > written
+        assert len(rig.running()) == 1
+
+    assert max(alive_at_once(play(tmp_path, scene))) == 1
 
 
 def test_a_hub_that_dies_is_missed_by_nobody(tmp_path: Path) -> None:
