@@ -45,8 +45,6 @@ class HubConfig(Record):
     http_port: Port | None = None
     https_port: Port | None = None
     leaf_port: Port | None = None
-    heartbeat_ms: Annotated[int, Meta(ge=50, le=60_000)] = 1_000
-    """How often a node says that it is there; large fleets are asked less often."""
     full_pass_ms: Annotated[int, Meta(ge=100)] = 60_000
     """How often everything is decided anew, to find what deciding by changes has missed."""
     artifact_bytes_max: Annotated[int, Meta(ge=1)] = 8 * 2**30

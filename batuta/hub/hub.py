@@ -58,7 +58,6 @@ class Hub:
             self.counters,
             lambda: self.loop.state,
             changed.ring,
-            heartbeat_ms=config.heartbeat_ms,
             newest_serial=self.loop.newest_serial,
             epoch=lambda: self.store.epoch,
         )

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from batuta.core.liveness import sighted
+from batuta.core.liveness import every_ms, missed_ms, sighted
 from batuta.core.state import Change
 from batuta.fabric import subjects
 
@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from batuta.hub.counters import Counters
 
 HEARTBEAT_BYTES_MAX: Final = 4096
-NODES_A_SECOND_MAX: Final = 1_000
-"""Heartbeats that one hub should hear in a second; larger fleets beat more slowly."""
 
 
 class Heartbeat(msgspec.Struct, frozen=True):
@@ -47,7 +45,6 @@ class Sightings:
         state: Callable[[], State],
         on_change: Callable[[], None],
         *,
-        heartbeat_ms: int,
         newest_serial: Callable[[str], int | None],
         epoch: Callable[[], int],
     ) -> None:
@@ -55,7 +52,6 @@ class Sightings:
         self._counters = counters
         self._state = state
         self._on_change = on_change
-        self._heartbeat_ms = heartbeat_ms
         self._newest_serial = newest_serial
         self._epoch = epoch
         self._rows: dict[str, Sighting] = {}
@@ -74,14 +70,10 @@ class Sightings:
         fresh, self._fresh = sorted(self._fresh), set()
         return [Change("sightings", node, self._rows.get(node)) for node in fresh]
 
-    def every_ms(self) -> int:
-        """How often each node should beat, for a fleet of this size."""
-        return max(self._heartbeat_ms, self._heartbeat_ms * len(self._state().nodes) // NODES_A_SECOND_MAX)
-
     def heard(self, node: str) -> None:
         """A sign of life. It wakes the loop only when it is news: silence is decided by when it was last heard."""
         before = self._rows.get(node)
-        self._rows[node] = after = sighted(before, self._clock.now())
+        self._rows[node] = after = sighted(before, self._clock.now(), missed_ms(self._state()))
         self._fresh.add(node)
         if before is None or before.online_since != after.online_since:
             self._on_change()
@@ -125,5 +117,5 @@ class Sightings:
         if serial is None:
             self._counters.add("heartbeats_unanswered", "undecided")
         elif message.reply:
-            answer = {"serial": serial, "everyMs": self.every_ms(), "hubEpoch": self._epoch()}
+            answer = {"serial": serial, "everyMs": every_ms(state), "hubEpoch": self._epoch()}
             await message.respond(msgspec.json.encode(answer))
