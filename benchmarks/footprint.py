@@ -3,8 +3,8 @@
     python benchmarks/footprint.py [--json] [--seconds 60]
 
 Resident memory (RSS) of real processes, workers counted apart. RSS counts shared pages once per process and so
-overstates what six nodes on one machine use; PSS, which divides them, is printed beside it. The baseline is an idle
-Python process with asyncio and nats-py imported and nothing else.
+overstates what six nodes on one machine use; PSS, which divides them, and USS, which leaves them out, are printed too.
+The baseline is an idle Python process with asyncio and nats-py imported and nothing else.
 """
 
 from __future__ import annotations
@@ -71,27 +71,33 @@ def measure(stage: Stage, idle_s: float) -> dict[str, float]:
             where = (hub_broker if broker else hub) if at_hub else brokers if broker else workers
             if process.pid in {a.running.pid for a in stage.nodes.values()}:
                 where = agents
-            where.append((memory.rss, memory.pss))
+            where.append((memory.rss, memory.pss, memory.uss))
     with subprocess.Popen([sys.executable, "-c", BASELINE], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as idle:
         assert idle.stdout is not None
         idle.stdout.readline()
         baseline = psutil.Process(idle.pid).memory_info().rss
         idle.kill()
     return {
-        "agent_rss_mb_max": _mb(max(rss for rss, _ in agents)),
-        "agent_pss_mb_max": _mb(max(pss for _, pss in agents)),
-        "broker_rss_mb_max": _mb(max(rss for rss, _ in brokers)),
-        "broker_pss_mb_max": _mb(max(pss for _, pss in brokers)),
-        "worker_rss_mb_max": _mb(max((rss for rss, _ in workers), default=0)),
-        "hub_rss_mb": _mb(sum(rss for rss, _ in hub)),
-        "hub_broker_rss_mb": _mb(sum(rss for rss, _ in hub_broker)),
+        "agent_rss_mb_max": _most(agents, 0),
+        "agent_pss_mb_max": _most(agents, 1),
+        "broker_rss_mb_max": _most(brokers, 0),
+        "broker_pss_mb_max": _most(brokers, 1),
+        "broker_uss_mb_max": _most(brokers, 2),
+        "worker_rss_mb_max": _most(workers, 0),
+        "hub_rss_mb": _mb(sum(rss for rss, *_ in hub)),
+        "hub_broker_rss_mb": _mb(sum(rss for rss, *_ in hub_broker)),
         "baseline_python_nats_rss_mb": _mb(baseline),
-        "agent_over_baseline": round(max(rss for rss, _ in agents) / baseline, 2),
+        "agent_over_baseline": round(max(rss for rss, *_ in agents) / baseline, 2),
     }
 
 
 def _ready(stage: Stage) -> bool | None:
     return any(i["phase"] == "ready" for i in stage.instances("meter-reader")) or None
+
+
+def _most(processes: list[tuple[int, int, int]], which: int) -> float:
+    """The largest of all: 0 is RSS, 1 PSS, 2 USS."""
+    return _mb(max((memory[which] for memory in processes), default=0))
 
 
 def _mb(size: float) -> float:

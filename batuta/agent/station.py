@@ -13,12 +13,21 @@ import secrets
 from typing import TYPE_CHECKING, Final
 
 import msgspec
+import psutil
 
 from batuta.agent.identity import write_private
 from batuta.agent.news import Ailing
 from batuta.core.reasons import CATALOGUE, Reason
 from batuta.fabric import subjects
-from batuta.fabric.broker import NODE_MEMORY_LIMIT, Broker, BrokerFailed, NodeBroker, TlsFiles, free_port, node_config
+from batuta.fabric.broker import (
+    Broker,
+    BrokerFailed,
+    NodeBroker,
+    TlsFiles,
+    free_port,
+    node_config,
+    node_memory_limit,
+)
 from batuta.kinds.base import Record
 
 if TYPE_CHECKING:
@@ -54,7 +63,8 @@ class Station:
         self.config = config
         self.identity = identity
         self.tell = tell
-        self.broker = Broker(config.broker, memory_limit=NODE_MEMORY_LIMIT, tied=config.tied)
+        limit = node_memory_limit(config.memory_bytes or psutil.virtual_memory().total)
+        self.broker = Broker(config.broker, memory_limit=limit, tied=config.tied)
         self.place: Place
         self.earlier: tuple[str, ...] = ()
         self.restarts = 0
