@@ -93,9 +93,10 @@ class Actuator:
     def measures(self) -> dict[str, Measures]:
         return {name: lane.measures for name, lane in self._lanes.items() if lane.measures is not None}
 
-    async def stop_all(self, grace: Callable[[Instance], int]) -> None:
+    async def stop_all(self, grace: Callable[[Instance], int], *, leased_only: bool = False) -> None:
         """The node goes down in order: stop everything at once and wait for it."""
-        await asyncio.gather(*(lane.stop_and_wait(grace(lane.instance)) for lane in self._lanes.values()))
+        lanes = [lane for lane in self._lanes.values() if not leased_only or lane.instance.lease_ms is not None]
+        await asyncio.gather(*(lane.stop_and_wait(grace(lane.instance)) for lane in lanes))
 
     async def close(self) -> None:
         """Stop watching; what runs goes on running."""

@@ -2,7 +2,7 @@
 
 SIGTERM and SIGINT stop the instances and the broker in order; the ledger keeps what was wanted, so the next start
 brings it back. SIGHUP ends only this process, for an update, and so does any crash: broker and instances go on, and the
-next agent adopts them.
+next agent adopts them. Only what must never run twice ends with the agent that counts its lease.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """The last contact with the hub, kept through a crash of the agent for what must never run twice.
 
-A lease counts from the last answered heartbeat. An agent that was killed and came back a second later must know that
-instant, or it would stop what it may still run. The ledger is flushed to flash and must not be written every second;
-this note is neither: it is rewritten only while something with a lease is here, never flushed, and means nothing
-after a boot.
+A lease counts from the last answered heartbeat. What has one ends with its agent; an agent that was killed and came
+back a second later, while the hub is out of reach, must know that instant to start it again. The ledger is flushed to
+flash and must not be written every second; this note is neither: it is rewritten only while something with a lease is
+here, never flushed, and means nothing after a boot.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class ContactNote:
         self.path = path
         self.machine_boot = machine_boot
         self.unwritten = 0
-        """Times it could not be written; then a crash costs a restart of what has a lease, and nothing worse."""
+        """Times it could not be written; then after a crash what has a lease waits for the hub, and nothing worse."""
 
     def write(self, sent_ms: int) -> None:
         new = self.path.with_suffix(".new")

@@ -161,7 +161,10 @@ class Node:
         self.loop.end()
 
     async def leave(self) -> None:
-        """After `run`: remember, and go. Instances go on, and the next agent adopts them."""
+        """After `run`: remember, and go. Instances go on, and the next agent adopts them; but those with a lease end
+        with whoever counts it, and better in order than by the kernel."""
+        now, contact_at = self.parts.steady.now(), self.loop.contact_at
+        await self.actuator.stop_all(lambda instance: grace_ms(instance, now, contact_at), leased_only=True)
         await self.loop.close()
         await self.actuator.close()
 

@@ -22,8 +22,9 @@ Type=exec
 ExecStart={command}
 Restart=always
 RestartSec=2
-# An agent that dies leaves its broker and instances running, and the next one adopts them. Asked to stop, it stops them
-# itself; `systemctl kill -s HUP batuta-node` replaces only the agent, for an update.
+# An agent that dies leaves its broker and instances running, but for those that must never run twice, and the next one
+# adopts them. Asked to stop, it stops them itself; `systemctl kill -s HUP batuta-node` replaces only the agent, for an
+# update.
 KillMode=process
 TimeoutStopSec=60
 OOMScoreAdjust=-500

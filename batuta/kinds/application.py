@@ -140,7 +140,10 @@ class Component(Record):
     slo: dict[str, Any] | None = None
     """Not yet available."""
     runs: Literal["at-least-once", "never-twice"] = "at-least-once"
-    """What to do when a silent node may be alive: start another at once, or wait until it cannot run any more."""
+    """What to do when a silent node may be alive: start another at once, or wait until it cannot run any more. What is
+    `never-twice` runs under a lease that its node agent counts, so it ends with the node agent, by SIGKILL if need be,
+    and also when the agent is replaced; everything else goes on. Programs that it starts itself must end when it does:
+    those that do not are ended only when the node agent is back."""
     failover: Failover = msgspec.field(default_factory=Failover)
 
     @property

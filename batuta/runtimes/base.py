@@ -57,11 +57,13 @@ class Runtime(Protocol):
         ...
 
     async def start(self, order: Order) -> Handle:
-        """Start it, in a session of its own, so that it survives the node agent. Returns once it runs, ready or not."""
+        """Start it, in a session of its own, so that it survives the node agent; but what has a lease must end with the
+        node agent that counts it. Returns once it runs, ready or not."""
         ...
 
     async def recover(self, order: Order, handle: Handle) -> bool:
-        """Find again what `handle` names: True when the same instance still runs, and is watched from now on."""
+        """Find again what `handle` names: True when the same instance still runs, and is watched from now on. False:
+        nothing of it is left. Another node agent's instance with a lease is never found."""
         ...
 
     async def inspect(self, name: str) -> Condition:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 
 from batuta.errors import RuntimeFailure
 from batuta.runtimes.base import Condition
-from batuta.runtimes.kept import MARK, Kept, end_all
+from batuta.runtimes.kept import MARK, Kept, end_all, sessions_of
 
 if TYPE_CHECKING:
     from batuta.runtimes.base import Handle, Order
@@ -85,7 +85,8 @@ class Keeping(Generic[RunT]):
                 raise RuntimeFailure("start_failed", f"{name} runs already, as process {run.kept.pid}")
             await run.close()
             del self._runs[name]
-        program = self.program(order)
+        # What has a lease runs as long as somebody counts it, and no longer.
+        program = self.program(order)._replace(tied=order.instance.lease_ms is not None)
         try:
             kept = await Kept.start(order.directory, program)
         except OSError as error:
@@ -99,10 +100,13 @@ class Keeping(Generic[RunT]):
         if (run := self._runs.get(name)) is not None:
             return not run.kept.ended.is_set()
         program = self.program(order)
-        kept = Kept.find(order.directory, program.limits, handle)
+        # What has a lease ended with the node agent that started it. Found alive, it was not tied, and is not ours.
+        is_leased = order.instance.lease_ms is not None
+        kept = None if is_leased else Kept.find(order.directory, program.limits, handle)
         if kept is None:
-            # What neither the ledger nor the note knows may still be there, begun in a node agent's last moment.
-            await end_all(order.directory, grace_s=0.0)
+            # What neither the ledger nor the note knows may still be there, begun in a node agent's last moment; and so
+            # may be what a dead leader had begun.
+            await end_all(order.directory, sessions=sessions_of(order.directory, handle), grace_s=0.0)
             return False
         self._runs[name] = self.watch(order, program, kept)
         return True

@@ -1,8 +1,9 @@
 """One process kept: started or found again, watched until it ends, ended when asked.
 
-The process leads its own session and outlives the node agent. It is identified by its process id, its start time and
-the machine's boot; a note in the instance's directory says the same as the handle in the ledger, for the case that the
-node agent died between starting it and writing that down. What neither knows is found by a mark in its environment.
+The process leads its own session and outlives the node agent, unless it is tied to it. It is identified by its process
+id, its start time and the machine's boot; a note in the instance's directory says the same as the handle in the ledger,
+for the case that the node agent died between starting it and writing that down. What neither knows is found by a mark
+in its environment.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from batuta.runtimes.sandbox import Limits, Program, launch
 
 if TYPE_CHECKING:
     import subprocess
+    from collections.abc import Collection, Iterator
     from pathlib import Path
 
     from batuta.runtimes.base import Handle
@@ -88,14 +90,11 @@ class Kept:
     @classmethod
     def find(cls, directory: Path, limits: Limits, handle: Handle) -> Kept | None:
         """The process that `handle`, or the note in its directory, names, if it is still the same one."""
-        for named in (handle, _note(directory)):
-            pid, created = named.get("pid"), named.get("created")
-            if not isinstance(pid, int) or not isinstance(created, int) or named.get("boot") != processes.boot():
-                continue
+        for pid, created, starts in _named(directory, handle):
             seen = processes.look(pid)
             if seen is None or not seen.is_alive or seen.created != created or not _bears_mark(pid, directory):
                 continue
-            kept = cls(directory, limits, pid, created, int(named.get("starts", 0)))
+            kept = cls(directory, limits, pid, created, starts)
             kept._begin()
             return kept
         return None
@@ -119,7 +118,7 @@ class Kept:
         grace_s = LEFTOVERS_GRACE_S
         if self._asked_until is not None:
             grace_s = self._asked_until - asyncio.get_running_loop().time()
-        await end_all(self.directory, session=self.pid, grace_s=grace_s)
+        await end_all(self.directory, sessions=(self.pid,), grace_s=grace_s)
         self.exit = Exit(words, self._asked_until is not None)
         self.ended.set()
 
@@ -176,12 +175,12 @@ class Kept:
             self._child.returncode = 0
 
 
-async def end_all(directory: Path, *, grace_s: float, session: int | None = None) -> None:
-    """Ends every process of the session, and every one that bears the directory's mark; returns when none is left."""
+async def end_all(directory: Path, *, grace_s: float, sessions: Collection[int] = ()) -> None:
+    """Ends every process of the sessions, and every one that bears the directory's mark; returns when none is left."""
     loop = asyncio.get_running_loop()
     begun = loop.time()
     polite: set[int] = set()
-    while left := _left(directory, session):
+    while left := _left(directory, sessions):
         for pid in left:
             if loop.time() - begun >= grace_s:
                 _signal_one(pid, signal.SIGKILL)
@@ -191,12 +190,34 @@ async def end_all(directory: Path, *, grace_s: float, session: int | None = None
         await asyncio.sleep(POLL_END_S)
 
 
-def _left(directory: Path, session: int | None) -> set[int]:
+def sessions_of(directory: Path, handle: Handle) -> frozenset[int]:
+    """The sessions led by what `handle` and the note in its directory name, where something of them may be left.
+
+    The number of a session is not given to another while anything of it is left; so where somebody else bears it,
+    nothing is.
+    """
+
+    def may_be_left(pid: int, created: int) -> bool:
+        leader = processes.look(pid)
+        return leader is None or (leader.created == created and _bears_mark(pid, directory))
+
+    return frozenset(pid for pid, created, _ in _named(directory, handle) if may_be_left(pid, created))
+
+
+def _named(directory: Path, handle: Handle) -> Iterator[tuple[int, int, int]]:
+    """Process id, birth and start as the handle and the note say, as far as they are of this boot."""
+    for named in (handle, _note(directory)):
+        pid, created = named.get("pid"), named.get("created")
+        if isinstance(pid, int) and isinstance(created, int) and named.get("boot") == processes.boot():
+            yield pid, created, int(named.get("starts", 0))
+
+
+def _left(directory: Path, sessions: Collection[int]) -> set[int]:
     mark = f"{MARK}={directory}".encode()
     return {
         seen.pid
         for seen in processes.table()
-        if seen.is_alive and (seen.session == session or mark in processes.environment(seen.pid))
+        if seen.is_alive and (seen.session in sessions or mark in processes.environment(seen.pid))
     }
 
 

@@ -14,6 +14,7 @@ import resource
 import signal
 import sys
 
+PR_SET_PDEATHSIG = 1
 PR_SET_NO_NEW_PRIVS = 38
 
 
@@ -22,6 +23,8 @@ def main() -> None:
     status = int(order["status"])
     os.set_inheritable(status, False)
     try:
+        if order["tiedTo"]:
+            tie(int(order["tiedTo"]))
         confine(order["limits"])
         # Python ignores SIGPIPE, and a node agent that starts holds signals back; programs expect the defaults, and
         # inherit what is set here.
@@ -34,6 +37,17 @@ def main() -> None:
         os._exit(127)
 
 
+def tie(parent: int) -> None:
+    """From here on the kernel kills this process when the thread that forked it ends, whatever it executes meanwhile.
+
+    Its own children are not tied with it: the kernel forgets this at every fork.
+    """
+    _prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        # It ended before the kernel knew; nobody is left to hear why.
+        os._exit(127)
+
+
 def confine(limits: dict[str, int]) -> None:
     """Every limit is one that the kernel keeps; what it refuses to lower further is already low."""
     _lower(resource.RLIMIT_CORE, 0)
@@ -43,8 +57,12 @@ def confine(limits: dict[str, int]) -> None:
     os.setpriority(os.PRIO_PROCESS, 0, max(limits["nice"], os.getpriority(os.PRIO_PROCESS, 0)))
     with open("/proc/self/oom_score_adj", "w", encoding="ascii") as file:
         file.write(str(limits["oomScore"]))
-    if ctypes.CDLL(None, use_errno=True).prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0:
-        raise OSError(ctypes.get_errno(), "the kernel refuses to take away new privileges")
+    _prctl(PR_SET_NO_NEW_PRIVS, 1)
+
+
+def _prctl(option: int, value: int) -> None:
+    if ctypes.CDLL(None, use_errno=True).prctl(option, value, 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), f"the kernel refuses prctl({option}, {value})")
 
 
 def _lower(what: int, most: int) -> None:

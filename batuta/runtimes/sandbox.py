@@ -8,6 +8,7 @@
 | core dumps | none: they hold secrets and fill disks |
 | privileges | `no_new_privs`: nothing that an instance executes can gain any |
 | out of memory | the kernel takes instances before it takes the node agent or its broker |
+| lease | what is tied is killed by the kernel at the instant at which the node agent ends |
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -54,10 +56,14 @@ class Program(NamedTuple):
     directory: Path
     limits: Limits = Limits()
     stdin: bytes = b""
+    tied: bool = False
+    """It must not outlive this process."""
 
 
 async def launch(program: Program, logs: Logs) -> subprocess.Popen[bytes]:
     """Returns once the command itself runs, as leader of its own session. Raises RuntimeFailure when it cannot."""
+    # The kernel ties a child to the thread that forked it, and only the main thread lives as long as its process.
+    assert not program.tied or threading.current_thread() is threading.main_thread(), "tied to a thread that may end"
     _refuse_nul(program)
     if not program.directory.is_dir():
         raise RuntimeFailure("start_failed", f"the working directory {program.directory} does not exist")
@@ -66,6 +72,7 @@ async def launch(program: Program, logs: Logs) -> subprocess.Popen[bytes]:
     order = {
         "status": status,
         "command": program.command,
+        "tiedTo": os.getpid() if program.tied else 0,
         "limits": {
             "openFiles": limits.open_files,
             "dataBytes": limits.memory_bytes * 2 + DATA_SLACK_BYTES if limits.memory_bytes else 0,

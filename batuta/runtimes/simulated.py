@@ -1,6 +1,7 @@
 """Runs nothing, at the pace of the event loop: the contract's second tenant, for fleets in virtual time.
 
-A Machine is what survives a node agent: instances run on it whether or not a runtime watches them. Scripts say how
+A Machine is what survives a node agent: instances run on it whether or not a runtime watches them, but for those with
+a lease, which end with the agent: whoever plays an agent's death says so to the Machine. Scripts say how
 instances of a component behave; without one they start at once and stay well.
 """
 
@@ -81,6 +82,13 @@ class Machine:
             self.tell("crashed", name)
         self.running.clear()
 
+    def agent_ended(self, *names: str) -> None:
+        """The node agent is gone; the machine ends what is tied to it (or only `names`), and the rest runs on."""
+        for name, run in sorted(self.alive().items()):
+            if run.instance.lease_ms is not None and (not names or name in names):
+                self.tell("killed", name)
+                del self.running[name]
+
     def tell(self, what: str, name: str) -> None:
         self.story.append((int(_now_s() * 1000), what, name))
 
@@ -114,6 +122,9 @@ class SimulatedRuntime:
         run = self.machine.alive().get(name)
         # Without a handle the machine's own note of the last start is believed, as real runtimes do.
         if run is None or handle.get("pid", run.pid) != run.pid:
+            return False
+        if run.instance.lease_ms is not None and name not in self._watched:
+            self.machine.agent_ended(name)
             return False
         self._watched.add(name)
         return True

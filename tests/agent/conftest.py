@@ -116,9 +116,10 @@ class Rig:
         return self.node
 
     async def kill(self) -> None:
-        """kill -9: nothing is written down, nobody is told, what runs goes on."""
+        """kill -9: nothing is written down, nobody is told; what runs goes on, unless it has a lease."""
         self.task.cancel()
         await asyncio.gather(self.task, return_exceptions=True)
+        self.machine.agent_ended()
         self.node.actuator.keep_only(())
         await self.node.parts.fabric.close()
 

@@ -206,7 +206,7 @@ def test_a_lease_lapses_without_contact_and_is_renewed_with_it(rig: Any, one: An
     play(story)
 
 
-def test_a_lease_survives_a_crash_of_the_agent_but_not_its_own_end(rig: Any, one: Any) -> None:
+def test_a_lease_survives_a_crash_of_the_agent_and_what_had_it_is_started_again_under_it(rig: Any, one: Any) -> None:
     async def story() -> None:
         await rig.open()
         await rig.assign(one(lease_ms=5_000))
@@ -215,15 +215,32 @@ def test_a_lease_survives_a_crash_of_the_agent_but_not_its_own_end(rig: Any, one
         await asyncio.sleep(3)
         rig.broker.cut("pi")
         await rig.kill()
+        assert rig.machine.alive() == {}, "nobody counts its lease"
         rig.start()
-        await asyncio.sleep(2)
-        assert rig.machine.starts == {"default/a/c-1-0": 1}, "adopted under the lease that it had"
+        await asyncio.sleep(1)
+        assert rig.machine.starts == {"default/a/c-1-0": 2}, "the hub is cut off, and the last contact is young enough"
         assert rig.phases() == {"c-1-0": "ready"}
         await rig.until(lambda: rig.machine.alive() == {}, 5)
         await rig.kill()
         rig.start()
         await asyncio.sleep(60)
         assert rig.machine.alive() == {}
+        await rig.leave()
+
+    play(story)
+
+
+def test_an_agent_that_is_replaced_stops_in_order_what_has_a_lease_and_nothing_else(rig: Any, one: Any) -> None:
+    async def story() -> None:
+        await rig.open()
+        await rig.assign(one("leased", lease_ms=5_000), one("free"))
+        rig.start()
+        await rig.until(lambda: rig.phases() == {"free-1-0": "ready", "leased-1-0": "ready"})
+        await rig.leave()
+        assert [s[1:] for s in rig.machine.story if s[1] != "started"] == [("stopped", "default/a/leased-1-0")]
+        rig.start()
+        await rig.until(lambda: rig.phases() == {"free-1-0": "ready", "leased-1-0": "ready"}, 5)
+        assert rig.machine.starts == {"default/a/free-1-0": 1, "default/a/leased-1-0": 2}
         await rig.leave()
 
     play(story)

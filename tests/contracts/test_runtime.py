@@ -8,6 +8,7 @@ import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+import msgspec
 import onnx
 import onnx.helper as oh
 import pytest
@@ -223,6 +224,22 @@ async def test_it_outlives_its_runtime_and_is_found_again(tenant: Tenant) -> Non
     assert await second.recover(order, handle), "asked again, it says the same"
     await second.stop(name, 5_000)
     assert (await second.inspect(name)).state == "gone"
+    await second.close()
+
+
+async def test_with_a_lease_it_is_not_found_by_another_agent(tenant: Tenant) -> None:
+    """Its own ended, so it should have ended; whatever of it is left is ended now."""
+    first, order = tenant.runtime(), tenant.lasting()
+    order = order._replace(instance=msgspec.structs.replace(order.instance, lease_ms=5_000))
+    handle = await first.start(order)
+    assert await first.recover(order, handle), "its own agent knows it"
+    await first.close()
+    second = tenant.runtime()
+    assert not await second.recover(order, handle)
+    assert (await second.inspect(order.instance.name)).state == "gone"
+    again = await second.start(order)
+    assert again["starts"] == 2
+    await second.stop(order.instance.name, 5_000)
     await second.close()
 
 

@@ -1,5 +1,5 @@
 """What only real processes can show: sessions, limits, probes, logs, ends in words."""
-# ruff: noqa: ASYNC110, ASYNC221, ASYNC230
+# ruff: noqa: ASYNC110, ASYNC220, ASYNC221, ASYNC230
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import pytest
 
 from batuta.core.decided import Instance
@@ -22,6 +24,7 @@ from batuta.runtimes import processes
 from batuta.runtimes.base import Order
 from batuta.runtimes.logs import Logs
 from batuta.runtimes.process import ProcessRuntime
+from batuta.runtimes.sandbox import LAUNCHER
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -234,6 +237,81 @@ asyncio.run(main())
     (seen,) = processes.marked("BATUTA_DIRECTORY", str(tmp_path / "instance"))
     os.kill(seen.pid, 9)
     assert "not known" in (await until(runtime, "gone")).detail
+
+
+AGENT = """
+import asyncio, pathlib, sys
+from batuta.core.decided import Instance
+from batuta.kinds.application import ProcessUse
+from batuta.runtimes.base import Order
+from batuta.runtimes.process import ProcessRuntime
+async def main():
+    runtime = ProcessRuntime()
+    for component, lease_ms in (("leased", 5_000), ("unleased", None)):
+        # Two of its own: one that can be told by its environment, and one that has wiped it.
+        use = ProcessUse(command=("sh", "-c", "sleep 600 & env -i sleep 600 & wait"))
+        made = Instance(namespace="default", application="app", component=component, revision=1, slot="0", epoch=4,
+                        process=use, lease_ms=lease_ms)
+        handle = await runtime.start(Order(made, pathlib.Path(sys.argv[1], component), {}, {}))
+        print(handle["pid"], flush=True)
+    await asyncio.Event().wait()
+asyncio.run(main())
+"""
+
+
+async def session_of(pid: int, count: int) -> list[int]:
+    """Its living processes, once they are so many."""
+    async with asyncio.timeout(10):
+        while len(left := processes.of_session(pid)) != count:
+            await asyncio.sleep(0.005)
+    return [seen.pid for seen in left]
+
+
+async def two_and_their_agents_death(directory: Path) -> tuple[int, int, float]:
+    """The process that has a lease, the one that has none, and how long the first outlived the agent."""
+    with subprocess.Popen([sys.executable, "-c", AGENT, str(directory)], stdout=subprocess.PIPE, text=True) as agent:
+        assert agent.stdout is not None
+        leased, unleased = (int(agent.stdout.readline()) for _ in range(2))
+        for pid in (leased, unleased):
+            await session_of(pid, 3)
+        killed_at = time.monotonic()
+        agent.kill()
+        async with asyncio.timeout(5):
+            while (seen := processes.look(leased)) is not None and seen.is_alive:
+                await asyncio.sleep(0.001)
+        return leased, unleased, time.monotonic() - killed_at
+
+
+async def test_what_has_a_lease_dies_with_the_agent_and_all_of_it_when_the_next_one_comes(
+    runtime: ProcessRuntime, tmp_path: Path
+) -> None:
+    leased, unleased, took_s = await two_and_their_agents_death(tmp_path)
+    # Its lease would have let it run for seconds.
+    assert took_s < 0.5
+    # The kernel knows only its own child: what that had begun lives on until somebody looks.
+    assert len(await session_of(leased, 2)) == 2
+    assert len(await session_of(unleased, 3)) == 3
+
+    def found(component: str, lease_ms: int | None) -> Order:
+        of_it = order(tmp_path, "sh")
+        made = msgspec.structs.replace(of_it.instance, component=component, lease_ms=lease_ms)
+        return of_it._replace(instance=made, directory=tmp_path / component)
+
+    assert not await runtime.recover(found("leased", 5_000), {})
+    assert processes.of_session(leased) == []
+    other = found("unleased", None)
+    assert await runtime.recover(other, {})
+    await runtime.stop(other.instance.name, 0)
+    assert processes.of_session(unleased) == []
+
+
+async def test_what_would_be_tied_to_an_agent_that_is_gone_does_not_begin(tmp_path: Path) -> None:
+    """It may end between the fork and the tie; then the kernel never tells."""
+    with socket.socket() as some:
+        gone = {"status": some.fileno(), "command": ["touch", str(tmp_path / "begun")], "limits": {}, "tiedTo": 1}
+        script = [sys.executable, "-I", "-S", str(LAUNCHER), json.dumps(gone)]
+        assert subprocess.run(script, check=False, pass_fds=(some.fileno(),), timeout=10).returncode == 127
+    assert not (tmp_path / "begun").exists()
 
 
 async def test_what_no_note_knows_is_ended_before_a_new_start(runtime: ProcessRuntime, tmp_path: Path) -> None:

@@ -90,10 +90,11 @@ class Rig:
         self._agents[name] = (node, asyncio.create_task(node.run(), name=f"agent {name}"), fabric)
 
     async def kill_agent(self, name: str) -> None:
-        """The agent dies; what it runs goes on."""
+        """The agent dies; what it runs goes on, unless it has a lease."""
         _, task, fabric = self._agents.pop(name)
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
+        self.machines[name].agent_ended()
         await fabric.close()
 
     async def crash(self, name: str) -> None:
