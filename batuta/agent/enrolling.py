@@ -106,13 +106,17 @@ async def _child(task: dict[str, Any]) -> _Said:
     child = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "batuta.agent.enrol",
         stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
+        start_new_session=True,  # a Ctrl-C is for us, and we end it
     )  # fmt: skip
     try:
         out, _ = await asyncio.wait_for(child.communicate(msgspec.json.encode(task)), CHILD_S)
     except TimeoutError:
-        child.kill()
-        await child.wait()
         raise EnrolmentRefused("not_connected", f"no answer within {CHILD_S:.0f} s", next_step="try again") from None
+    finally:
+        # Also when we are told to end: nobody would hear its answer. A token spent by then is good for the same key.
+        if child.returncode is None:
+            child.kill()
+            await child.wait()
     if child.returncode != 0:
         raise EnrolmentRefused("enrolment_broken", f"the enrolment process ended with {child.returncode}")
     said = msgspec.json.decode(out, type=_Said)

@@ -40,6 +40,12 @@ def join(token: str, *, state: str | None, print_unit: bool, **options: object) 
     import sys
     from pathlib import Path
 
+    from batuta.cli.main import hear_endings
+
+    if token:
+        # Until it is a node, Ctrl-C means that nothing happens. Without a token it is one, and what an earlier agent
+        # left running is to end too: that is for the agent, which hears what we hold back.
+        hear_endings()
     from batuta.agent.enrolling import join as enrol
     from batuta.config import default_state
 
@@ -92,8 +98,11 @@ def _become_the_agent(config: AgentConfig) -> None:
     """The same process goes on as the bare agent: without the command line's memory, and without the token in its
     arguments, where everybody on the machine could read it."""
     import os
+    import signal
     import sys
 
+    # Held back by us, it is still there for the agent, which holds it back until it can act on it.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
     words = ["--state", config.state, "--listen", config.listen, "--mqtt-port", str(config.mqtt_port)]
     if config.via:
         words += ["--via", config.via]

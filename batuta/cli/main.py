@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import signal
 import sys
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
@@ -79,11 +80,19 @@ class Verbs(click.Group):
 
 
 @click.group(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
-def batuta() -> None:
+@click.pass_context
+def batuta(context: click.Context) -> None:
     """Batuta conducts models and programs on edge machines.
 
     Begin with `batuta demo`; or `batuta up`, `batuta token create`, and `batuta join` on a machine.
     """
+    if context.invoked_subcommand != "join":  # which may become a node agent: that one knows how to end what runs
+        hear_endings()
+
+
+def hear_endings() -> None:
+    """From here on Ctrl-C and its kin are heard; what came while our modules were loaded (see `__main__`) comes now."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
