@@ -22,7 +22,7 @@ from batuta.errors import BatutaError, NotFound
 from batuta.kinds import Application, Node
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
 
 T = TypeVar("T")
@@ -77,9 +77,7 @@ class Stage:
     def kill_hub(self) -> None:
         """Kill -9 the hub's machine: supervisor, hub process and broker at once."""
         assert self._hub is not None
-        for victim in processes_in(self.hub_state):
-            with contextlib.suppress(psutil.NoSuchProcess):
-                victim.kill()
+        kill(processes_in(self.hub_state))
         self._hub.wait(10)
         self._hub = None
 
@@ -109,9 +107,7 @@ class Stage:
     def kill_node(self, name: str) -> int:
         """Kill -9 everything of a node at once; returns how many processes died."""
         victims = processes_in(self.nodes[name].state)
-        for victim in victims:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                victim.kill()
+        kill(victims)
         self.nodes[name].running.wait(10)
         return len(victims)
 
@@ -220,6 +216,23 @@ def processes_in(directory: Path) -> list[psutil.Process]:
             if any(w == needle or w.startswith(needle + "/") for w in words) or _within(process.cwd(), needle):
                 found.append(process)
     return found
+
+
+def kill(victims: Sequence[psutil.Process]) -> None:
+    """Kill -9 them at once; returns when none of them runs any more."""
+    for victim in victims:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            victim.kill()
+    for victim in victims:
+        wait_for(f"the end of {victim.pid}", lambda victim=victim: _has_ended(victim) or None, 10)  # type: ignore[misc]
+
+
+def _has_ended(process: psutil.Process) -> bool:
+    """Also of one that its parent has not asked after yet."""
+    try:
+        return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
 
 
 def _within(path: str, directory: str) -> bool:
