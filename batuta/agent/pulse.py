@@ -7,6 +7,7 @@ assignment, so a missed message costs at most one beat. The pulse only says what
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 import msgspec
@@ -60,13 +61,25 @@ class Pulse:
         self.every_ms = every_ms
         self.sent = 0
         self.unanswered = 0
+        self._linked = asyncio.Event()
 
     async def run(self) -> None:
+        """A link that comes back is told of at once: the hub compares us with neighbours that were quicker."""
+        self.fabric.on_reconnect(self._linked.set)
         while True:
+            self._linked.clear()
             began_ms = self.steady.monotonic_ms()
-            await self.beat()
+            async with asyncio.TaskGroup() as group:
+                beating = group.create_task(self.beat())
+                linking = group.create_task(self._linked.wait())
+                # A question that went out before the link came back will not be answered any more.
+                await asyncio.wait({beating, linking}, return_when=asyncio.FIRST_COMPLETED)
+                beating.cancel()
+                linking.cancel()
             spent_ms = self.steady.monotonic_ms() - began_ms
-            await asyncio.sleep(max(0, self.every_ms - spent_ms) / 1000)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(max(0, self.every_ms - spent_ms) / 1000):
+                    await self._linked.wait()
 
     async def beat(self) -> None:
         self.sent += 1

@@ -2,8 +2,10 @@
 
 A node is never declared lost for what the hub itself missed. Its silence counts from the latest of
   - the last heartbeat, or, while this hub has not heard it yet, a grace after the hub began to listen;
-  - the return of its site: when all of a site was cut off, the slower nodes get as long as anybody else;
+  - the return of its site: when all of a site was cut off, the slower nodes get a few seconds more to find back;
   - the last instant at which a neighbour heard it: then it is cut from the hub, not dead.
+And it counts only as far as a neighbour's last heartbeat: when a site is cut off, its nodes fall silent one after the
+other within a beat, and whoever had beaten last must not look like the only survivor.
 So one number, `silent_ms`, decides about failover, and one word, `link`, tells people.
 """
 
@@ -29,6 +31,8 @@ LATE_MS = 3_000
 OFFLINE_MS = 10_000
 RECONNECT_MS = 10_000
 """After its start a hub waits so long for nodes it has not heard yet: they have to find it first."""
+RETURN_MS = 5_000
+"""After a site's first node was heard again, the others have so long before their silence begins to count."""
 
 
 def every_ms(state: State) -> int:
@@ -111,6 +115,7 @@ class Ears:
         self._missed_ms = missed_ms(state)
         self._returned: dict[str, int] = {}
         self._neighbours: dict[str, dict[str, Neighbour]] = {}
+        self._witnesses: dict[str, list[tuple[int, str]]] = {}
 
     def silent_since(self, node: str) -> int:
         """From when a node's silence counts. What the hub itself heard of late needs no second opinion."""
@@ -119,7 +124,11 @@ class Ears:
         if resource is None or self.now - since < self._missed_ms:
             return since
         neighbour = self.neighbour(node)
-        return max(since, self._site_returned(resource.spec.site), neighbour.at if neighbour else since)
+        returned = self._site_returned(resource.spec.site)
+        if since < returned:  # It has not been heard since its site came back.
+            since = returned + RETURN_MS
+        since = max(since, neighbour.at) if neighbour else since
+        return since + self._unwitnessed_ms(node, resource.spec.site)
 
     def neighbour(self, node: str) -> Neighbour | None:
         """Who at the site heard this node after the hub did."""
@@ -144,6 +153,21 @@ class Ears:
             ]
             self._returned[site] = min(present, default=0)
         return self._returned[site]
+
+    def _unwitnessed_ms(self, node: str, site: str) -> int:
+        """How long ago somebody else at the site was last heard: for so long nobody can say that only `node` is silent.
+
+        Zero when nobody else is there: then the site is lost as a whole, and its silence is what it is.
+        """
+        if site not in self._witnesses:
+            seen = [
+                (sighting.last_seen, name)
+                for name in self.state.nodes_of_site.get(site, ())
+                if (sighting := self.state.sightings.get(name)) is not None and sighting.disconnected_at is None
+            ]
+            self._witnesses[site] = sorted(seen)[-2:]
+        heard = max((at for at, name in self._witnesses[site] if name != node), default=0)
+        return max(0, self.now - heard) if self.now - heard < self._missed_ms else 0
 
     def _listen(self, site: str) -> dict[str, Neighbour]:
         heard: dict[str, Neighbour] = {}

@@ -216,6 +216,7 @@ class Play:
         show = self.show
         assert self.cable is not None
         show.act(f"Act 3: the cable of site south is cut for {CUT_SECONDS:.0f} s")
+        before = self._serving()
         self.cable.cut()
         cut_at = time.monotonic()
         panel = self.panels["south"]
@@ -234,6 +235,8 @@ class Play:
         self.measured.delivered_after_cut = len(during & self.arrivals.ids())
         self._until("all caught up", self._caught_up, 60)
         show.say(f"{self.measured.delivered_after_cut:,} of them delivered afterwards, each once")
+        if (after := self._serving()) != before:
+            raise BatutaError(f"the cut should move nothing, but {before} became {after}")
 
     def act_four(self) -> None:
         """A second version replaces the first under load."""

@@ -6,6 +6,7 @@ import msgspec
 import pytest
 
 from batuta.core.decide import decide
+from batuta.core.liveness import RETURN_MS
 from batuta.core.observed import Flow, InstanceReport, Sighting
 from batuta.core.reasons import CATALOGUE
 from batuta.core.state import Change, State
@@ -367,8 +368,11 @@ def test_a_returning_site_gives_its_slower_nodes_time():
     back = state.with_changes([heard(fast, now, since=now)])
     kept, decision = decided(back, now)
     assert (places(kept), codes(decision)) == ([("read-1-berlin-0", slow)], ["node_silent"])
-    assert decision.wake_at == now + 5_000
-    later, _ = decided(kept.with_changes([heard(fast, now + 5_000, since=now)]), now + 5_000)
+    gone_at = now + RETURN_MS + 5_000
+    assert decision.wake_at == gone_at
+    almost, _ = decided(kept.with_changes([heard(fast, gone_at - 1, since=now)]), gone_at - 1)
+    assert places(almost) == [("read-1-berlin-0", slow)]
+    later, _ = decided(kept.with_changes([heard(fast, gone_at, since=now)]), gone_at)
     assert places(later) == [("read-1-berlin-0", fast)]
 
 

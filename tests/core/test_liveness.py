@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from batuta.core.liveness import LINK_RULES, every_ms, link, missed_ms, sighted, silent_ms
+from batuta.core.liveness import LINK_RULES, MISSED_MS, RETURN_MS, every_ms, link, missed_ms, sighted, silent_ms
 from batuta.core.observed import Sighting
 from batuta.core.state import Change, State
 from tests.core.fleets import NOW, heard, machines, node, state_of
@@ -49,7 +49,7 @@ def test_silence_counts_only_while_somebody_at_the_site_is_heard():
     cut = state_of(machines("a", "b"))
     assert silent_ms(cut, "a", NOW + 60_000) == 60_000
     back = cut.with_changes([heard("b", NOW + 60_000, since=NOW + 59_000)])
-    assert silent_ms(back, "a", NOW + 60_000) == 1_000
+    assert silent_ms(back, "a", NOW + 60_000) == 1_000 - RETURN_MS
     steady = cut.with_changes([heard("b", NOW + 60_000, since=NOW)])
     assert silent_ms(steady, "a", NOW + 60_000) == 60_000
 
@@ -82,3 +82,14 @@ def test_a_large_fleet_beats_more_slowly_and_is_given_more_time():
 
 def test_the_last_rule_always_holds():
     assert LINK_RULES[-1].word == "online"
+
+
+def test_a_site_that_is_cut_off_does_not_make_its_last_voice_a_survivor():
+    """Heartbeats of a second apart: at two seconds of silence of the first, the others are not yet missed."""
+    cut = state_of(machines("a", "b")).with_changes([heard("a", NOW, since=NOW - 60_000), heard("b", NOW + 900)])
+    for now in range(NOW + MISSED_MS, NOW + 900 + MISSED_MS, 100):
+        assert silent_ms(cut, "a", now) == 900
+    # Then the site is silent as a whole, and has been for as long as it has.
+    assert silent_ms(cut, "a", NOW + 900 + MISSED_MS) == 900 + MISSED_MS
+    alone = cut.with_changes([heard("b", NOW + 5_000, since=NOW - 60_000)])
+    assert silent_ms(alone, "a", NOW + 5_400) == 5_000
