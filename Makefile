@@ -25,6 +25,7 @@ bench: .venv/ready
 
 .venv/ready: pyproject.toml
 	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'Batuta needs Python 3.11 or newer; set PYTHON=python3.11')"
+	@$(PYTHON) -c "import ensurepip, venv" || { echo "python3 lacks its venv module: apt-get install python3-venv" >&2; exit 1; }
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable ".[dev]"
 	touch $@
