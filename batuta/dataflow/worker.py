@@ -3,7 +3,7 @@
 For each frame, in this order: answer into the `out` stream of the node that took the frame, hear that it is kept, then
 acknowledge the frame. Killed anywhere between, the frame comes again within two seconds to whoever serves the inbox,
 and the answer's name keeps it from being there twice. A frame that no run could ever answer is refused for good and
-counted.
+counted; so is one that kills the process (`suspects`).
 
 Started by the node agent with its order on standard input, which holds paths of secrets, never secrets.
 """
@@ -25,6 +25,7 @@ from batuta.dataflow import answers
 from batuta.dataflow.connect import connect
 from batuta.dataflow.hand import Frame, Hand
 from batuta.dataflow.pull import Inbox, Pull
+from batuta.dataflow.suspects import SUSPECTS_FILE, Suspects
 from batuta.dataflow.tally import Tally
 from batuta.dataflow.tasks import end
 from batuta.fabric import subjects
@@ -63,6 +64,7 @@ class Worker:
         self.model = order.instance.model
         self.scorer = scorer
         self.tally = tally
+        self.suspects = Suspects(Path(order.directory) / SUSPECTS_FILE, tally.error)
         self.hand = Hand(room=self.model.batch * 2, stir=self._stir)
         self.pulls: dict[str, Pull] = {}
         self._client = client
@@ -110,17 +112,39 @@ class Worker:
     async def work(self) -> None:
         """Until the hand is closed and empty."""
         while frames := await self.hand.take(self.model.batch, self.model.linger_ms):
-            fit, items = await self._decoded(frames)
-            if fit:
-                results = await self._scored(fit, items)
-                while len(self._answering) >= UNANSWERED_BATCHES_MAX:
-                    await asyncio.wait(self._answering, return_when=asyncio.FIRST_COMPLETED)
-                # Published here, in order; only the waiting is done aside, while the next batch runs.
-                sent = [(frame, await self._send(frame, result)) for frame, result in results]
-                task = asyncio.create_task(self._settle(sent))
-                self._answering.add(task)
-                task.add_done_callback(self._answering.discard)
-        if self._answering:
+            together, alone, convicted = self.suspects.sort(frames)
+            for frame in convicted:
+                deaths = self.suspects.deaths_of(frame)
+                await self._refuse(frame, f"the worker died {deaths} times while it ran on this and on nothing else")
+            results = await self._run(together)
+            for frame in alone:
+                if self.suspects.deaths_of(frame):
+                    # It may well take the process along: whatever is answered is to be out of hand by then.
+                    await self._answer(results)
+                    await self._all_settled()
+                    results = []
+                with self.suspects.alone(frame):
+                    results += await self._run([frame])
+            await self._answer(results)
+        await self._all_settled()
+
+    async def _run(self, frames: list[Frame]) -> list[tuple[Frame, dict[str, Any]]]:
+        fit, items = await self._decoded(frames)
+        return await self._scored(fit, items) if fit else []
+
+    async def _answer(self, results: list[tuple[Frame, dict[str, Any]]]) -> None:
+        """Published here, in order; only the waiting is done aside, while the next batch runs."""
+        if not results:
+            return
+        while len(self._answering) >= UNANSWERED_BATCHES_MAX:
+            await asyncio.wait(self._answering, return_when=asyncio.FIRST_COMPLETED)
+        sent = [(frame, await self._send(frame, result)) for frame, result in results]
+        task = asyncio.create_task(self._settle(sent))
+        self._answering.add(task)
+        task.add_done_callback(self._answering.discard)
+
+    async def _all_settled(self) -> None:
+        while self._answering:
             await asyncio.wait(self._answering)
 
     async def _decoded(self, frames: Sequence[Frame]) -> tuple[list[Frame], list[Array]]:

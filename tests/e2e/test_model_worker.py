@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import importlib.util
 import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,10 +15,10 @@ import numpy as np
 import pytest
 
 from batuta.core.decided import Capture, Instance, ModelOrder
-from batuta.core.worker import PULSE_FILE, Pulse
+from batuta.core.worker import PULSE_FILE, Pulse, WorkerOrder
 from batuta.dataflow.inbox import Inbox
 from batuta.kinds.application import Input, Output
-from batuta.kinds.base import Bytes, decode_hook
+from batuta.kinds.base import Bytes, decode_hook, encode_hook
 from batuta.kinds.model import Signature, Tensor, Variant
 from batuta.runtimes.base import Order
 from batuta.runtimes.model import ModelRuntime
@@ -250,6 +251,75 @@ async def test_nonsense_is_counted_refused_and_does_not_come_again(tmp_path: Pat
             device.close()
             await runtime.stop(order.instance.name, 5_000)
             await runtime.close()
+
+
+DEADLY = """
+import os
+from batuta.dataflow import scoring, worker
+
+score = scoring.Scorer.score
+
+def deadly(self, items):
+    if any(float(item.flat[0]) == 666 for item in items):
+        os.kill(os.getpid(), 11)
+    return score(self, items)
+
+scoring.Scorer.score = deadly
+worker.main()
+"""
+
+
+async def test_a_frame_that_kills_the_worker_is_found_out_and_takes_no_other_along(
+    tmp_path: Path, digits: Digits
+) -> None:
+    total, poison = 40, 7
+    async with site.site_of(tmp_path, ["na"]) as (na,), kept(na, CAPTURE) as inbox:
+        order = order_of(na, digits, ("na",))
+        order.directory.mkdir(parents=True)
+        (order.directory / "neighbours.json").write_bytes(b'["na"]')
+        device = site.Device(na, "meters/#")
+        deaths = 0
+        try:
+            for i in range(total):
+                deadly = msgspec.json.encode([666.0] * 64)
+                device.publish(f"cameras/c{i}/frame", deadly if i == poison else frame(digits, i))
+            await device.all_kept(total)
+            while True:
+                given = WorkerOrder(
+                    instance=order.instance, artifact=str(digits.path), directory=str(order.directory),
+                    broker=dict(order.broker), start=deaths + 1,
+                )  # fmt: skip
+                worker = await asyncio.create_subprocess_exec(
+                    sys.executable, "-c", DEADLY, stdin=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL
+                )
+                assert worker.stdin is not None
+                worker.stdin.write(msgspec.json.encode(given, enc_hook=encode_hook))
+                worker.stdin.close()
+                ended = asyncio.create_task(worker.wait())
+                stored = asyncio.create_task(site.until(lambda: inbox.books()[0].shed == 1, 60))
+                await asyncio.wait({ended, stored}, return_when=asyncio.FIRST_COMPLETED)
+                if not ended.done():
+                    break
+                stored.cancel()
+                assert await ended == -11
+                deaths += 1
+                assert deaths < 10, "it would go on for ever"
+            await site.until(lambda: pulse(order).measures.errors == 1)
+            said = pulse(order)
+            worker.terminate()
+            await ended
+            assert said.last_errors == (
+                "cameras/c7/frame: the worker died 3 times while it ran on this and on nothing else",
+            )
+            await site.until(lambda: len(device.heard) >= total - 1)
+            assert sorted(numbers(device.heard)) == [i for i in range(total) if i != poison]
+            (flow,) = inbox.books()
+            assert (flow.produced, flow.delivered, flow.stored, flow.shed) == (total, total - 1, 0, 1)
+            # Thrice in company, before anything is suspected, and thrice alone.
+            print(f"{deaths} deaths")
+            assert deaths <= 7
+        finally:
+            device.close()
 
 
 async def test_raw_frames_and_a_new_neighbour(tmp_path: Path, digits: Digits) -> None:
