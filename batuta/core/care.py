@@ -122,7 +122,7 @@ class Care:
         self.notes.say(code, self.subject(slot), detail)
 
     def say_silent(self, slot: Slot, holder: Holder) -> None:
-        neighbour = self.draft.ears.neighbour(holder.node)
+        neighbour = self.draft.ears.cut_off(holder.node)
         detail = holder.node
         if neighbour is not None:
             detail += f", but {neighbour.name} hears it: it is cut from the hub, not dead"

@@ -33,6 +33,8 @@ RECONNECT_MS = 10_000
 """After its start a hub waits so long for nodes it has not heard yet: they have to find it first."""
 RETURN_MS = 5_000
 """After a site's first node was heard again, the others have so long before their silence begins to count."""
+HEARSAY_MS = 20_000
+"""Nodes report every fifteen seconds at least; what one says of another is news for so long."""
 
 
 def every_ms(state: State) -> int:
@@ -140,6 +142,14 @@ class Ears:
             self._neighbours[site] = self._listen(site)
         found = self._neighbours[site].get(node)
         return found if found is not None and found.at > heard_at(self.state, node) else None
+
+    def cut_off(self, node: str) -> Neighbour | None:
+        """Who goes on hearing a node that the hub does not: it is cut from the hub, not dead. A last word that reached
+        a neighbour and not the hub says nothing of the kind, nor does what was heard long ago."""
+        found = self.neighbour(node)
+        if found is None or self.now - found.at >= HEARSAY_MS:
+            return None
+        return found if found.at - heard_at(self.state, node) >= self._missed_ms else None
 
     def _site_returned(self, site: str) -> int:
         """Since when somebody at the site has been there without a break; long ago when nobody is."""

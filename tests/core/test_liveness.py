@@ -5,7 +5,18 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from batuta.core.liveness import LINK_RULES, MISSED_MS, RETURN_MS, every_ms, link, missed_ms, sighted, silent_ms
+from batuta.core.liveness import (
+    HEARSAY_MS,
+    LINK_RULES,
+    MISSED_MS,
+    RETURN_MS,
+    Ears,
+    every_ms,
+    link,
+    missed_ms,
+    sighted,
+    silent_ms,
+)
 from batuta.core.observed import Sighting
 from batuta.core.state import Change, State
 from tests.core.fleets import NOW, heard, machines, node, state_of
@@ -62,6 +73,27 @@ def test_what_a_neighbour_heard_counts_from_when_it_said_so():
     assert silent_ms(state, "a", NOW + 60_000) == 1_500
     untold = state.with_changes([Change("sightings", "b", msgspec.structs.replace(sighting, reported_at=None))])
     assert silent_ms(untold, "a", NOW + 60_000) == 60_000
+
+
+@pytest.mark.parametrize(
+    ("later_ms", "told_ms_ago", "is_cut"),
+    [
+        (900, 0, False),  # The last word before it died: its neighbour heard it, the hub's was due a moment later.
+        (MISSED_MS - 1, 0, False),
+        (MISSED_MS, 0, True),
+        (60_000, 0, True),
+        (60_000, HEARSAY_MS - 1, True),
+        (60_000, HEARSAY_MS, False),  # It was cut off, and nobody has heard it since.
+    ],
+)
+def test_a_node_is_cut_off_while_a_neighbour_goes_on_hearing_it(later_ms, told_ms_ago, is_cut):
+    heard_at = NOW + later_ms
+    now = heard_at + told_ms_ago
+    state = state_of(machines("a", "b"))
+    report = msgspec.structs.replace(state.observed["b"], hears={"a": 0})
+    sighting = Sighting(last_seen=now, online_since=NOW - 1, reported_at=heard_at)
+    state = state.with_changes([Change("observed", "b", report), Change("sightings", "b", sighting)])
+    assert Ears(state, now).cut_off("a") == (("b", heard_at) if is_cut else None)
 
 
 def test_a_gap_begins_a_new_presence():
