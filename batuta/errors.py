@@ -1,14 +1,21 @@
 """Everything Batuta raises on purpose, as one tree.
 
     BatutaError
-    ├── Refused            a document or request is wrong; carries every Problem found
-    ├── NotFound           nothing is called that
-    ├── Stale              the revision you wrote against is no longer the newest
-    ├── FabricUnavailable  the broker cannot be reached, or did not answer in time
-    ├── EnrolmentRefused   a node may not join; carries a Reason code and the next step
-    ├── RuntimeFailure     an instance could not be prepared, started, inspected or stopped
-    ├── ArtifactRefused    bytes that are not what their digest says, or cannot be fetched or kept
-    └── LedgerCorrupt      what a node wrote down about itself cannot be read back
+    ├── Refused                a document or request is wrong; carries every Problem found
+    │   └── AlreadyThere       hub.declare: a new resource would take the name of one that exists
+    ├── NotFound               nothing is called that
+    ├── Stale                  the revision you wrote against is no longer the newest
+    ├── FabricUnavailable      the broker cannot be reached, or did not answer in time
+    │   ├── BrokerFailed       fabric.broker: it did not start, or refused a configuration; carries a code
+    │   ├── NoContext          client: nobody has said which hub is meant
+    │   └── Silent             wire: a stream that had begun said nothing for too long
+    ├── EnrolmentRefused       a node may not join; carries a Reason code and the next step
+    ├── RuntimeFailure         an instance could not be prepared, started, inspected or stopped
+    ├── ArtifactRefused        bytes that are not what their digest says, or cannot be fetched or kept
+    ├── LedgerCorrupt          what a node wrote down about itself cannot be read back
+    ├── AlreadyRunning         agent.agent: another node agent has this state directory
+    ├── WaitedTooLong          client: what was awaited did not come in time
+    └── Wrong                  web.answers: the request itself cannot be served; carries an HTTP status
 
 Refusals that the core foresees are values (`Problem`, `Reason`), not exceptions; contradictions are assertions.
 """
