@@ -11,12 +11,13 @@ import hashlib
 import os
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote
 
 import msgspec
 
-from batuta.config import HTTP_PORT, default_state
+from batuta.answers import Applied, Changed, Check, Event, Foreseen, Found, Token
+from batuta.context import context
 from batuta.errors import BatutaError, FabricUnavailable, NotFound, Stale
 from batuta.kinds.base import API_VERSION, DEFAULT_NAMESPACE, Resource, decode_hook
 from batuta.wire import Silent, Upload, Wire, failure
@@ -24,112 +25,29 @@ from batuta.wire import Silent, Upload, Wire, failure
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
 
+__all__ = [
+    "Applied",
+    "Changed",
+    "Check",
+    "Client",
+    "Event",
+    "Foreseen",
+    "Found",
+    "Token",
+    "WaitedTooLong",
+    "connect",
+]
+
 R = TypeVar("R", bound=Resource)
 
-DEFAULT_SERVER = f"http://127.0.0.1:{HTTP_PORT}"
 PAUSE_S, PAUSE_MAX_S = 0.05, 2.0
 """Before a broken stream is opened again; doubled each time until something is heard."""
 SILENCE_MAX_S = 75.0
 """A stream that says nothing for so long is opened again; hubs send a bookmark more often than that."""
 
 
-class Found(NamedTuple, Generic[R]):
-    """A resource as the hub knows it: what was declared, and what is so."""
-
-    resource: R
-    status: Mapping[str, Any]
-    """Computed by the hub, never stored."""
-    document: Mapping[str, Any]
-    """The whole answer, as it came."""
-
-
-class Event(NamedTuple, Generic[R]):
-    """A resource was added, modified or deleted."""
-
-    type: Literal["ADDED", "MODIFIED", "DELETED"]
-    found: Found[R]
-
-
-class Applied(NamedTuple):
-    """What became of one applied resource."""
-
-    kind: str
-    namespace: str
-    name: str
-    action: Literal["created", "configured", "unchanged"]
-
-
-class Token(NamedTuple):
-    """A join token. `token` is the line to paste; it is shown once."""
-
-    id: str
-    site: str
-    expires: str
-    token: str = ""
-    name: str = ""
-    used_by: str = ""
-    state: str = ""
-    """`open`, `used` or `expired`."""
-
-
-class Check(NamedTuple):
-    """One question of the doctor, its answer, and the command that mends it."""
-
-    name: str
-    result: Literal["pass", "warn", "fail"]
-    message: str
-    next_step: str = ""
-
-
-class NoContext(FabricUnavailable):
-    """Nobody has said which hub is meant."""
-
-
 class WaitedTooLong(BatutaError):
     """What was awaited did not come in time."""
-
-
-class Context(NamedTuple):
-    """Which hub, as whom."""
-
-    server: str
-    token: str = ""
-    ca: str = ""
-
-
-def context(
-    state: str | os.PathLike[str] | None = None, *, server: str | None = None, token_file: str | None = None
-) -> Context:
-    """The hub that is meant: by the arguments, else $BATUTA_SERVER and $BATUTA_TOKEN_FILE, else by `batuta up` here."""
-    server = server or os.environ.get("BATUTA_SERVER", "")
-    token_file = token_file or os.environ.get("BATUTA_TOKEN_FILE", "")
-    file = Path(state or default_state()).expanduser() / "context.json"
-    known: dict[str, Any] = {}
-    try:
-        known = msgspec.json.decode(file.read_bytes(), type=dict[str, Any])
-    except FileNotFoundError:
-        if not server:
-            raise NoContext(
-                f"no hub is known here: there is no {file}",
-                next_step="start one with `batuta up`, or name one with BATUTA_SERVER and BATUTA_TOKEN_FILE",
-            ) from None
-    except (OSError, msgspec.DecodeError) as error:
-        raise BatutaError(f"{file} cannot be read", next_step="`batuta up` writes it anew") from error
-    ca = str(known.get("ca") or "")
-    if server and server.rstrip("/") != str(known.get("server", "")).rstrip("/"):
-        ca = ""  # Another hub than the one written down: neither its authority nor its token are for this one.
-    else:
-        token_file = token_file or str(known.get("tokenFile") or "")
-    token = ""
-    if token_file:
-        try:
-            token = Path(token_file).expanduser().read_text().strip()
-        except OSError as error:
-            raise BatutaError(
-                f"the token file {token_file} cannot be read",
-                next_step="run as the user who runs the hub, or set BATUTA_TOKEN_FILE",
-            ) from error
-    return Context(server or str(known.get("server") or DEFAULT_SERVER), token, ca)
 
 
 def connect(
@@ -170,20 +88,40 @@ class Client:
         self, what: str | Iterable[Resource], *, file: str = "", namespace: str = "", dry_run: bool = False
     ) -> tuple[Applied, ...]:
         """Declare all of these at once, or nothing. Text is YAML or JSON, with one or many documents."""
-        from batuta.kinds.manifest import dump
-
-        text = what if isinstance(what, str) else "---\n".join(dump(resource) for resource in what)
         query = {"dryRun": "All" if dry_run else "", "file": file, "namespace": namespace}
-        answer = self._wire.ask("POST", "/apply", query, text.encode(), content_type="application/yaml")
-        return tuple(
-            Applied(
-                item.get("kind", ""),
-                item.get("metadata", item).get("namespace") or "",
-                item.get("metadata", item).get("name", ""),
-                item.get("action", "configured"),
-            )
-            for item in answer.get("items", ())
-        )
+        answer = self._wire.ask("POST", "/apply", query, _yaml(what).encode(), content_type="application/yaml")
+        return tuple(Applied(*_about(item)) for item in answer.get("items", ()))
+
+    def diff(self, what: str | Iterable[Resource], *, file: str = "", namespace: str = "") -> Foreseen:
+        """What `apply` would change, and what would move for it. Nothing is stored."""
+        query = {"file": file, "namespace": namespace}
+        answer = self._wire.ask("POST", "/diff", query, _yaml(what).encode(), content_type="application/yaml")
+        items = tuple(Changed(*_about(item), tuple(item.get("fields", ()))) for item in answer.get("items", ()))
+        reasons = {app: tuple(said) for app, said in answer.get("reasons", {}).items()}
+        return Foreseen(items, tuple(answer.get("steps", ())), reasons, bool(answer.get("isWhole", True)))
+
+    def update(
+        self,
+        kind: type[R],
+        name: str,
+        change: Callable[[R], R],
+        *,
+        namespace: str = DEFAULT_NAMESPACE,
+        tries: int = 5,
+    ) -> Found[R]:
+        """Read it, change it, write it back; again when somebody else wrote in between. Raises Stale in the end."""
+        path = _path(kind, namespace, name)
+        for left in reversed(range(tries)):
+            found = self.get(kind, name, namespace=namespace)
+            changed = change(found.resource)
+            if changed == found.resource:
+                return found
+            try:
+                return _found(kind, self._wire.ask("PUT", path, body=_json(changed), may_repeat=False))
+            except Stale:
+                if not left:
+                    raise
+        raise ValueError("an update needs one try at least")
 
     def delete(self, kind: type[Resource], name: str, *, namespace: str = DEFAULT_NAMESPACE) -> None:
         self._wire.ask("DELETE", _path(kind, namespace, name))
@@ -364,6 +302,25 @@ def _found(kind: type[R], document: dict[str, Any]) -> Found[R]:
             next_step="install the same version of batuta as the hub's",
         ) from error
     return Found(resource, document.get("status") or {}, document)
+
+
+def _yaml(what: str | Iterable[Resource]) -> str:
+    from batuta.kinds.manifest import dump
+
+    return what if isinstance(what, str) else "---\n".join(dump(resource) for resource in what)
+
+
+def _json(resource: Resource) -> bytes:
+    from batuta.kinds.manifest import to_json
+
+    return to_json(resource)
+
+
+def _about(item: Mapping[str, Any]) -> tuple[str, str, str, Any]:
+    """Kind, namespace, name and action of one answered resource."""
+    metadata = item.get("metadata", item)
+    action = item.get("action", "configured")
+    return item.get("kind", ""), metadata.get("namespace") or "", metadata.get("name", ""), action
 
 
 def _identity(found: Found[Any]) -> tuple[str, str]:

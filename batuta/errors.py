@@ -7,7 +7,7 @@
     ├── Stale                  the revision you wrote against is no longer the newest
     ├── FabricUnavailable      the broker cannot be reached, or did not answer in time
     │   ├── BrokerFailed       fabric.broker: it did not start, or refused a configuration; carries a code
-    │   ├── NoContext          client: nobody has said which hub is meant
+    │   ├── NoContext          context: nobody has said which hub is meant
     │   └── Silent             wire: a stream that had begun said nothing for too long
     ├── EnrolmentRefused       a node may not join; carries a Reason code and the next step
     ├── RuntimeFailure         an instance could not be prepared, started, inspected or stopped

@@ -55,7 +55,8 @@ def doctor(context: click.Context, connect: Callable[[], Client], *, output: str
 
 
 def _hub(connect: Callable[[], Client], *, is_node: bool) -> tuple[Check, ...]:
-    from batuta.client import Check, NoContext
+    from batuta.client import Check
+    from batuta.context import NoContext
     from batuta.errors import BatutaError
 
     try:

@@ -29,6 +29,7 @@ VERBS: dict[str, Verb] = {
     "join": Verb("join", "Make this machine a node of a hub."),
     "token": Verb("token", "Join tokens: create, list, revoke."),
     "apply": Verb("apply", "Declare what is in a manifest."),
+    "diff": Verb("diff", "What would a manifest change, and what would move?"),
     "get": Verb("get", "List what there is, one line each."),
     "describe": Verb("describe", "All that is known of one thing."),
     "delete": Verb("delete", "Take a declaration back."),

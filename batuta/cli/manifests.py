@@ -13,7 +13,7 @@ from batuta.errors import BatutaError, Refused
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from batuta.client import Applied, Client
+    from batuta.client import Applied, Client, Foreseen
     from batuta.kinds import AnyResource
     from batuta.kinds.base import Problem
 
@@ -33,6 +33,13 @@ class Manifest(NamedTuple):
         """Declare it. What the hub refuses is told by file and line of what people wrote."""
         try:
             return hub.apply(self.text, namespace=namespace, dry_run=dry_run)
+        except Refused as refused:
+            raise Refused([self._placed(problem) for problem in refused.problems]) from None
+
+    def diff(self, hub: Client, *, namespace: str) -> Foreseen:
+        """What declaring it would change and move. Refused as `apply` would be."""
+        try:
+            return hub.diff(self.text, namespace=namespace)
         except Refused as refused:
             raise Refused([self._placed(problem) for problem in refused.problems]) from None
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 from starlette.responses import StreamingResponse
@@ -16,7 +16,7 @@ from batuta.hub.questions import instances_of
 from batuta.kinds import manifest
 from batuta.kinds.base import API_VERSION, Ref, encode_hook
 from batuta.web.answers import Wrong, raw, said
-from batuta.web.bodies import text_of
+from batuta.web.bodies import in_namespace, text_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -53,9 +53,7 @@ class Actions:
             raise Wrong(400, "dryRun can be All")
         read = manifest.parse_manifest(await text_of(request), query.get("file", "")[:256])
         resources = read.resources
-        namespace = query.get("namespace", "")
-        if namespace:
-            resources = [_in_namespace(resource, namespace) for resource in resources]
+        resources = [in_namespace(resource, query.get("namespace", "")) for resource in resources]
         dry_run = bool(query.get("dryRun"))
         try:
             declared = await self._hub.declarations.apply(resources, dry_run=dry_run)
@@ -111,12 +109,6 @@ class Actions:
         if state.get(Ref("applications", namespace, name)) is None and app not in state.held:
             raise NotFound(f"applications {name[:80]!r} not found", next_step="batuta get applications")
         return app
-
-
-def _in_namespace(resource: Any, namespace: str) -> Any:
-    if not resource.namespaced or resource.metadata.namespace:
-        return resource
-    return msgspec.structs.replace(resource, metadata=msgspec.structs.replace(resource.metadata, namespace=namespace))
 
 
 async def _in_order(streams: list[AsyncIterator[str]], names: list[str]) -> AsyncIterator[bytes]:

@@ -15,6 +15,7 @@ from batuta.web.answers import on_error
 from batuta.web.discovery import discovery_routes
 from batuta.web.doctor import doctor_routes
 from batuta.web.files import file_routes
+from batuta.web.foreseen import foreseen_routes
 from batuta.web.joining import joining_routes
 from batuta.web.metrics import metrics_routes
 from batuta.web.resources import resource_routes
@@ -32,6 +33,7 @@ def application(hub: Hub) -> Starlette:
             *discovery_routes(hub),
             *resource_routes(hub),
             *action_routes(hub),
+            *foreseen_routes(hub),
             *joining_routes(hub),
             *file_routes(hub),
             *metrics_routes(hub),

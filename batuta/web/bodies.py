@@ -62,5 +62,12 @@ async def chunks_of(request: Request) -> AsyncIterator[bytes]:
             yield chunk
 
 
+def in_namespace(resource: Any, namespace: str) -> Any:
+    """The same resource in this namespace, when it names none itself."""
+    if not namespace or not resource.namespaced or resource.metadata.namespace:
+        return resource
+    return msgspec.structs.replace(resource, metadata=msgspec.structs.replace(resource.metadata, namespace=namespace))
+
+
 def _too_large(bytes_max: int) -> Wrong:
     return Wrong(413, f"a body has {bytes_max} bytes at most here")

@@ -121,7 +121,7 @@ def test_a_token_never_leaves_the_machine_unencrypted(tmp_path) -> None:
 
 def test_the_token_of_one_hub_is_not_shown_to_another(tmp_path) -> None:
     """A context names a hub and its token; --server names another hub, which must not get that token."""
-    from batuta.client import context
+    from batuta.context import context
 
     (tmp_path / "token").write_text("secret")
     (tmp_path / "context.json").write_text(f'{{"server":"http://127.0.0.1:8400","tokenFile":"{tmp_path}/token"}}')

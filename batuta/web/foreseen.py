@@ -1,0 +1,67 @@
+"""POST /diff: what manifests would change and what would move, with nothing declared and nothing stored."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+from starlette.routing import Route
+
+from batuta.core.foresee import foresee
+from batuta.core.state import Change
+from batuta.core.view_application import plain_reason
+from batuta.errors import Refused
+from batuta.kinds import manifest
+from batuta.kinds.base import API_VERSION, encode_hook
+from batuta.kinds.difference import differences
+from batuta.web.answers import raw
+from batuta.web.bodies import in_namespace, text_of
+
+if TYPE_CHECKING:
+    from starlette.requests import Request
+    from starlette.responses import Response
+
+    from batuta.core.state import State
+    from batuta.hub.hub import Hub
+    from batuta.kinds.base import Resource
+
+
+def foreseen_routes(hub: Hub) -> list[Route]:
+    async def diff(request: Request) -> Response:
+        """Body and query as for /apply, and refused for the same reasons."""
+        read = manifest.parse_manifest(await text_of(request), request.query_params.get("file", "")[:256])
+        resources = [in_namespace(r, request.query_params.get("namespace", "")) for r in read.resources]
+        state = hub.loop.state
+        try:
+            declared = await hub.declarations.apply(resources, dry_run=True)
+        except Refused as refused:
+            raise read.placed(refused.problems, [str(r.ref) for r in resources]) from None
+        changes = [Change("desired", d.resource.ref.key, d.resource) for d in declared if d.action != "unchanged"]
+        items = [_item(state, d.resource, d.action) for d in declared]
+        # In a thread of its own: deciding again and again takes time, and the hub has nodes to answer.
+        found = await asyncio.to_thread(foresee, state, changes, hub.clock.now())
+        answer = {
+            "kind": "DiffResult",
+            "apiVersion": API_VERSION,
+            "items": items,
+            "steps": found.steps,
+            "reasons": {app: [plain_reason(r) for r in said] for app, said in found.reasons.items()},
+            "isWhole": found.is_whole,
+        }
+        return raw(msgspec.json.encode(answer, enc_hook=encode_hook))
+
+    return [Route("/diff", diff, methods=["POST"])]
+
+
+def _item(state: State, resource: Resource, action: str) -> dict[str, Any]:
+    before = state.get(resource.ref)
+    was = manifest.to_document(before, server_fields=False) if before is not None else None
+    will = manifest.to_document(resource, server_fields=False)
+    metadata = {"name": resource.ref.name} | ({"namespace": resource.ref.namespace} if resource.namespaced else {})
+    return {
+        "kind": type(resource).__name__,
+        "metadata": metadata,
+        "action": action,
+        "fields": list(differences(was, will)) if was is not None else [],
+    }
