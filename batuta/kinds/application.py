@@ -9,7 +9,7 @@ import msgspec
 from msgspec import Meta
 
 from batuta.kinds import condition
-from batuta.kinds.base import Bytes, Condition, Millicores, Millis, Name, Problem, Record, Resource, Topic
+from batuta.kinds.base import Bytes, Condition, Millicores, Millis, Name, Problem, Record, Resource, Scale, Topic
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -174,6 +174,7 @@ class Application(Resource, tag="Application", kw_only=True):
     plural: ClassVar[str] = "applications"
     namespaced: ClassVar[bool] = True
     short_names: ClassVar[tuple[str, ...]] = ("app", "apps")
+    scale: ClassVar[Scale | None] = Scale(parts=("components",), wanted=("replicas", "count"), ready="ready")
     columns: ClassVar[tuple[tuple[str, str], ...]] = (
         ("STATE", "status.state"),
         ("READY", "status.ready"),

@@ -284,6 +284,17 @@ class Metadata(Record):
     generate_name: str | None = None
 
 
+class Scale(NamedTuple):
+    """Where a kind says how many: the list of its parts, and inside of one part the number that people scale."""
+
+    parts: tuple[str, ...]
+    """Path of the list: a resource with more than one part has no one number."""
+    wanted: tuple[str, ...]
+    """Path of the number inside a part."""
+    ready: str
+    """Name of the number in the part's status."""
+
+
 class Resource(Record, tag_field="kind"):
     """Something declared. Each kind is one subclass; every surface reads from it and nothing is said twice."""
 
@@ -292,6 +303,8 @@ class Resource(Record, tag_field="kind"):
     columns: ClassVar[tuple[tuple[str, str], ...]]
     """Table columns: heading and a dotted path into the resource or its computed status."""
     short_names: ClassVar[tuple[str, ...]] = ()
+    scale: ClassVar[Scale | None] = None
+    """Where its one number of replicas is, for kinds that may have one."""
 
     metadata: Metadata
     api_version: Literal["batuta.dev/v1"] = "batuta.dev/v1"

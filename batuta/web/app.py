@@ -9,6 +9,7 @@ from starlette.exceptions import HTTPException
 
 from batuta.errors import BatutaError
 from batuta.hub.feed import TooOld
+from batuta.kinds import KINDS
 from batuta.web.access import Access
 from batuta.web.actions import action_routes
 from batuta.web.answers import on_error
@@ -18,7 +19,8 @@ from batuta.web.files import file_routes
 from batuta.web.foreseen import foreseen_routes
 from batuta.web.joining import joining_routes
 from batuta.web.metrics import metrics_routes
-from batuta.web.resources import resource_routes
+from batuta.web.openapi import openapi_routes
+from batuta.web.resources import KindApi
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp
@@ -28,10 +30,13 @@ if TYPE_CHECKING:
 
 def application(hub: Hub) -> Starlette:
     """The API of a hub, without a door."""
+    kinds = [KindApi(hub, kind) for kind in KINDS]
+    sources = [kind.source for kind in kinds]
     return Starlette(
         routes=[
-            *discovery_routes(hub),
-            *resource_routes(hub),
+            *discovery_routes(hub, sources),
+            *openapi_routes(sources),
+            *(route for kind in kinds for route in kind.routes()),
             *action_routes(hub),
             *foreseen_routes(hub),
             *joining_routes(hub),

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import base64
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 from starlette.routing import Route
 
-from batuta.errors import NotFound, Refused, Stale
-from batuta.kinds import KINDS, manifest
-from batuta.kinds.base import API_VERSION, Problem, Ref
+from batuta.errors import Refused, Stale
+from batuta.kinds import manifest
+from batuta.kinds.base import API_VERSION, Problem
 from batuta.web.answers import Wrong, raw, said
 from batuta.web.bodies import body_of, json_of
-from batuta.web.selectors import selector
-from batuta.web.watch import watch
+from batuta.web.reading import Reading, no_such
+from batuta.web.sources import KindSource
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -25,14 +24,10 @@ if TYPE_CHECKING:
     from batuta.core.state import State
     from batuta.hub.feed import Row
     from batuta.hub.hub import Hub
-    from batuta.kinds.base import Resource
+    from batuta.kinds.base import Ref, Resource
 
 BASE: Final = f"/apis/{API_VERSION}"
 MERGE_PATCH: Final = "application/merge-patch+json"
-
-
-def resource_routes(hub: Hub) -> list[Route]:
-    return [route for kind in KINDS for route in KindApi(hub, kind).routes()]
 
 
 class KindApi:
@@ -41,52 +36,25 @@ class KindApi:
     def __init__(self, hub: Hub, kind: type[Resource]) -> None:
         self._hub = hub
         self._kind = kind
+        self.source = KindSource(hub, kind)
+        self._reading = Reading(hub, self.source)
 
     def routes(self) -> list[Route]:
         plural = self._kind.plural
         inside = f"{BASE}/namespaces/{{namespace}}/{plural}" if self._kind.namespaced else f"{BASE}/{plural}"
         routes = [
-            Route(inside, self._list_or_watch, methods=["GET"]),
+            Route(inside, self._reading.list_or_watch, methods=["GET"]),
             Route(inside, self._create, methods=["POST"]),
-            Route(f"{inside}/{{name}}", self._get, methods=["GET"]),
+            Route(f"{inside}/{{name}}", self._reading.get, methods=["GET"]),
             Route(f"{inside}/{{name}}", self._replace, methods=["PUT"]),
             Route(f"{inside}/{{name}}", self._patch, methods=["PATCH"]),
             Route(f"{inside}/{{name}}", self._delete, methods=["DELETE"]),
-            Route(f"{inside}/{{name}}/status", self._get, methods=["GET"]),
+            Route(f"{inside}/{{name}}/status", self._reading.get, methods=["GET"]),
             Route(f"{inside}/{{name}}/status", _status_is_computed, methods=["PUT", "PATCH", "POST"]),
         ]
         if self._kind.namespaced:
-            routes.append(Route(f"{BASE}/{plural}", self._list_or_watch, methods=["GET"]))
+            routes.append(Route(f"{BASE}/{plural}", self._reading.list_or_watch, methods=["GET"]))
         return routes
-
-    # --- Reading ---
-
-    async def _list_or_watch(self, request: Request) -> Response:
-        query = request.query_params
-        chosen = selector(query.get("labelSelector", ""), query.get("fieldSelector", ""))
-        namespace = request.path_params.get("namespace", "")
-        if query.get("watch") in ("true", "1"):
-            return watch(self._hub, self._kind, namespace, chosen, query)
-        rows = [
-            row
-            for row in self._hub.feed.rows(self._kind.plural).values()
-            if (not namespace or row.ref.namespace == namespace) and chosen.selects(row.ref, row.labels)
-        ]
-        rows, page = _page(rows, query.get("limit", ""), query.get("continue", ""))
-        metadata = {"resourceVersion": str(self._hub.feed.version), **page}
-        head = msgspec.json.encode(
-            {"apiVersion": API_VERSION, "kind": f"{self._kind.__name__}List", "metadata": metadata}
-        )
-        return raw(head[:-1] + b',"items":[' + b",".join(row.body for row in rows) + b"]}")
-
-    async def _get(self, request: Request) -> Response:
-        return raw(self._row(self._ref(request)).body)
-
-    def _row(self, ref: Ref) -> Row:
-        row = self._hub.feed.row(ref)
-        if row is None:
-            raise _no_such(self._kind, ref.name)
-        return row
 
     # --- Writing ---
 
@@ -97,7 +65,7 @@ class KindApi:
         return raw(self._shown(created, dry_run=dry_run), 201)
 
     async def _replace(self, request: Request) -> Response:
-        ref = self._ref(request)
+        ref = self._reading.ref(request)
         self._row(ref)
         resource = self._read(await json_of(request), request)
         return await self._write(request, resource)
@@ -108,10 +76,10 @@ class KindApi:
             message = f"{said_type or 'no content type'} cannot be applied here"
             raise Wrong(415, message, next_step=f"send {MERGE_PATCH}")
         patch = await json_of(request)
-        ref = self._ref(request)
+        ref = self._reading.ref(request)
         before = self._hub.loop.state.get(ref)
         if before is None:
-            raise _no_such(self._kind, ref.name)
+            raise no_such(self.source, ref.name)
         document = msgspec.json.decode(manifest.to_json(before))
         document["metadata"].pop("resourceVersion", None)
         resource = self._read(merged(document, patch), request)
@@ -130,7 +98,7 @@ class KindApi:
 
         def check(state: State) -> None:
             if state.get(ref) is None:
-                raise _no_such(self._kind, ref.name)
+                raise no_such(self.source, ref.name)
             if known is not None:
                 self._check_version(ref, known)
             if unless is not None:
@@ -140,7 +108,7 @@ class KindApi:
         return raw(self._shown(written[0].resource, dry_run=dry_run))
 
     async def _delete(self, request: Request) -> Response:
-        ref = self._ref(request)
+        ref = self._reading.ref(request)
         row = self._row(ref)
         options = await _delete_options(request)
         wanted = options.get("preconditions") or {}
@@ -164,8 +132,11 @@ class KindApi:
 
     # --- Small words ---
 
-    def _ref(self, request: Request) -> Ref:
-        return Ref(self._kind.plural, request.path_params.get("namespace", ""), request.path_params["name"])
+    def _row(self, ref: Ref) -> Row:
+        row = self._hub.feed.row(ref)
+        if row is None:
+            raise no_such(self.source, ref.name)
+        return row
 
     def _read(self, document: Any, request: Request) -> Resource:
         """The resource in a body, which must be what the path says."""
@@ -232,26 +203,3 @@ def _dry_run(request: Request) -> bool:
     if said_so not in ("", "All"):
         raise Wrong(400, f"dryRun={said_so[:20]} is not known; it can be All")
     return said_so == "All"
-
-
-def _page(rows: list[Row], limit: str, after: str) -> tuple[list[Row], dict[str, Any]]:
-    """Up to `limit` rows after the key that the last page ended with."""
-    if after:
-        try:
-            key = base64.b64decode(after.encode(), altchars=b"-_", validate=True).decode()
-        except ValueError:
-            raise Wrong(400, "this continue token was not given out by this hub") from None
-        rows = [row for row in rows if row.ref.key > key]
-    if not limit:
-        return rows, {}
-    if not limit.isascii() or not limit.isdigit():
-        raise Wrong(400, f"limit={limit[:20]} is not a number")
-    size = int(limit)
-    if not size or len(rows) <= size:
-        return rows, {}
-    token = base64.urlsafe_b64encode(rows[size - 1].ref.key.encode()).decode()
-    return rows[:size], {"continue": token, "remainingItemCount": len(rows) - size}
-
-
-def _no_such(kind: type[Resource], name: str) -> NotFound:
-    return NotFound(f"{kind.plural} {name[:80]!r} not found", next_step=f"batuta get {kind.plural}")

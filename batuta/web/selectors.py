@@ -1,13 +1,15 @@
 """Selectors: which of a list are meant, in the words of the Kubernetes API.
 
 labelSelector   a=b, a==b, a!=b, a in (b,c), a notin (b,c), a, !a; all of them, split by commas
-fieldSelector   metadata.name=x, metadata.namespace=y, also with == and !=
+fieldSelector   metadata.name=x, metadata.namespace=y, and what a view adds (spec.nodeName=z), with =, == and !=
 """
 
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+import msgspec
 
 from batuta.web.answers import Wrong
 
@@ -21,7 +23,7 @@ _VALUE = r"[A-Za-z0-9]?([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?"
 _SET = re.compile(rf"^(?P<key>{_KEY})\s+(?P<word>in|notin)\s*\((?P<values>[^()]*)\)$")
 _EQUAL = re.compile(rf"^(?P<key>{_KEY})\s*(?P<word>==|=|!=)\s*(?P<value>{_VALUE})$")
 _EXISTS = re.compile(rf"^(?P<no>!?)\s*(?P<key>{_KEY})$")
-_FIELD = re.compile(r"^(?P<key>metadata\.(?:name|namespace))(?P<word>==|=|!=)(?P<value>[^=!,]*)$")
+_FIELD = re.compile(r"^(?P<key>[A-Za-z]+(?:\.[A-Za-z]+){1,5})(?P<word>==|=|!=)(?P<value>[^=!,]*)$")
 
 
 class Term(NamedTuple):
@@ -43,19 +45,35 @@ class Selector(NamedTuple):
     labels: tuple[Term, ...] = ()
     fields: tuple[Term, ...] = ()
 
-    def selects(self, ref: Ref, labels: Mapping[str, str] | None) -> bool:
-        """Is this one meant? Labels of None: it is not there."""
-        if labels is None:
+    def selects(self, ref: Ref, labels: Mapping[str, str] | None, body: bytes = b"{}") -> bool:
+        """Is this one meant? Labels of None: it is not there. The body is read only for fields that a Ref lacks."""
+        if labels is None or not all(term.holds(labels) for term in self.labels):
             return False
         fields = {"metadata.name": ref.name, "metadata.namespace": ref.namespace}
-        return all(term.holds(labels) for term in self.labels) and all(term.holds(fields) for term in self.fields)
+        if any(term.key not in fields for term in self.fields):
+            document = msgspec.json.decode(body)
+            fields = {term.key: _field(document, term.key) for term in self.fields} | fields
+        return all(term.holds(fields) for term in self.fields)
 
 
-def selector(labels: str, fields: str) -> Selector:
-    """Reads both selectors; refuses what it does not understand."""
+def _field(document: Any, path: str) -> str:
+    """The text at a dotted path; empty when nothing is there, as Kubernetes has it."""
+    for step in path.split("."):
+        document = document.get(step) if isinstance(document, dict) else None
+    if isinstance(document, bool):
+        return str(document).lower()
+    return str(document) if isinstance(document, str | int) else ""
+
+
+NAMED: Final = ("metadata.name", "metadata.namespace")
+"""The fields that everything can be selected by."""
+
+
+def selector(labels: str, fields: str, selectable: tuple[str, ...] = ()) -> Selector:
+    """Reads both selectors; refuses what it does not understand. `selectable` fields come on top of NAMED."""
     return Selector(
         tuple(_label_term(text) for text in _split(labels)),
-        tuple(_field_term(text) for text in _split(fields)),
+        tuple(_field_term(text, (*NAMED, *selectable)) for text in _split(fields)),
     )
 
 
@@ -78,8 +96,8 @@ def _label_term(text: str) -> Term:
     )
 
 
-def _field_term(text: str) -> Term:
-    if match := _FIELD.match(text):
+def _field_term(text: str, known: tuple[str, ...]) -> Term:
+    if (match := _FIELD.match(text)) and match["key"] in known:
         return Term(match["key"], (match["value"],), match["word"] != "!=")
     message = f"fieldSelector: {text!r} cannot be selected by"
-    raise Wrong(400, message, next_step="metadata.name and metadata.namespace can")
+    raise Wrong(400, message, next_step=f"{', '.join(known)} can")

@@ -1,0 +1,133 @@
+"""Sources: what can be listed and watched over HTTP, in one shape. A declared kind is one; so is each core view.
+
+A Source says how it is called and how it looks as a row; reading, watching, Tables, discovery and OpenAPI are written
+once, over Sources.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+from batuta.kinds.base import API_VERSION
+from batuta.web.ages import age, instant_ms
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from batuta.hub.feed import FeedEvent
+    from batuta.hub.hub import Hub
+    from batuta.kinds.base import Ref, Resource
+
+ABSENT = "<none>"
+_INSTANTS = ("since", "At")
+_MILLISECONDS_MIN = 10**11
+
+
+class Shown(Protocol):
+    """One thing as shown: all that reading needs to know of a row."""
+
+    @property
+    def ref(self) -> Ref: ...
+    @property
+    def labels(self) -> Mapping[str, str]: ...
+    @property
+    def body(self) -> bytes: ...
+
+
+class Column(NamedTuple):
+    """A column of a Table. `priority` above 0 is for wide views alone."""
+
+    name: str
+    type: str = "string"
+    priority: int = 0
+    format: str = ""
+
+
+NAME = Column("Name", format="name")
+AGE = Column("Age")
+
+
+class Source(Protocol):
+    """What can be listed and watched."""
+
+    api_version: str
+    kind: str
+    plural: str
+    namespaced: bool
+    short_names: tuple[str, ...]
+    categories: tuple[str, ...]
+    verbs: tuple[str, ...]
+    columns: tuple[Column, ...]
+    selectable: tuple[str, ...]
+    """Fields to select by, beside name and namespace."""
+    is_scalable: bool
+
+    @property
+    def version(self) -> int: ...
+    def rows(self) -> Mapping[str, Shown]:
+        """All by key, sorted, as of now."""
+
+    def row(self, ref: Ref) -> Shown | None: ...
+    def since(self, version: int) -> Iterator[FeedEvent]:
+        """What changed after `version`, in order; raises TooOld."""
+
+    def cells(self, document: Mapping[str, Any], now: int) -> list[Any]:
+        """One value for each column."""
+
+
+class KindSource:
+    """A declared kind, as its class says it is."""
+
+    api_version = API_VERSION
+    categories: tuple[str, ...] = ("all", "batuta")
+    verbs: tuple[str, ...] = ("create", "delete", "get", "list", "patch", "update", "watch")
+    selectable: tuple[str, ...] = ()
+
+    def __init__(self, hub: Hub, kind: type[Resource]) -> None:
+        self._hub = hub
+        self._kind = kind
+        self.kind = kind.__name__
+        self.plural = kind.plural
+        self.namespaced = kind.namespaced
+        self.short_names = kind.short_names
+        self.is_scalable = kind.scale is not None
+        self.columns = (NAME, *(Column(heading.title()) for heading, _ in kind.columns), AGE)
+
+    @property
+    def version(self) -> int:
+        return self._hub.feed.version
+
+    def rows(self) -> Mapping[str, Shown]:
+        return self._hub.feed.rows(self.plural)
+
+    def row(self, ref: Ref) -> Shown | None:
+        return self._hub.feed.row(ref)
+
+    def since(self, version: int) -> Iterator[FeedEvent]:
+        return self._hub.feed.since(self.plural, version)
+
+    def cells(self, document: Mapping[str, Any], now: int) -> list[Any]:
+        metadata = document["metadata"]
+        found = [cell(path, at(document, path), now) for _, path in self._kind.columns]
+        return [metadata["name"], *found, age(instant_ms(metadata.get("creationTimestamp")), now)]
+
+
+def at(document: Mapping[str, Any], path: str) -> Any:
+    """What is at a dotted path; None when it is not there."""
+    value: Any = document
+    for step in path.split("."):
+        if not isinstance(value, dict):
+            return None
+        value = value.get(step)
+    return value
+
+
+def cell(path: str, value: Any, now: int) -> Any:
+    """A value as a cell; what its path says it is decides how."""
+    if value is None or value in ("", [], {}):
+        return ABSENT
+    if path.endswith(_INSTANTS) and isinstance(value, int) and value > _MILLISECONDS_MIN:
+        return age(value, now)
+    if isinstance(value, str | int | float):
+        return str(value)
+    return ", ".join(str(part) for part in value) if isinstance(value, list) else str(value)
