@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 from batuta.errors import FabricUnavailable
 from batuta.fabric import subjects
+from batuta.kinds.topics import why_not_input
 
 if TYPE_CHECKING:
     from batuta.fabric.base import Fabric, Handler, Message, Subscription
@@ -31,7 +32,7 @@ class Gravity:
 
     def follow(self, watched: tuple[str, ...]) -> None:
         """From now on these patterns; counts of others are forgotten."""
-        self.watched = tuple(topic for topic in watched if not subjects.why_not_input(topic))[:MOST]
+        self.watched = tuple(topic for topic in watched if why_not_input(topic) is None)[:MOST]
         self.counts = {topic: self.counts.get(topic, 0) for topic in self.watched}
 
     def topics(self) -> dict[str, int]:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, NamedTuple
 
-from batuta.fabric import subjects
+from batuta.kinds.topics import captures
 
 if TYPE_CHECKING:
     from batuta.core.decided import Instance
@@ -70,7 +70,7 @@ def routes_of(instance: Instance) -> tuple[Route, ...]:
 def route_of(routes: tuple[Route, ...], topic: str) -> tuple[Route, str | None] | None:
     """The first input that reads `topic`, and the topic of the answer; None when this revision does not read it."""
     for route in routes:
-        matched = subjects.captures(route.input.topic, topic)
+        matched = captures(route.input.topic, topic)
         if matched is not None:
             return route, None if route.output_topic is None else filled(route.output_topic, matched)
     return None

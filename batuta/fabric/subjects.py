@@ -29,6 +29,8 @@ import re
 from dataclasses import dataclass
 from typing import Final
 
+from batuta.kinds import topics
+
 UP_CLASSES: Final = ("critical", "normal", "bulk")
 
 _TOKEN = re.compile(r"^[A-Za-z0-9_-]+$")
@@ -186,10 +188,9 @@ def rights_of_node(node: str) -> Rights:
     )
 
 
-# --- SITE: topics ---------------------------------------------------------------------------------------------------
+# --- SITE: topics. What they may be says `kinds.topics` ---------------------------------------------------------------
 
-# First levels that are not topics. No device may publish or listen below them, no component may read or write them.
-RESERVED_ROOTS: Final = ("_INBOX", "batuta", "ctl", "out")
+RESERVED_ROOTS: Final = topics.RESERVED_ROOTS
 
 # Where a broker keeps what MQTT clients publish with QoS 1 or 2, before it acknowledges. Leaf links do not carry it.
 MQTT_KEPT: Final = "$MQTT.msgs"
@@ -201,7 +202,8 @@ def subject_of_topic(topic: str) -> str:
 
     `a/b` is `a.b`; a dot inside a level becomes `//`; a slash that would leave an empty level stays, as `/`.
     """
-    _check_topic(topic)
+    if wrong := topics.why_no_topic(topic):
+        raise ValueError(f"{topic!r}: {wrong.message}, {wrong.hint}")
     out: list[str] = []
     last = len(topic) - 1
     for i, char in enumerate(topic):
@@ -237,63 +239,6 @@ def topic_of_subject(subject: str) -> str:
             out.append({".": "/", "*": "+", ">": "#"}.get(pair[0], pair[0]))
             i += 1
     return "".join(out)
-
-
-def _check_topic(topic: str) -> None:
-    if not topic:
-        raise ValueError("a topic has at least one level")
-    if any(char.isspace() or char in "\0\x7f" for char in topic):
-        raise ValueError(f"{topic!r} has white space or control characters, which brokers drop without a word")
-    if any(char in topic for char in "*>"):
-        raise ValueError(f"{topic!r} has '*' or '>': the wildcards of a topic are '+' and '#'")
-    levels = topic.split("/")
-    for level in levels:
-        if "+" in level and level != "+":
-            raise ValueError(f"{topic!r}: '+' stands for a whole level")
-    if any("#" in level for level in levels[:-1]) or ("#" in levels[-1] and levels[-1] != "#"):
-        raise ValueError(f"{topic!r}: '#' stands alone, and last")
-
-
-def why_not_input(topic: str) -> str:
-    """Why a component cannot read `topic`, as a sentence; empty when it can."""
-    try:
-        _check_topic(topic)
-    except ValueError as error:
-        return str(error)
-    root = topic.split("/", 1)[0]
-    if root.startswith("$") or root in RESERVED_ROOTS:
-        return f"{topic!r}: what starts with {root!r} belongs to the fabric"
-    return ""
-
-
-def why_not_output(topic: str) -> str:
-    """Why a component cannot write to `topic` (captures such as `{1}` may stand below the first level)."""
-    if problem := why_not_input(topic):
-        return problem
-    if "+" in topic or "#" in topic:
-        return f"{topic!r}: an output names one topic; write {{1}} for what the first wildcard of the input matched"
-    # Results of one root share a stream, and a stream is made before the first result, so the root is known by then.
-    if not _TOKEN.match(topic.split("/", 1)[0]):
-        return f"{topic!r}: the first level of an output is made of letters, digits, '-' and '_'"
-    return ""
-
-
-def captures(pattern: str, topic: str) -> tuple[str, ...] | None:
-    """What each wildcard of `pattern` matched in `topic`, in order; None when it does not match."""
-    wanted, levels = pattern.split("/"), topic.split("/")
-    if topic.startswith("$") and wanted[0] in ("+", "#"):
-        return None
-    found: list[str] = []
-    for i, level in enumerate(wanted):
-        if level == "#":
-            return (*found, "/".join(levels[i:]))
-        if i >= len(levels):
-            return None
-        if level == "+":
-            found.append(levels[i])
-        elif level != levels[i]:
-            return None
-    return tuple(found) if len(levels) == len(wanted) else None
 
 
 def subjects_of_topic_filter(topic: str) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 import msgspec
 from msgspec import Meta
 
-from batuta.kinds import condition
+from batuta.kinds import condition, topics
 from batuta.kinds.base import Bytes, Condition, Millicores, Millis, Name, Problem, Record, Resource, Scale, Topic
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ class Output(Record):
     """Where results go: exactly one of topic and forward."""
 
     topic: Annotated[str, Meta(min_length=1, max_length=256)] | None = None
-    """`{1}` is what the input's first wildcard matched."""
+    """`{1}` is what the input's first wildcard matched. Two levels at least, the first of them a fixed word."""
     forward: Literal["hub"] | None = None
     """Carry it to the hub: stored on the node until the hub has it."""
 
@@ -225,6 +225,9 @@ def _component_problems(here: str, component: Component) -> Iterator[Problem]:
 
     if component.placement.where is not None:
         yield from condition.check(f"{here}.placement.where", component.placement.where)
+    for i, topic in enumerate(component.placement.near):
+        if wrong := topics.why_not_input(topic):
+            yield Problem(path=f"{here}.placement.near[{i}]", code="value", message=wrong.message, hint=wrong.hint)
 
     if component.process is not None:
         for name in ("ready", "live"):
@@ -250,17 +253,18 @@ def _flow_problems(here: str, component: Component) -> Iterator[Problem]:
             code="value",
             message="all inputs of a component feed the same tensor; joining topics into one run is for pipelines",
         )
-    fewest = min((_wildcards(i.topic) for i in component.inputs), default=0)
+    for i, one in enumerate(component.inputs):
+        if wrong := topics.why_not_input(one.topic):
+            yield Problem(path=f"{here}.inputs[{i}].topic", code="value", message=wrong.message, hint=wrong.hint)
+    fewest = min((topics.wildcards(i.topic) for i in component.inputs), default=0)
     for j, output in enumerate(component.outputs):
         path = f"{here}.outputs[{j}]"
         if (output.topic is None) == (output.forward is None):
             yield Problem(path=path, code="one_of", message="say exactly one of topic, forward")
         if output.topic is None:
             continue
-        if "+" in output.topic or "#" in output.topic:
-            yield Problem(
-                path=f"{path}.topic", code="value", message="an output topic has no wildcards", hint="use {1}, {2}, …"
-            )
+        if wrong := topics.why_not_output(output.topic):
+            yield Problem(path=f"{path}.topic", code="value", message=wrong.message, hint=wrong.hint)
         for number in re.findall(r"\{([^}]*)\}", output.topic):
             if not number.isdigit() or not 1 <= int(number) <= fewest:
                 yield Problem(
@@ -280,10 +284,6 @@ def _flow_problems(here: str, component: Component) -> Iterator[Problem]:
             message="a forward carries what an output topic names",
             hint="add {topic: …} beside it",
         )
-
-
-def _wildcards(topic: str) -> int:
-    return sum(level in ("+", "#") for level in topic.split("/"))
 
 
 def _probe_problems(path: str, probe: Probe | None) -> Iterator[Problem]:

@@ -92,7 +92,14 @@ C = "spec.components[0]"
         (serving(outputs=(Output(topic="a/+"),)), [(f"{C}.outputs[0].topic", "value")]),
         (serving(outputs=(Output(topic="a/{2}"),)), [(f"{C}.outputs[0].topic", "value")]),
         (serving(outputs=(Output(topic="a/{x}"),)), [(f"{C}.outputs[0].topic", "value")]),
-        (serving(outputs=(Output(topic="a"), Output(topic="b"))), [(f"{C}.outputs", "value")]),
+        (serving(outputs=(Output(topic="a/x"), Output(topic="b/x"))), [(f"{C}.outputs", "value")]),
+        (serving(outputs=(Output(topic="readings"),)), [(f"{C}.outputs[0].topic", "value")]),
+        (serving(outputs=(Output(topic="out/n1"),)), [(f"{C}.outputs[0].topic", "value")]),
+        (serving(inputs=(Input(topic="a/b"), Input(topic="ctl/b"))), [(f"{C}.inputs[1].topic", "value")]),
+        (
+            Component(name="p", process=PROCESS, placement=Placement(near=("a/b", "$SYS/b"))),
+            [(f"{C}.placement.near[1]", "value")],
+        ),
         (serving(outputs=(Output(forward="hub"),)), [(f"{C}.outputs", "value")]),
     ],
 )
