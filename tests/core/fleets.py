@@ -176,3 +176,7 @@ def places(state: State, app: str = APP) -> list[tuple[str, str]]:
 
 def codes(decision: Decision, app: str = APP) -> list[str]:
     return [r.code for r in decision.reasons.get(app, ())]
+
+
+def holder(state: State) -> str:
+    return places(state)[0][1]

@@ -21,6 +21,7 @@ from tests.core.fleets import (
     component,
     decided,
     heard,
+    holder,
     machines,
     model,
     no_application,

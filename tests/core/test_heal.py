@@ -6,7 +6,7 @@ import msgspec
 
 from batuta.core.liveness import RETURN_MS
 from batuta.core.observed import Sighting
-from batuta.core.state import Change, State
+from batuta.core.state import Change
 from batuta.kinds.node import Taint
 from tests.core.fleets import (
     APP,
@@ -17,6 +17,7 @@ from tests.core.fleets import (
     component,
     decided,
     heard,
+    holder,
     machines,
     node,
     obeys,
@@ -27,10 +28,6 @@ from tests.core.fleets import (
 )
 
 # --- Healing ----------------------------------------------------------------------------------------------------------
-
-
-def holder(state: State) -> str:
-    return places(state)[0][1]
 
 
 def test_a_silent_node_is_waited_for_and_then_substituted():
