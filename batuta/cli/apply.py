@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from batuta.cli.options import may_talk_to_hub, namespace_option
+from batuta.cli.options import may_talk_to_hub, milliseconds, namespace_option
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -47,12 +47,8 @@ def apply(
     from batuta.cli.manifests import joined
     from batuta.cli.progress import wait
     from batuta.kinds.application import Application
-    from batuta.kinds.base import Millis
 
-    try:
-        timeout_s = Millis.parse(timeout) / 1000
-    except ValueError as error:
-        raise click.BadParameter(str(error), param_hint="--timeout") from None
+    timeout_s = milliseconds(timeout, "--timeout") / 1000
     # Checked here first: what is wrong with a document is wrong with or without a hub, and said in the same words.
     manifest = joined(files)
     if offline:

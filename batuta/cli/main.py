@@ -37,7 +37,7 @@ VERBS: dict[str, Verb] = {
     "explain": Verb("explain", "What a field, a state or a reason means."),
     "logs": Verb("logs", "What instances printed."),
     "model": Verb("model", "Models: push a file as a version, list."),
-    "node": Verb("node", "Machines: remove one for good."),
+    "node": Verb("node", "Machines: hold, drain, release, remove."),
     "doctor": Verb("doctor", "Check this machine and its hub, and say what mends them."),
     "version": Verb("version", "The version of Batuta."),
 }

@@ -63,6 +63,16 @@ def talks_to_hub(command: F) -> F:
     return cast("F", connected)
 
 
+def milliseconds(duration: str, option: str) -> int:
+    """What people wrote as `5m`; a usage error that names the option when it is none."""
+    from batuta.kinds.base import Millis
+
+    try:
+        return int(Millis.parse(duration))
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint=option) from None
+
+
 def the_kind(word: str) -> type[Resource]:
     """The kind that `word` means; a usage error with the near miss when there is none."""
     from batuta.kinds import KINDS, kind_called

@@ -27,6 +27,8 @@ class Holder(NamedTuple):
     ready: bool
     late: bool
     """The hub itself has missed its node of late."""
+    kept: bool = False
+    """The owner of its node holds the node as it is."""
 
     @property
     def verdict(self) -> str:
@@ -54,6 +56,14 @@ class Notes:
     def say(self, code: str, subject: str, detail: str = "") -> None:
         self.reasons.append(Reason(code=code, subject=subject, detail=detail))
         self.pending = True
+
+    def is_kept(self, held: Held) -> bool:
+        """Does the owner of its node hold it there, though nobody wants it any more? Then it is said, and it stays."""
+        row = self.draft.fleet.row_of.get(held.node)
+        if row is None or self.draft.fleet.held_until[row] <= self.draft.now:
+            return False
+        self.say("node_held", f"component/{held.instance.component}/{held.instance.slot}", f"on {held.node}")
+        return True
 
     def say_fenced(self, subject: str, fence: Fence, after_ms: int) -> None:
         due = gone_by(fence, self.draft, after_ms)
@@ -127,6 +137,9 @@ class Care:
         if neighbour is not None:
             detail += f", but {neighbour.name} hears it: it is cut from the hub, not dead"
         self.say("node_silent", slot, detail)
+
+    def say_held(self, slot: Slot, holder: Holder) -> None:
+        self.say("node_held", slot, f"on {holder.node}")
 
     def say_unfilled(self, wish: Wish, before: Holder | None) -> None:
         """Nobody can take it: a wait when its node is only silent, else for want of nodes or of room."""

@@ -55,8 +55,7 @@ def decide(state: State, now: int, subjects: Iterable[str] | None = None, fleet:
         # Room that came free after somebody had been turned away is offered once more, so that deciding ends at rest.
         turn = unmet if draft.freed > freed else []
     changes = sorted(draft.decided() + assemble(draft, sites), key=lambda c: (c.table, c.key))
-    missed_at = fleet.next_silence(now)
-    wakes = draft.wakes | ({missed_at} if missed_at is not None else set())
+    wakes = draft.wakes | {at for at in (fleet.next_silence(now), fleet.next_release(now)) if at is not None}
     return Decision(
         changes=tuple(changes),
         reasons={app: said for app, said in sorted(reasons.items()) if said},

@@ -34,11 +34,12 @@ if TYPE_CHECKING:
 COLUMNS_MAX = 1024
 """Questions remembered; the one asked longest ago is forgotten first."""
 TRUE, FALSE, FAULT = 1, 0, -1
+FOREVER = 2**63 - 1
 
-_BOOLS = ("present", "sighted", "closed", "reported", "schedulable", "fresh")
+_BOOLS = ("present", "sighted", "closed", "reported", "schedulable", "drained", "fresh")
 _INTS = (
     "heard", "site", "rank", "cpu_total", "cpu_free", "memory_total", "memory_free", "instances",
-    "machine", "vitals", "stock",
+    "held_until", "machine", "vitals", "stock",
 )  # fmt: skip
 _VITAL_FIELDS = ("temperature", "battery")
 
@@ -51,6 +52,7 @@ class Fleet:
     closed: Bools
     reported: Bools
     schedulable: Bools
+    drained: Bools
     fresh: Bools
     """Heard of late, its link open: something new may be placed there."""
     heard: Ints
@@ -64,6 +66,8 @@ class Fleet:
     memory_total: Ints
     memory_free: Ints
     instances: Ints
+    held_until: Ints
+    """The instant at which its owner's hold ends; 0 without one."""
     machine: Ints
     """Counts the changes of what conditions ask of a node, of its site and of its taints."""
     vitals: Ints
@@ -140,6 +144,11 @@ class Fleet:
         """The next instant at which a node that holds something will be missed, if it says no more."""
         at = self.heard[self.present & (self.instances > 0)] + self.missed_ms
         at = at[at > now]
+        return int(at.min()) if at.size else None
+
+    def next_release(self, now: int) -> int | None:
+        """The next instant at which a hold ends by itself."""
+        at = self.held_until[self.present & (self.held_until > now) & (self.held_until < FOREVER)]
         return int(at.min()) if at.size else None
 
     # --- Questions ---
@@ -285,9 +294,10 @@ class Fleet:
     def _forget(self, name: str) -> None:
         row = self.row_of.pop(name)
         self.names[row] = ""
-        for column in (self.present, self.sighted, self.closed, self.reported, self.schedulable):
+        for column in (self.present, self.sighted, self.closed, self.reported, self.schedulable, self.drained):
             column[row] = False
-        for numbers in (self.cpu_total, self.cpu_free, self.memory_total, self.memory_free, self.instances):
+        loads = (self.cpu_total, self.cpu_free, self.memory_total, self.memory_free, self.instances)
+        for numbers in (*loads, self.held_until):
             numbers[row] = 0
         # Versions only ever rise, so that no remembered answer survives the row's next tenant.
         for versions in (self.machine, self.vitals, self.stock):
@@ -304,7 +314,10 @@ class Fleet:
 
     def _take_node(self, row: int, node: Node) -> None:
         self._node[row] = node
-        self.schedulable[row] = not node.spec.unschedulable
+        spec = node.spec
+        self.schedulable[row] = not (spec.unschedulable or spec.drain)
+        self.drained[row] = spec.drain
+        self.held_until[row] = 0 if spec.hold is None else FOREVER if spec.hold.until is None else int(spec.hold.until)
         site = node.spec.site
         if site not in self.site_code:
             self.site_code[site] = len(self.site_names)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from batuta.core.decided import Fence
     from batuta.core.draft import Draft
 
-Verdict = Literal["lost", "stop", "wait", "keep", "replace", "move"]
+Verdict = Literal["lost", "stop", "wait", "keep", "hold", "replace", "move"]
 
 UNLEASED_MS = 10**12
 """Lease of what was never leased: only its own node can say that it is gone."""
@@ -44,6 +44,10 @@ class Case(NamedTuple):
     """It is of an older revision than the release asks for."""
     forbidden: bool
     """Its node may no longer run it: taint, condition or site."""
+    kept: bool = False
+    """The owner of its node holds the node as it is."""
+    drained: bool = False
+    """Its node is to be emptied, and it can run elsewhere."""
 
 
 class Rule(NamedTuple):
@@ -62,6 +66,7 @@ def _is_silent(case: Case) -> bool:
 
 RULES: tuple[Rule, ...] = (
     Rule("lost", "its node was removed", lambda c: c.removed),
+    Rule("hold", "nobody needs it there, but its node is held", lambda c: c.kept and (not c.wanted or c.superseded)),
     Rule("stop", "nobody wants it any more", lambda c: not c.wanted),
     Rule("stop", "a newer holder of its slot is ready", lambda c: c.superseded),
     Rule("keep", "its node has missed a heartbeat or two and may come back", _is_late),
@@ -71,8 +76,10 @@ RULES: tuple[Rule, ...] = (
         lambda c: _is_silent(c) and c.silent_ms < c.after_ms + c.grace_ms,
     ),
     Rule("lost", "its node has been silent too long", _is_silent),
+    Rule("hold", "it would be changed, but its node is held", lambda c: c.kept and (c.old or c.forbidden or c.drained)),
     Rule("replace", "it is of an older revision", lambda c: c.old),
     Rule("move", "its node may no longer run it", lambda c: c.forbidden),
+    Rule("move", "its node is being drained", lambda c: c.drained),
     Rule("keep", "all is well", lambda _: True),
 )
 

@@ -34,8 +34,12 @@ def refill_never_twice(care: Care, slot: Slot, holders: list[Holder], *, may_rep
             return True
     if len(holders) > 1:
         # Left over from a time when two did no harm: one after the other, each surely gone before the next.
-        care.take(holders[0].held, fenced=True)
-        care.say("may_be_alive", slot, f"{holders[0].node} is stopping it")
+        first = next((h for h in holders if not h.kept), None)
+        if first is None:
+            care.say_held(slot, holders[0])
+            return True
+        care.take(first.held, fenced=True)
+        care.say("may_be_alive", slot, f"{first.node} is stopping it")
         return True
     if holders:
         return _tend_holder(care, slot, holders[0], fence, may_replace=may_replace)
@@ -50,8 +54,10 @@ def refill_never_twice(care: Care, slot: Slot, holders: list[Holder], *, may_rep
 
 def _tend_holder(care: Care, slot: Slot, holder: Holder, fence: Fence | None, *, may_replace: bool) -> bool:
     draft, row = care.draft, care.row(holder)
-    if holder.verdict == "keep":
-        if holder.late:
+    if holder.verdict in ("keep", "hold"):
+        if holder.verdict == "hold":
+            care.say_held(slot, holder)
+        elif holder.late:
             care.say_silent(slot, holder)
         is_current = fence is not None and _stands_for(fence, holder) and fence.released_at is None
         if not is_current:

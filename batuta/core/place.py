@@ -119,13 +119,18 @@ def _silence(_: Wish, fleet: Fleet, row: int) -> str:
     return "its link has closed" if fleet.closed[row] else f"last heard {ago_s} s ago"
 
 
+def _draining(_: Wish, fleet: Fleet, row: int) -> str:
+    return "it is drained" if fleet.drained[row] else ""
+
+
 def _nothing(_: Wish, __: Fleet, ___: int) -> str:
     return ""
 
 
 FILTERS: tuple[Filter, ...] = (
     Filter("node_offline", lambda _, f, r: f.fresh[r], _silence),
-    Filter("node_unschedulable", lambda _, f, r: f.schedulable[r], _nothing),
+    Filter("node_unschedulable", lambda _, f, r: f.schedulable[r], _draining),
+    Filter("node_held", lambda _, f, r: f.held_until[r] <= f.now, _nothing),
     Filter("node_unreported", lambda _, f, r: f.reported[r], _nothing),
     Filter("taint_not_tolerated", _tolerates, _taints),
     Filter("wrong_site", _at_site, lambda w, f, r: f"{f.site_names[f.site[r]]}, not {w.slot.site}"),

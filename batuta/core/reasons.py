@@ -45,6 +45,7 @@ CATALOGUE: dict[str, Entry] = {
     # Placement: why a node was not chosen, in the order in which the filters ask.
     "node_offline": Entry("the node is not connected", "bring it back, or see `batuta describe node NAME`", waits=True),
     "node_unschedulable": Entry("the node takes no new instances", "set spec.unschedulable to false"),
+    "node_held": Entry("the node is held as it is by its owner", "`batuta node release NAME`", waits=True),
     "node_unreported": Entry("the node has not yet said what it has", "wait for its first report", waits=True),
     "taint_not_tolerated": Entry("the node has a taint that the component does not tolerate", "add a toleration"),
     "wrong_site": Entry("the node is at another site than this replica is for", "nothing: another replica is for it"),

@@ -31,6 +31,9 @@ def refill(care: Care, slot: Slot, holders: list[Holder], *, may_replace: bool) 
     if late is not None:
         care.say_silent(slot, late)
         return True
+    if left and left[-1].verdict == "hold":
+        care.say_held(slot, left[-1])
+        return True
     before = _predecessor(left)
     if before is not None and before.verdict == "replace":
         if not may_replace:
@@ -55,6 +58,8 @@ def _keep(care: Care, slot: Slot, best: Holder, left: list[Holder]) -> None:
             continue
         if other.verdict == "lost":
             care.take(other.held)
+        elif other.verdict == "hold":
+            care.say_held(slot, other)
         else:
             code = "moving" if other.verdict == "move" else "replacing"
             care.say(code, slot, f"{other.node}: until {best.instance.name} on {best.node} is ready")
@@ -88,6 +93,8 @@ def _fill(care: Care, slot: Slot, before: Holder | None, left: list[Holder]) -> 
         care.say_unfilled(wish, before)
         return
     for holder in left:
-        if holder is not keeps:
+        if holder.verdict == "hold":
+            care.say_held(slot, holder)
+        elif holder is not keeps:
             care.take(holder.held)
     care.give(slot, found, 1 + max((h.instance.epoch for h in left), default=0))

@@ -49,7 +49,8 @@ def tend(draft: Draft, app: str) -> Tended:
         wanted |= _tend_component(Care(notes, ask), held_by.pop(released.component.name, []))
     for component in sorted(held_by):
         for held in held_by[component]:
-            _retire(draft, held)
+            if not notes.is_kept(held):
+                _retire(draft, held)
     _settle_fences(notes, app, wanted)
     draft.watch_fences(app)
     return Tended(tuple(notes.reasons), notes.unmet, notes.pending)
@@ -68,7 +69,7 @@ def _tend_component(care: Care, held: list[Held]) -> set[str]:
     for h in held:
         if h.instance.slot in held_by:
             held_by[h.instance.slot].append(h)
-        else:
+        elif not care.notes.is_kept(h):
             care.take(h, fenced=h.instance.lease_ms is not None)
     judged = [(slot, judge_slot(care.draft, ask, slot, held_by[slot.name])) for slot in slots]
     care.waits_for = _unready(ask, judged)
@@ -104,15 +105,17 @@ def judge_slot(draft: Draft, ask: Ask, slot: Slot, held: list[Held]) -> list[Hol
         lease_ms = h.instance.lease_ms if h.instance.lease_ms is not None else heal.UNLEASED_MS
         grace_ms = heal.grace_ms(lease_ms) if ask.never_twice else 0
         elsewhere = row is not None and slot.site is not None and fleet.site_names[fleet.site[row]] != slot.site
+        kept = row is not None and bool(fleet.held_until[row] > draft.now)
         case = heal.Case(
             removed=row is None, wanted=True, superseded=superseded, silent_ms=silent_ms, late=late, after_ms=after_ms,
             grace_ms=grace_ms, old=h.instance.revision != ask.revision,
-            forbidden=row is None or elsewhere or not stays[row],
+            forbidden=row is None or elsewhere or not stays[row], kept=kept,
+            drained=row is not None and slot.node is None and bool(fleet.drained[row]),
         )  # fmt: skip
         report = draft.reported(h.node, h.instance)
         ready = row is not None and silent_ms < after_ms and report is not None and report.phase == "ready"
         superseded = superseded or ready
-        judged.append(Holder(h, heal.judge(case), ready, late))
+        judged.append(Holder(h, heal.judge(case), ready, late, kept))
         if late:
             draft.wake(draft.now - silent_ms + after_ms)
             draft.wake(draft.now - silent_ms + after_ms + grace_ms)

@@ -48,7 +48,7 @@ def node_status(state: State, node: Node, now: int) -> dict[str, Any]:
     name = node.metadata.name
     report, assignment = state.observed.get(name), state.assignments.get(name)
     link = _link(state, name, now)
-    sync = _sync(report, assignment, link["word"])
+    sync = _held(node, now) or _sync(report, assignment, link["word"])
     health = _health(report, link["word"])
     facets = {"link": link, "sync": sync, "health": health}
     state_word = worst(facet["word"] for facet in facets.values())
@@ -92,6 +92,16 @@ def _link(state: State, node: str, now: int) -> dict[str, Any]:
         return _facet(rule.word, state.hub_since if rule.word != "never" else None, rule.sentence)
     since = sighting.online_since if rule.word == "online" else sighting.disconnected_at or sighting.last_seen
     return _facet(rule.word, since, rule.sentence)
+
+
+def _held(node: Node, now: int) -> dict[str, Any] | None:
+    """What its owner says comes before what it runs."""
+    hold = node.spec.hold
+    if hold is None or not hold.holds_at(now):
+        return None
+    said = [hold.reason, f"until {hold.until.text()}" if hold.until is not None else ""]
+    step = WORDS["held"].next_step.replace("NAME", node.metadata.name)
+    return _facet("held", None, "; ".join(filter(None, said)), step)
 
 
 def _sync(report: Report | None, assignment: Assignment | None, link: str) -> dict[str, Any]:

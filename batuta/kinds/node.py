@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+
+from msgspec import Meta
 
 from batuta.kinds.base import Name, Problem, Record, Resource
+from batuta.kinds.instants import Instant
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -19,6 +22,18 @@ class Taint(Record):
     """NoSchedule places nothing new here; NoExecute also moves away what is here."""
 
 
+class Hold(Record):
+    """Its owner keeps the machine as it is: nothing new comes, and nothing on it is changed or taken."""
+
+    reason: Annotated[str, Meta(max_length=256)] = ""
+    """For people: why."""
+    until: Instant | None = None
+    """Ends by itself at this instant; without one it lasts until it is released."""
+
+    def holds_at(self, now: int) -> bool:
+        return self.until is None or now < self.until
+
+
 class NodeSpec(Record):
     """What people say about a machine; what it has, it reports itself."""
 
@@ -26,6 +41,10 @@ class NodeSpec(Record):
     taints: tuple[Taint, ...] = ()
     unschedulable: bool = False
     """Place nothing new here (`kubectl cordon` sets it); what runs stays."""
+    drain: bool = False
+    """Place nothing new here and move away what can run elsewhere, the new one ready before the old one stops."""
+    hold: Hold | None = None
+    """Change nothing on it. Should it fall silent, what ran on it is healed elsewhere all the same."""
 
 
 class Node(Resource, tag="Node", kw_only=True):

@@ -198,6 +198,7 @@ _QUANTITY_WORDS = {
     "Millicores": "processor cores",
     "Millis": "duration",
     "BitsPerSecond": "bits a second",
+    "Instant": "instant",
 }
 
 

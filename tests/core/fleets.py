@@ -39,10 +39,12 @@ def site(name: str, **spec) -> Change:
     return Change("desired", kind.ref.key, kind)
 
 
-def node(name: str, at: str = "berlin", *, labels=None, taints=(), unschedulable=False, born="2026-01-01") -> Change:
+def node(
+    name: str, at: str = "berlin", *, labels=None, taints=(), unschedulable=False, born="2026-01-01", **more
+) -> Change:
     kind = Node(
         metadata=Metadata(name=name, labels=labels or {}, creation_timestamp=born),
-        spec=NodeSpec(site=at, taints=tuple(taints), unschedulable=unschedulable),
+        spec=NodeSpec(site=at, taints=tuple(taints), unschedulable=unschedulable, **more),
     )
     return Change("desired", kind.ref.key, kind)
 

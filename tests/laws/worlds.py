@@ -14,12 +14,13 @@ from hypothesis import strategies as st
 from batuta.core.decide import APPLICATION, Decision, decide
 from batuta.core.decided import Assignment
 from batuta.core.fleet import Fleet
-from batuta.core.liveness import sighted
+from batuta.core.liveness import heard_at, sighted
 from batuta.core.observed import InstanceReport
 from batuta.core.state import Change, State
 from batuta.core.touched import touched
 from batuta.kinds.application import Toleration
-from batuta.kinds.node import Taint
+from batuta.kinds.instants import Instant
+from batuta.kinds.node import Hold, Taint
 from tests.core.fleets import MIB, NOW, application, component, model, no_application, node, report, site
 
 NODES = ("a", "b", "c", "d", "e", "f")
@@ -58,10 +59,12 @@ applications = st.builds(
     st.lists(components, min_size=1, max_size=2, unique_by=lambda c: c.name),
 )
 taints = st.sampled_from([(), (), (Taint(key="t"),), (Taint(key="t", effect="NoExecute"),), (Taint(key="u"),)])
+holds = st.sampled_from([None, None, None, Hold(), Hold(until=Instant(NOW + 9_000)), Hold(until=Instant(NOW + 40_000))])
 labels = st.sampled_from([{}, {"camera": "1"}, {"camera": "1", "zone": "1"}, {"zone": "2"}])
 declarations = st.builds(
-    node, st.sampled_from(NODES), st.sampled_from(SITES), labels=labels, taints=taints, unschedulable=st.booleans()
-)
+    node, st.sampled_from(NODES), st.sampled_from(SITES), labels=labels, taints=taints, unschedulable=st.booleans(),
+    drain=st.sampled_from([False, False, True]), hold=holds,
+)  # fmt: skip
 names = st.sampled_from(NODES)
 steps = st.one_of(
     st.tuples(st.just("apply"), applications),
@@ -235,6 +238,7 @@ class World:
         assert decision.pending == everything.pending
         before, self.state = self.state, self.state.with_changes(decision.changes)
         self._capacity_is_kept(before)
+        self._holds_are_kept(before)
         again = decide(self.state, self.now, None, Fleet())
         assert again.changes == (), f"not idle: {[c.key for c in again.changes]}"
         if again.wake_at is not None:
@@ -257,6 +261,17 @@ class World:
                 assert inventory is not None
                 assert sum(i.cpu_millis for i in assignment.instances) <= inventory.cpu_millis
                 assert sum(i.memory_bytes for i in assignment.instances) <= inventory.memory_bytes
+
+    def _holds_are_kept(self, before: State) -> None:
+        """Nothing comes to a node that its owner holds; and while it is heard, nothing on it is changed or taken."""
+        for name, known in self.state.nodes.items():
+            if known.spec.hold is None or not known.spec.hold.holds_at(self.now):
+                continue
+            was, now = before.assignments.get(name), self.state.assignments.get(name)
+            there, left = ([(i.name, i.epoch) for i in a.instances] if a is not None else [] for a in (was, now))
+            assert set(left) <= set(there), f"{name} is held and was given something"
+            if self.now - heard_at(self.state, name) < 2_000:
+                assert left == there, f"{name} is held and something was taken"
 
     def running(self) -> list[tuple[str, str, str, int, str]]:
         """(application, component, slot, epoch, node) of every leased instance that may be running this instant."""
