@@ -109,7 +109,8 @@ async def _child(task: dict[str, Any]) -> _Said:
         start_new_session=True,  # a Ctrl-C is for us, and we end it
     )  # fmt: skip
     try:
-        out, _ = await asyncio.wait_for(child.communicate(msgspec.json.encode(task)), CHILD_S)
+        async with asyncio.timeout(CHILD_S):
+            out, _ = await child.communicate(msgspec.json.encode(task))
     except TimeoutError:
         raise EnrolmentRefused("not_connected", f"no answer within {CHILD_S:.0f} s", next_step="try again") from None
     finally:

@@ -29,6 +29,7 @@ from batuta.core.lease import grace_ms
 from batuta.errors import FabricUnavailable
 from batuta.fabric import subjects
 from batuta.fabric.base import Entry
+from batuta.fabric.tasks import end
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
@@ -154,7 +155,7 @@ class Node:
         try:
             await self.loop.run()
         finally:
-            await _end(self._tasks)
+            await end(*self._tasks)
             await self.questions.close()
 
     def end(self) -> None:
@@ -283,12 +284,3 @@ def remove_ended(directory: Path, present: frozenset[str], keep_s: float = ENDED
             shutil.rmtree(path, ignore_errors=True)
             gone += 1
     return gone
-
-
-async def _end(tasks: list[asyncio.Task[None]]) -> None:
-    """Cancel until they are gone: a cancellation that meets an arriving answer is lost in `asyncio.wait_for`."""
-    waiting = set(tasks)
-    while waiting:
-        for task in waiting:
-            task.cancel()
-        _, waiting = await asyncio.wait(waiting, timeout=0.5)

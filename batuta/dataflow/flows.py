@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from batuta.dataflow.forward import Forwarder
 from batuta.dataflow.inbox import Inbox
-from batuta.dataflow.tasks import end
+from batuta.fabric.tasks import end
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

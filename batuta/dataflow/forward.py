@@ -25,9 +25,9 @@ from batuta.dataflow import answers
 from batuta.dataflow.pull import Inbox as Source
 from batuta.dataflow.pull import Pull
 from batuta.dataflow.stores import FORWARD
-from batuta.dataflow.tasks import end
 from batuta.errors import FabricUnavailable
 from batuta.fabric import subjects
+from batuta.fabric.tasks import end
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping

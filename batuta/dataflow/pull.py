@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
-from batuta.dataflow.tasks import end
 from batuta.fabric import subjects
+from batuta.fabric.tasks import end
 
 if TYPE_CHECKING:
     from collections.abc import Callable

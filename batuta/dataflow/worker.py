@@ -27,8 +27,8 @@ from batuta.dataflow.hand import Frame, Hand
 from batuta.dataflow.pull import Inbox, Pull
 from batuta.dataflow.suspects import SUSPECTS_FILE, Suspects
 from batuta.dataflow.tally import Tally
-from batuta.dataflow.tasks import end
 from batuta.fabric import subjects
+from batuta.fabric.tasks import end
 from batuta.kinds.base import decode_hook
 
 if TYPE_CHECKING:

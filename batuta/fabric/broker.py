@@ -171,7 +171,8 @@ class Broker:
                 with suppress(ProcessLookupError):
                     os.kill(self._pid, sign)
                 try:
-                    await asyncio.wait_for(self.wait(), timeout_s)
+                    async with asyncio.timeout(timeout_s):
+                        await self.wait()
                     break
                 except TimeoutError:
                     continue

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
@@ -27,6 +26,7 @@ from batuta.fabric.base import (
     Message,
 )
 from batuta.fabric.memory_store import Bell, Follower, Pages, Rows, is_under, matches, now_s
+from batuta.fabric.tasks import end
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -122,11 +122,9 @@ class _Subscription:
     async def close(self) -> None:
         self.fabric.forget(self)
         if self.pump is not None:
-            self.pump.cancel()
             # A handler may close its own subscription; it must not wait for itself.
-            if self.pump is not asyncio.current_task():
-                with suppress(asyncio.CancelledError):
-                    await self.pump
+            self.pump.cancel()
+            await end(self.pump)
 
 
 class MemoryFabric:
@@ -183,7 +181,8 @@ class MemoryFabric:
         if not self._may("publish", subject) or not self._say(Message(subject, data, {}, "_INBOX", respond)):
             raise FabricUnavailable(f"nobody answers {subject}")
         try:
-            answer = await asyncio.wait_for(answered, timeout_s)
+            async with asyncio.timeout(timeout_s):
+                answer = await answered
         except TimeoutError:
             raise FabricUnavailable(f"no answer to {subject} in {timeout_s} s") from None
         await self._travel()

@@ -52,7 +52,8 @@ class Bell:
         self._waiting.add(event)
         try:
             with suppress(TimeoutError):
-                await asyncio.wait_for(event.wait(), timeout_s)
+                async with asyncio.timeout(timeout_s):
+                    await event.wait()
         finally:
             self._waiting.discard(event)
 

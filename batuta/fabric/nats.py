@@ -25,6 +25,7 @@ from batuta.fabric.base import REQUEST_TIMEOUT_S, Handler, Message
 from batuta.fabric.nats_logs import NatsLog, UpLog
 from batuta.fabric.nats_reading import SECOND_NS, Arrivals, translated
 from batuta.fabric.nats_tables import NatsTable, NodeTable
+from batuta.fabric.tasks import end
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -156,7 +157,8 @@ class NatsFabric:
 
     async def wait_connected(self, timeout_s: float | None = None) -> None:
         try:
-            await asyncio.wait_for(self._connected.wait(), timeout_s)
+            async with asyncio.timeout(timeout_s):
+                await self._connected.wait()
         except TimeoutError:
             raise FabricUnavailable(f"not connected after {timeout_s} s") from None
 
@@ -239,9 +241,7 @@ class NatsFabric:
         log.debug("%s: %s", self._name, error or type(error).__name__)
 
     async def close(self) -> None:
-        for task in tuple(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await end(*self._tasks)
         with suppress(NatsError, OSError, TimeoutError):
             await self._nc.close()
         self._connected.clear()
@@ -323,7 +323,8 @@ class NatsFabric:
             with translated(subject):
                 self._check_open()
                 await self._nc.publish(subject, data, reply=subjects.told(subjects.node_of(subject), question))
-                answer = await asyncio.wait_for(answered, timeout_s)
+                async with asyncio.timeout(timeout_s):
+                    answer = await answered
         finally:
             del self._questions[question]
         if (answer.headers or {}).get("Status") == "503":

@@ -157,7 +157,8 @@ class NodeTable:
 
     async def _pause(self, woken: asyncio.Event) -> None:
         with suppress(TimeoutError):
-            await asyncio.wait_for(woken.wait(), RETRY_EVERY_S)
+            async with asyncio.timeout(RETRY_EVERY_S):
+                await woken.wait()
 
     def _check_readable(self, key: str) -> None:
         if self._name != "decided" or key != subjects.assignment_key(self._fabric.name):

@@ -5,8 +5,12 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any
 
+from batuta.fabric.tasks import end
+
 if TYPE_CHECKING:
     from batuta.fabric.clock import Clock
+
+__all__ = ["Bell", "end"]
 
 
 class Bell:
@@ -33,12 +37,3 @@ class Bell:
         finally:
             for each in waits:
                 each.cancel()
-
-
-async def end(*tasks: asyncio.Task[Any] | None) -> None:
-    """Cancels until they are gone: a cancellation that meets an arriving answer is lost in `asyncio.wait_for`."""
-    waiting = {task for task in tasks if task is not None and not task.done()}
-    while waiting:
-        for task in waiting:
-            task.cancel()
-        _, waiting = await asyncio.wait(waiting, timeout=0.5)

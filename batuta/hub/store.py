@@ -19,7 +19,7 @@ from batuta.core.state import Change
 from batuta.errors import Refused
 from batuta.fabric.base import SNAPSHOT_DONE, Entry, Table
 from batuta.fabric.subjects import report_key
-from batuta.hub.bell import end
+from batuta.fabric.tasks import end
 from batuta.kinds import manifest
 from batuta.kinds.base import Ref, Resource, decode_hook, encode_hook
 

@@ -6,12 +6,12 @@ A tenant says which program an order means and how a running one fares; the rest
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import errno
 import os
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 from batuta.errors import RuntimeFailure
+from batuta.fabric.tasks import end
 from batuta.runtimes.base import Condition
 from batuta.runtimes.kept import MARK, Kept, end_all, sessions_of
 
@@ -32,10 +32,7 @@ class Run:
         self.tasks: list[asyncio.Task[None]] = []
 
     async def close(self) -> None:
-        for task in self.tasks:
-            task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
+        await end(*self.tasks)
         self.tasks.clear()
         await self.kept.close()
 

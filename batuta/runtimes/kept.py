@@ -15,6 +15,7 @@ import os
 import signal
 from typing import TYPE_CHECKING, NamedTuple
 
+from batuta.fabric.tasks import end
 from batuta.runtimes import processes
 from batuta.runtimes.logs import Logs
 from batuta.runtimes.sandbox import Limits, Program, launch
@@ -166,10 +167,7 @@ class Kept:
 
     async def close(self) -> None:
         """Stops watching; it goes on running."""
-        if self._watch is not None:
-            self._watch.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._watch
+        await end(self._watch)
         if self._child is not None and self._child.returncode is None:
             # It outlives this object on purpose, and says so to the interpreter, which would warn.
             self._child.returncode = 0

@@ -21,7 +21,7 @@ import uvicorn
 from batuta.errors import BatutaError
 from batuta.fabric.clock import SystemClock
 from batuta.fabric.nats import connect_hub
-from batuta.hub.bell import end
+from batuta.fabric.tasks import end
 from batuta.hub.hub import Hub
 from batuta.hub.links import Links, widen_duplicates
 from batuta.hub.run import lock, read_run, read_secrets

@@ -11,6 +11,7 @@ from batuta.errors import FabricUnavailable, Stale
 from batuta.fabric import subjects
 from batuta.fabric.base import SNAPSHOT_DONE, Entry, Message
 from batuta.fabric.memory import MemoryBroker, matches
+from batuta.fabric.nats import NatsFabric
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -101,6 +102,55 @@ async def test_what_is_published_is_heard_once_and_in_order(world: InMemory) -> 
     assert [m.data for m in heard] == [str(i).encode() for i in range(50)]
     assert heard[7].headers["X-Number"] == "7"
     assert subjects.node_of(heard[0].subject) == "n1"
+
+
+async def test_an_answer_that_meets_a_cancellation_does_not_undo_it() -> None:
+    """Whoever is told to end at the very moment at which an answer arrives, ends."""
+    broker = MemoryBroker()
+    hub, node = broker.connect("hub"), broker.connect_node("n1")
+    asking: list[asyncio.Task[bytes]] = []
+
+    async def answer_and_end(message: Message) -> None:
+        await message.respond(b"")
+        asking[0].cancel()
+
+    await hub.subscribe(subjects.ALL_ALIVE, answer_and_end)
+    asking.append(asyncio.create_task(node.request(subjects.alive("n1"), b"", 5)))
+    with pytest.raises(asyncio.CancelledError):
+        await asking[0]
+    await node.close()
+    await hub.close()
+
+
+async def test_a_fabric_closes_though_what_it_runs_loses_a_cancellation(world: InMemory) -> None:
+    lost = asyncio.Event()
+
+    async def loses_one(_message: Message | None = None) -> None:
+        while True:
+            try:
+                await asyncio.sleep(60)
+            except asyncio.CancelledError:
+                if lost.is_set():
+                    raise
+                lost.set()
+
+    if isinstance(world.hub, NatsFabric):
+        world.hub.begin(loses_one())
+        await asyncio.sleep(0)
+        closing = world.hub.close()
+    else:
+        heard: list[Message] = []
+
+        async def hear(message: Message) -> None:
+            heard.append(message)
+            await loses_one()
+
+        subscription = await world.hub.subscribe(subjects.ALL_ALIVE, hear)
+        await until_heard(world.n1, subjects.alive("n1"), heard)
+        closing = subscription.close()
+    _, late = await asyncio.wait([asyncio.create_task(closing)], timeout=5)
+    assert not late
+    assert lost.is_set()
 
 
 async def until_heard(fabric: Fabric, subject: str, heard: list[Message]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from batuta.dataflow.tasks import end
+from batuta.fabric.tasks import end
 
 
 async def test_a_task_that_loses_a_cancellation_still_ends() -> None:
