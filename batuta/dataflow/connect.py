@@ -11,12 +11,15 @@ import msgspec
 import nats
 from nats.errors import Error as NatsError
 
+from batuta.fabric.tasks import end
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from nats.aio.client import Client
 
 SECRET_BYTES_MAX = 64 * 1024
+TRY_S = 10.0
 RETRY_S = 0.5
 
 log = logging.getLogger("worker")
@@ -24,27 +27,46 @@ log = logging.getLogger("worker")
 
 async def connect(broker: Mapping[str, str], name: str, stop: asyncio.Event) -> Client | None:
     """Tries until it is connected, or None once it is told to stop. The client then reconnects by itself, for ever."""
-    while not stop.is_set():
-        try:
-            return await nats.connect(
-                broker["url"],
-                name=name,
-                max_reconnect_attempts=-1,
-                reconnect_time_wait=0.2,
-                connect_timeout=3,
-                ping_interval=10,
-                max_outstanding_pings=2,
-                error_cb=_say,
-                **secrets(broker.get("credentials", "")),
-            )
-        except (OSError, NatsError, TimeoutError) as error:
-            log.warning("the broker cannot be reached: %s", error or type(error).__name__)
-        try:
-            async with asyncio.timeout(RETRY_S):
-                await stop.wait()
-        except TimeoutError:
-            continue
-    return None
+    stopping = asyncio.create_task(stop.wait())
+    try:
+        while not stop.is_set():
+            if (client := await _tried(broker, name, stopping)) is not None:
+                return client
+            await asyncio.wait({stopping}, timeout=RETRY_S)
+        return None
+    finally:
+        await end(stopping)
+
+
+async def _tried(broker: Mapping[str, str], name: str, stopping: asyncio.Task[bool]) -> Client | None:
+    """The library tries for ever, also when it is refused, and with what it was told first: so it is given a while, and
+    then begins anew with what is true by then."""
+    trying = asyncio.create_task(_once(broker, name))
+    try:
+        await asyncio.wait({trying, stopping}, timeout=TRY_S, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        await end(trying)
+    if trying.cancelled():
+        return None
+    try:
+        return trying.result()
+    except (OSError, NatsError, TimeoutError) as error:
+        log.warning("the broker cannot be reached: %s", error or type(error).__name__)
+        return None
+
+
+async def _once(broker: Mapping[str, str], name: str) -> Client:
+    return await nats.connect(
+        broker["url"],
+        name=name,
+        max_reconnect_attempts=-1,
+        reconnect_time_wait=0.2,
+        connect_timeout=3,
+        ping_interval=10,
+        max_outstanding_pings=2,
+        error_cb=_say,
+        **secrets(broker.get("credentials", "")),
+    )
 
 
 def secrets(path: str) -> dict[str, Any]:
