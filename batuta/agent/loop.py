@@ -40,6 +40,7 @@ WRITE_WITHIN_MS: Final = 1_000
 WRITE_AGAIN_AFTER_MS: Final = 10_000
 SILENT_AFTER_MS: Final = 5_000
 JUMP_TOLD_FOR_MS: Final = 600_000
+RESTART_TOLD_FOR_MS: Final = 600_000
 CORRUPT_TOLD_FOR_MS: Final = 3_600_000
 LONGEST_SLEEP_MS: Final = 10_000
 SHORTEST_SLEEP_MS: Final = 5
@@ -218,6 +219,8 @@ class Loop:
                     self._well(about)
                 else:
                     self._ailing[about] = reason
+                    if reason.code == "broker_restarted":  # it is over, and worth telling for a while
+                        self._told_until[about] = now + RESTART_TOLD_FOR_MS
             case Looked():
                 pass
             case _:

@@ -2,14 +2,15 @@
 
 Its ports and passwords are chosen once and kept, so that devices, instances and neighbours find it where it was,
 whoever restarts it. It outlives the agent and is adopted. When it dies, or no longer says a word to whoever connects,
-it is started again in the same place; if somebody took a port meanwhile, in the next one, which is said.
+or its store has given up and there is room on the disk again, it is started again in the same place; if somebody took a
+port meanwhile, in the next one, which is said.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import secrets
+import time
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -28,6 +29,8 @@ from batuta.fabric.broker import (
     node_config,
     node_memory_limit,
 )
+from batuta.fabric.broker_config import HEALTH_USER
+from batuta.fabric.broker_health import NO_SPACE, UNSAID, Mending, ask
 from batuta.kinds.base import Record
 
 if TYPE_CHECKING:
@@ -41,9 +44,8 @@ SITE_PORT: Final = 7423
 PORT_RACES_MAX: Final = 5
 """So often another program may take a port between our looking and our listening."""
 LOOK_EVERY_S: Final = 1.0
-GREETING_S: Final = 2.0
 FROZEN_AFTER: Final = 3
-"""So many connections in a row without a greeting, and it is taken for frozen."""
+"""So many connections in a row without a greeting, and it is taken for frozen; without an answer, and that is said."""
 
 
 class Place(Record):
@@ -68,6 +70,8 @@ class Station:
         self.place: Place
         self.earlier: tuple[str, ...] = ()
         self.restarts = 0
+        self._health = ""
+        """What it last said of itself; nothing when it is well."""
         self._one_at_a_time = asyncio.Lock()
 
     # --- Where it is ---
@@ -142,16 +146,35 @@ class Station:
 
     async def watch(self) -> None:
         """Look after it for ever."""
-        silent = 0
+        silent, unsaid, mending = 0, 0, Mending(self.config.broker)
         while True:
             await asyncio.sleep(LOOK_EVERY_S)
+            why = "it had died"
             if self.broker.is_running():
-                silent = 0 if await self._greets() else silent + 1
-                if silent < FROZEN_AFTER:
+                words = await ask(self.place.client_port, HEALTH_USER, self.place.agent_password)
+                silent = silent + 1 if words is None else 0
+                unsaid = unsaid + 1 if words and words.startswith(UNSAID) else 0
+                if words is not None and unsaid in (0, FROZEN_AFTER):
+                    self._tell_health(words)
+                if mending.is_due(words or "", time.monotonic()):
+                    why = "its store had given up"
+                elif silent < FROZEN_AFTER:
                     continue
-            why = "it had frozen" if silent else "it had died"
+                else:
+                    why = "it had frozen"
             silent = 0
             await self._again(why)
+
+    def _tell_health(self, words: str) -> None:
+        """What is news of it. One that does not even greet is told of when it is restarted."""
+        if words == self._health:
+            return
+        self._health, reason = words, None
+        if words:
+            code = "disk_full" if NO_SPACE in words else "broker_failed"
+            detail = f"devices are told nothing and send again: {words}" if code == "disk_full" else words
+            reason = Reason(code=code, subject=f"node/{self.identity.node}", detail=detail)
+        self.tell(Ailing("broker-health", reason))
 
     async def _again(self, why: str) -> None:
         async with self._one_at_a_time:
@@ -170,20 +193,6 @@ class Station:
 
     async def close(self) -> None:
         await self.broker.stop()
-
-    async def _greets(self) -> bool:
-        """A broker that lives greets everyone who connects, before it asks who they are."""
-        try:
-            async with asyncio.timeout(GREETING_S):
-                reader, writer = await asyncio.open_connection("127.0.0.1", self.place.client_port)
-                try:
-                    return (await reader.readline()).startswith(b"INFO ")
-                finally:
-                    writer.close()
-                    with contextlib.suppress(OSError):
-                        await writer.wait_closed()
-        except (OSError, TimeoutError, ValueError):
-            return False
 
     # --- Its ports ---
 

@@ -27,6 +27,10 @@ MIB: Final = 1 << 20
 SITE_LINK_USER: Final = "neighbour"
 
 
+# Of a node's broker: it is the agent under another name, with the agent's password.
+HEALTH_USER: Final = "health"
+
+
 @dataclass(frozen=True, slots=True)
 class TlsFiles:
     """Paths of a certificate chain, its key, and the authority whose certificates are accepted."""
@@ -171,6 +175,9 @@ def node_config(node: NodeBroker) -> str:
         "    exports: [",
         *(f"      {{stream: {_quoted(event)}, accounts: [CONTROL]}}" for event, _ in _LINK_EVENTS),
         "    ]",
+        # Whoever keeps the broker may ask how it is, and nothing else.
+        f"    users: [{{user: {HEALTH_USER}, password: {_quoted(node.agent_password)}, permissions: {{"
+        'publish: "$SYS.REQ.SERVER.PING.HEALTHZ", subscribe: "_INBOX.>"}}]',
         "  }",
         "}",
         "system_account: SYS",

@@ -20,6 +20,7 @@ import psutil
 
 from batuta.errors import BatutaError
 from batuta.fabric.broker import Broker, BrokerFailed, HubBroker, TlsFiles, free_port, hub_config
+from batuta.fabric.broker_health import UNSAID, Mending, ask
 from batuta.hub.bell import end
 from batuta.hub.run import Ports, Run, lock, read_secrets
 from batuta.hub.secret_files import write_secret
@@ -35,6 +36,7 @@ STEADY_S: Final = 30.0
 """A process that ran for so long has earned a quick restart."""
 STOP_S: Final = 10.0
 READY_S: Final = 30.0
+LOOK_EVERY_S: Final = 1.0
 PREDECESSOR_S: Final = 15.0
 PORT_TRIES: Final = 5
 USUAL: Final = {"http": 8400, "https": 8443, "leaf": 7422}
@@ -209,7 +211,7 @@ class Supervisor:
 
     async def _keep_up(self) -> None:
         stop = asyncio.create_task(self._stopping.wait())
-        keepers = [asyncio.create_task(self._keep_broker()), asyncio.create_task(self._keep_hub())]
+        keepers = [asyncio.create_task(keep()) for keep in (self._keep_broker, self._keep_store, self._keep_hub)]
         try:
             done, _ = await asyncio.wait((stop, *keepers), return_when=asyncio.FIRST_COMPLETED)
             for task in done.intersection(keepers):
@@ -227,6 +229,23 @@ class Supervisor:
                 await self._start_broker()
             except BrokerFailed as error:
                 self._say(f"the broker does not start: {error.message}. {error.next_step}")
+
+    async def _keep_store(self) -> None:
+        """A broker whose store has given up is stopped, and so started anew, once there is room on its disk."""
+        assert self._run is not None
+        password = read_secrets(Path(self._config.state)).system_password
+        mending, said = Mending(self._broker.directory), ""
+        while True:
+            await asyncio.sleep(LOOK_EVERY_S)
+            # One that does not even greet is starting, or is looked after by whoever waits for its end.
+            words = await ask(self._run.ports.client, "system", password) or ""
+            if words.startswith(UNSAID):
+                continue
+            if words != said:
+                self._say(f"the broker is not well: {words}" if words else "the broker is well again")
+                said = words
+            if mending.is_due(words, time.monotonic()):
+                await self._broker.stop()
 
     async def _keep_hub(self) -> None:
         backoff = Backoff()

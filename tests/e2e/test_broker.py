@@ -16,10 +16,13 @@ from typing import TYPE_CHECKING, Any
 import paho.mqtt.client as paho
 import psutil
 import pytest
+from nats.aio.client import Client
+from nats.errors import Error as NatsError
 
-from batuta.fabric import broker, nats, subjects
+from batuta.fabric import broker, broker_health, nats, subjects
 from batuta.fabric.base import SNAPSHOT_DONE, Entry
 from batuta.fabric.broker import Broker, BrokerFailed, NodeBroker
+from batuta.fabric.broker_config import HEALTH_USER
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -94,7 +97,8 @@ async def test_a_restarted_parent_adopts_and_brings_it_up_to_date(running: tuple
     changed = broker.node_config(replace(settings, site_password="another"))
     assert await third.start(changed) == "adopted"
     assert third.pid == pid
-    with pytest.raises(broker.FabricUnavailable, match="uthorization"):
+    # It says why and hangs up; with bad luck only the hanging up is heard.
+    with pytest.raises(broker.FabricUnavailable, match=r"uthorization|reset by peer"):
         await nats.connect_node("pi-4", f"nats://{HERE}:{settings.client_port}", "agent", "wrong")
     assert await third.apply(changed) == "unchanged"
     # A change that no broker takes while it runs.
@@ -284,3 +288,46 @@ async def test_devices_have_the_rights_they_were_given(tmp_path: Path) -> None:
     assert not await asyncio.to_thread(connects, None, "")
     assert subjects.subjects_of_topic_filter("cameras/c1/#") == ("cameras.c1", "cameras.c1.>")
     await made.stop()
+
+
+# --- How it is -------------------------------------------------------------------------------------------------------
+
+
+async def test_it_says_how_it_is_to_whoever_keeps_it_and_nothing_else(running: tuple[Broker, NodeBroker]) -> None:
+    made, settings = running
+    port, password = settings.client_port, settings.agent_password
+    assert await broker_health.ask(port, HEALTH_USER, password) == ""
+    assert str(await broker_health.ask(port, HEALTH_USER, "a guess")).startswith(broker_health.UNSAID)
+    client = await asyncio.wait_for(nats_client(port, HEALTH_USER, password), 5)
+    try:
+        with pytest.raises((NatsError, TimeoutError)):
+            await client.request("$SYS.REQ.SERVER.PING.VARZ", b"", timeout=0.5)
+    finally:
+        await client.close()
+    os.kill(made.pid, signal.SIGSTOP)
+    assert await broker_health.ask(port, HEALTH_USER, password, 0.2) is None
+    os.kill(made.pid, signal.SIGCONT)
+    await made.stop()
+    assert await broker_health.ask(port, HEALTH_USER, password) is None
+
+
+async def nats_client(port: int, user: str, password: str) -> Client:
+    client = Client()
+    await client.connect(f"nats://{HERE}:{port}", user=user, password=password, max_reconnect_attempts=0)
+    return client
+
+
+def test_a_store_that_gave_up_is_started_anew_once_there_is_room_and_ever_more_seldom(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    room = 0
+    monkeypatch.setattr(broker_health, "room_bytes", lambda _directory: room)
+    mending, words = broker_health.Mending(tmp_path), "JetStream stream 'A > B' write error: no space left on device"
+    assert not mending.is_due("", 100.0)
+    assert not mending.is_due("another fault, which no new start mends", 100.0)
+    assert not mending.is_due(words, 100.0), "there is no room"
+    room = broker_health.ROOM_BYTES
+    due = [second for second in range(101, 1500) if mending.is_due(words, float(second))]
+    assert due == [101, 106, 116, 136, 176, 256, 416, 716, 1016, 1316]
+    assert not mending.is_due("", 2000.0), "well for long enough"
+    assert [second for second in range(2001, 2012) if mending.is_due(words, float(second))] == [2001, 2006]
