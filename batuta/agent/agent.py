@@ -25,7 +25,7 @@ from typing import IO, TYPE_CHECKING, Final
 from batuta.agent import neighbours, steady
 from batuta.agent.enrolling import Renewal, join
 from batuta.agent.gravity import Gravity
-from batuta.agent.ledger import Ledger
+from batuta.agent.ledger import FULL, Ledger
 from batuta.agent.neighbours import Neighbours
 from batuta.agent.node import Node, Parts
 from batuta.agent.probe import Probe
@@ -255,4 +255,10 @@ def main(config: AgentConfig) -> int:
         return asyncio.run(run(config))
     except (BatutaError, FabricUnavailable) as error:
         log.error("%s%s", error.message, f"\n  next: {error.next_step}" if error.next_step else "")  # noqa: TRY400
+        return 1
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        # A node that runs goes on when its disk fills up; one that begins needs a few kilobytes.
+        log.error("the disk of %s is full: %s\n  next: free some space, and start the node again", config.home, error)  # noqa: TRY400
         return 1

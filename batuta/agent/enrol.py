@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from batuta.agent import identity as kept
+from batuta.agent.ledger import FULL
 from batuta.errors import EnrolmentRefused
 from batuta.fabric import identity
 from batuta.kinds.base import Record
@@ -259,6 +260,13 @@ def _refusal(data: bytes) -> EnrolmentRefused | None:
         return None
 
 
+def _unkept(directory: str, error: OSError) -> No:
+    """Nothing is lost: the key is kept before anyone is asked, and the same token is good for the same key."""
+    if error.errno in FULL:
+        return No("disk_full", f"the disk of {directory} is full: {error.strerror}", "free some space and join again")
+    return No("enrolment_unwritable", str(error), f"check who owns {directory}, and join again")
+
+
 def _tie() -> None:
     """End with whoever asked: nobody else would hear the answer."""
     set_parent_death_signal = 1
@@ -274,7 +282,7 @@ def main() -> int:
     except EnrolmentRefused as error:
         said = No(code=CODES.get(error.code, error.code), message=error.message, next_step=error.next_step)
     except OSError as error:
-        said = No(code="disk_full" if error.errno == 28 else "enrolment_unwritable", message=str(error))
+        said = _unkept(task.directory, error)
     sys.stdout.buffer.write(msgspec.json.encode(said))
     return 0
 
