@@ -16,7 +16,8 @@ import msgspec
 from batuta.agent.actuator import instance_directory
 from batuta.errors import BatutaError, NotFound
 from batuta.fabric import subjects
-from batuta.kinds.base import Record, encode_hook
+from batuta.fabric.questions import PIECE_BYTES_MAX, LogPiece, LogWanted
+from batuta.kinds.base import encode_hook
 from batuta.runtimes.logs import STREAMS, Logs
 
 if TYPE_CHECKING:
@@ -25,27 +26,10 @@ if TYPE_CHECKING:
 
     from batuta.fabric.base import Fabric, Message, Subscription
 
-PIECE_BYTES_MAX: Final = 256 * 1024
 QUESTION_BYTES_MAX: Final = 64 * 1024
 PLACE_BITS: Final = 31
 PLACE_MASK: Final = (1 << PLACE_BITS) - 1
 """An instance's log files are cut at a megabyte, so a place in one never comes near this."""
-
-
-class LogWanted(Record, forbid_unknown_fields=False):
-    """A part of an instance's log: the last `tail` lines, or what came after `offset`."""
-
-    instance: str
-    tail: int = 100
-    offset: int | None = None
-    bytes_max: int = PIECE_BYTES_MAX
-
-
-class LogPiece(Record):
-    """Text, and where the next piece begins."""
-
-    text: str = ""
-    offset: int = 0
 
 
 class Questions:

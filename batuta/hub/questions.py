@@ -11,7 +11,7 @@ import msgspec
 
 from batuta.errors import BatutaError, NotFound
 from batuta.fabric import subjects
-from batuta.kinds.base import Record
+from batuta.fabric.questions import LogPiece, LogWanted
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -21,25 +21,6 @@ if TYPE_CHECKING:
     from batuta.fabric.clock import Clock
 
 FOLLOW_EVERY_MS: Final = 500
-PIECE_BYTES_MAX: Final = 256 * 1024
-
-
-class LogWanted(Record):
-    """A part of an instance's log: the last `tail` lines, or what came after `offset`."""
-
-    instance: str
-    tail: int = 100
-    offset: int | None = None
-    bytes_max: int = PIECE_BYTES_MAX
-
-
-class LogPiece(Record):
-    """Text, and where the next piece begins."""
-
-    text: str = ""
-    offset: int = 0
-    error: str = ""
-    message: str = ""
 
 
 class Questions:
