@@ -64,7 +64,7 @@ class Foreseen(NamedTuple):
 
 
 class Token(NamedTuple):
-    """A join token. `token` is the line to paste; it is shown once."""
+    """A join token or an API token. `token` is its text; it is shown once."""
 
     id: str
     site: str
@@ -74,6 +74,13 @@ class Token(NamedTuple):
     used_by: str = ""
     state: str = ""
     """`open`, `used` or `expired`."""
+    sort: str = "join"
+    """`join` or `api`; what follows is of API tokens."""
+    role: str = ""
+    namespaces: str = ""
+    created_by: str = ""
+    last_used: str = ""
+    last_used_from: str = ""
 
 
 class Check(NamedTuple):

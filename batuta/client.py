@@ -232,12 +232,29 @@ class Client:
         answer = self._wire.ask("GET", f"/data/up/{priority}", {"after": str(after), "limit": str(limit)})
         return tuple(answer.get("items", ()))
 
+    def audit(self, wanted: Mapping[str, str | int] = {}, *, timeout_s: float = 0) -> dict[str, Any]:
+        """Who did what: `items`, oldest first, and `last`, to ask `after` it.
+
+        `wanted` chooses by since, who, what, name, verb, limit; with after, the answer waits so long for what comes.
+        """
+        query = {key: str(value) for key, value in wanted.items() if value}
+        return self._wire.ask("GET", "/audit", {**query, "wait": str(int(timeout_s * 1000)) if timeout_s else ""})
+
+    def authority(self) -> str:
+        """The certificate of the hub's authority, PEM: what HTTPS clients trust it by."""
+        return self._wire.text("/ca.pem")
+
     # --- Tokens and artifacts ---
 
     def create_token(self, site: str = "default", *, name: str = "", ttl_ms: int = 3_600_000, uses: int = 1) -> Token:
         """A token by which `uses` nodes may join `site`; by default one, once."""
         body = msgspec.json.encode({"site": site, "name": name, "ttlMs": ttl_ms, "uses": uses})
         return _token(self._wire.ask("POST", "/tokens", body=body, may_repeat=False))
+
+    def create_api_token(self, role: str, namespaces: Iterable[str], *, ttl_ms: int, name: str = "") -> Token:
+        """A token by which a person or a program may ask the hub."""
+        wanted = {"role": role, "namespaces": list(namespaces), "ttlMs": ttl_ms, "name": name}
+        return _token(self._wire.ask("POST", "/tokens/api", body=msgspec.json.encode(wanted), may_repeat=False))
 
     def tokens(self) -> tuple[Token, ...]:
         """Every token that was made and not forgotten; never its secret."""
@@ -353,4 +370,10 @@ def _token(item: Mapping[str, Any]) -> Token:
     return Token(**said)
 
 
-_TOKEN_KEYS = {**{word: word for word in Token._fields}, "used_by": "usedBy"}
+_TOKEN_KEYS = {
+    **{word: word for word in Token._fields},
+    "used_by": "usedBy",
+    "created_by": "createdBy",
+    "last_used": "lastUsed",
+    "last_used_from": "lastUsedFrom",
+}

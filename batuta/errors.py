@@ -14,6 +14,7 @@
     ├── ArtifactRefused        bytes that are not what their digest says, or cannot be fetched or kept
     ├── LedgerCorrupt          what a node wrote down about itself cannot be read back
     ├── AlreadyRunning         agent.agent: another node agent has this state directory
+    ├── TokenDenied            hub.api_tokens: a bearer token that opens nothing; carries the word to count it by
     ├── WaitedTooLong          client: what was awaited did not come in time
     └── Wrong                  web.answers: the request itself cannot be served; carries an HTTP status
 

@@ -94,6 +94,10 @@ class Wire:
             self._kept = connection
         return self._understood(answer.status, read)
 
+    def text(self, path: str) -> str:
+        """An answer that is no JSON, whole."""
+        return "".join(f"{line.decode()}\n" for line in self.stream(path, {}, timeout_s=self._timeout_s))
+
     def stream(self, path: str, query: Mapping[str, str], *, timeout_s: float | None) -> Iterator[bytes]:
         """The lines of an answer, as they come. Silent after `timeout_s` without one; closing it hangs up."""
         connection = self._connection(timeout_s)

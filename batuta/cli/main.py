@@ -27,7 +27,8 @@ VERBS: dict[str, Verb] = {
     "demo": Verb("demo", "See the main job done on real processes, on this machine."),
     "up": Verb("up", "Start a hub."),
     "join": Verb("join", "Make this machine a node of a hub."),
-    "token": Verb("token", "Join tokens: create, list, revoke."),
+    "token": Verb("token", "Join tokens and API tokens: create, list, revoke."),
+    "kubeconfig": Verb("kubeconfig", "Write a kubeconfig: kubectl, k9s and others talk to the hub."),
     "apply": Verb("apply", "Declare what is in a manifest."),
     "diff": Verb("diff", "What would a manifest change, and what would move?"),
     "get": Verb("get", "List what there is, one line each."),
@@ -39,6 +40,7 @@ VERBS: dict[str, Verb] = {
     "model": Verb("model", "Models: push a file as a version, list."),
     "node": Verb("node", "Machines: hold, drain, release, remove."),
     "doctor": Verb("doctor", "Check this machine and its hub, and say what mends them."),
+    "audit": Verb("audit", "Who did what, when, and how it ended."),
     "version": Verb("version", "The version of Batuta."),
 }
 # Words that people bring from neighbouring tools.

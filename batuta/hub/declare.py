@@ -52,6 +52,8 @@ class Declarations:
         self._born_at = 0
         self.before_removal: Callable[[Ref], Awaitable[None]] | None = None
         """Told of every resource that is about to be deleted."""
+        self.keep: Callable[[str, str, object, object], Awaitable[None]] | None = None
+        """Told of every write before it is done: verb, what, before, after. What it raises stops the write."""
 
     async def create(self, resource: Resource, *, dry_run: bool = False) -> Resource:
         """A new resource; raises AlreadyThere when the name is taken."""
@@ -94,6 +96,8 @@ class Declarations:
             if problems:
                 self._refuse(problems)
             if not dry_run:
+                if self.keep is not None:
+                    await self.keep("delete", str(ref), resource, None)
                 # A crash in between leaves a node that cannot connect, never one that can and is not there.
                 if self.before_removal is not None:
                     await self.before_removal(ref)
@@ -113,6 +117,7 @@ class Declarations:
             self._refuse(problems)
         declared = [self._stamped(r, state.get(r.ref)) for r in resources]
         if not dry_run:
+            await self._keep_all(declared, state)
             for each in declared:
                 if each.action != "unchanged":
                     key = each.resource.ref.key
@@ -123,6 +128,12 @@ class Declarations:
                         await self._store.reread("desired", key)
                         raise
         return declared
+
+    async def _keep_all(self, declared: list[Declared], state: State) -> None:
+        for each in declared:
+            if self.keep is not None and each.action != "unchanged":
+                verb = "create" if each.action == "created" else "apply"
+                await self.keep(verb, str(each.resource.ref), state.get(each.resource.ref), each.resource)
 
     def _refuse(self, problems: list[Problem]) -> None:
         for problem in problems:

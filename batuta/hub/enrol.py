@@ -27,7 +27,7 @@ from batuta.kinds.node import Node, NodeSpec
 from batuta.kinds.site import Site
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Awaitable, Callable, Sequence
 
     from batuta.core.state import State
     from batuta.fabric.base import Fabric, Table
@@ -128,6 +128,8 @@ class Enrolment:
         """Every node by name; the broker asks by it who may connect."""
         self.on_known: Callable[[str], None] = lambda _node: None
         """Told when the keys of a node change, or when it is one no more."""
+        self.keep: Callable[[str, str, object, object], Awaitable[None]] | None = None
+        """Told of every write before it is done: verb, what, before, after. What it raises stops the write."""
 
     async def open(self) -> None:
         for node in await self._nodes.keys():
@@ -153,6 +155,8 @@ class Enrolment:
             uses=uses,
         )
         row = TokenRow(record=record, created_at=now)
+        if self.keep is not None:
+            await self.keep("create", f"tokens/{token.id}", None, _public(row))
         await self._tokens.put(token.id, msgspec.json.encode(row), 0)
         return identity.write_token(token), row
 
@@ -164,6 +168,8 @@ class Enrolment:
         row, _ = await self._token(token_id)
         if row is None:
             raise NotFound(f"there is no token {token_id!r}")
+        if self.keep is not None:
+            await self.keep("revoke", f"tokens/{token_id}", _public(row), None)
         await self._tokens.delete(token_id)
 
     async def _token(self, token_id: str) -> tuple[TokenRow | None, int]:
@@ -215,6 +221,8 @@ class Enrolment:
         _check_name(site)
         # The certificate is made before anything is written: a damaged request leaves no trace.
         answer = self._answer(asked.node, site, asked.request, asked.addresses, now)
+        if self.keep is not None:
+            await self.keep("enrol", f"nodes/{asked.node}", None, {"site": site, "by": f"tokens/{asked.token_id}"})
         await self._know(asked.node, site, key_id, now)
         if asked.node not in row.used_by:
             used = msgspec.structs.replace(row, record=spent, used_by=(*row.used_by, asked.node))
@@ -283,6 +291,12 @@ class Enrolment:
             await self._declarations.add(missing)
         except Refused as refused:
             raise EnrolmentRefused("node_refused", str(refused)) from refused
+
+
+def _public(row: TokenRow) -> dict[str, object]:
+    """What the audit keeps of a token: nothing by which one could be recognised."""
+    record = row.record
+    return {"sort": "join", "site": record.site, "node": record.node, "expiresAt": record.expires_at}
 
 
 def _check_name(name: str) -> None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
+from batuta.hub.api_tokens import ApiTokens
 from batuta.hub.artifacts import ArtifactStore
 from batuta.hub.asks import Asks
+from batuta.hub.audit import Audit
 from batuta.hub.authority import Authorities
 from batuta.hub.bell import Bell, end
 from batuta.hub.counters import Counters
@@ -44,6 +46,7 @@ class Hub:
         self.config = config
         self.fabric = fabric
         self.clock = clock
+        self.hubs = tuple(hubs)
         self.leafs = tuple(leafs)
         self.counters = Counters()
         self.started_at = clock.now()
@@ -63,6 +66,10 @@ class Hub:
         )
         self.declarations = Declarations(self.store, clock, self.counters, lambda: self.loop.state)
         self.declarations.before_removal = self._before_removal
+        self.audit = Audit(fabric, clock, self.counters)
+        self.declarations.keep = self.audit.accepted
+        self.api_tokens = ApiTokens(fabric, clock, self.counters)
+        self.api_tokens.keep = self.audit.accepted
         self.authorities = Authorities(config.directory / "authority")
         self.artifacts = ArtifactStore(
             config.directory / "artifacts", self.counters, bytes_max=config.artifact_bytes_max
@@ -77,6 +84,7 @@ class Hub:
             leafs=leafs,
             certificate_s=config.certificate_s,
         )
+        self.enrolment.keep = self.audit.accepted
         self.asks = Asks(self.artifacts, self.enrolment, self.counters)
         self.questions = Questions(fabric, clock)
         self.up = UpReader(fabric)
@@ -89,6 +97,7 @@ class Hub:
         await self.store.open()
         self.feed = Feed(self.loop, self.clock, self.store.epoch)
         await self.enrolment.open()
+        await self.api_tokens.open()
         await self.sightings.open(self.fabric)
         await self.asks.open(self.fabric)
         self.loop.begin(self.sightings)
@@ -108,6 +117,7 @@ class Hub:
 
     async def stop(self) -> None:
         await end(self._deciding, self._following)
+        await self.api_tokens.close()
         await self.asks.close()
         await self.sightings.close()
         await self.store.close()

@@ -15,6 +15,7 @@ from batuta.fabric.subjects import UP_CLASSES
 from batuta.hub.questions import instances_of
 from batuta.kinds import manifest
 from batuta.kinds.base import API_VERSION, Ref, encode_hook
+from batuta.web.access import check_documents
 from batuta.web.answers import Wrong, raw, said
 from batuta.web.bodies import in_namespace, text_of
 
@@ -55,6 +56,7 @@ class Actions:
         resources = read.resources
         resources = [in_namespace(resource, query.get("namespace", "")) for resource in resources]
         dry_run = bool(query.get("dryRun"))
+        check_documents(request.scope, self._hub.loop.state, [resource.ref for resource in resources])
         try:
             declared = await self._hub.declarations.apply(resources, dry_run=dry_run)
         except Refused as refused:

@@ -13,6 +13,7 @@ from batuta.kinds import KINDS
 from batuta.web.access import Access
 from batuta.web.actions import action_routes
 from batuta.web.answers import on_error
+from batuta.web.auditing import auditing_routes
 from batuta.web.discovery import discovery_routes
 from batuta.web.doctor import doctor_routes
 from batuta.web.files import file_routes
@@ -21,6 +22,7 @@ from batuta.web.joining import joining_routes
 from batuta.web.metrics import metrics_routes
 from batuta.web.openapi import openapi_routes
 from batuta.web.resources import KindApi
+from batuta.web.reviews import review_routes
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp
@@ -40,6 +42,8 @@ def application(hub: Hub) -> Starlette:
             *action_routes(hub),
             *foreseen_routes(hub),
             *joining_routes(hub),
+            *auditing_routes(hub),
+            *review_routes(),
             *file_routes(hub),
             *metrics_routes(hub),
             *doctor_routes(hub),
@@ -51,4 +55,4 @@ def application(hub: Hub) -> Starlette:
 def doors(hub: Hub, token: str) -> tuple[ASGIApp, ASGIApp]:
     """The same API behind both doors: plain on loopback, and TLS."""
     app = application(hub)
-    return Access(app, token, hub.counters, is_tls=False), Access(app, token, hub.counters, is_tls=True)
+    return Access(app, hub, token, is_tls=False), Access(app, hub, token, is_tls=True)

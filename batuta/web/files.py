@@ -37,6 +37,7 @@ class Files:
         length = request.headers.get("content-length", "")
         if length.isdigit() and int(length) > self._hub.config.artifact_bytes_max:
             raise ArtifactRefused("too_large", f"an artifact has {self._hub.config.artifact_bytes_max} bytes at most")
+        await self._hub.audit.accepted("upload", f"artifacts/{digest}", None, {"bytes": length})
         size = await self._hub.artifacts.put(digest, chunks_of(request))
         return said({"digest": digest, "size": size}, 201)
 

@@ -11,6 +11,8 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from batuta import __version__
+from batuta.hub.api_tokens import ApiTokenWanted
+from batuta.hub.audit import ASKER
 from batuta.hub.enrol import TOKEN_TTL_MS, EnrolRequest
 from batuta.kinds.base import Record
 from batuta.web.answers import raw, said
@@ -19,6 +21,7 @@ from batuta.web.bodies import record_of
 if TYPE_CHECKING:
     from starlette.requests import Request
 
+    from batuta.hub.api_tokens import ApiToken
     from batuta.hub.enrol import TokenRow
     from batuta.hub.hub import Hub
 
@@ -41,6 +44,7 @@ def joining_routes(hub: Hub) -> list[Route]:
     return [
         Route("/tokens", joining.create, methods=["POST"]),
         Route("/tokens", joining.list_all, methods=["GET"]),
+        Route("/tokens/api", joining.create_api, methods=["POST"]),
         Route("/tokens/{id}", joining.revoke, methods=["DELETE"]),
         Route("/enrol", joining.enrol, methods=["POST"]),
         Route("/ca.pem", joining.authority, methods=["GET"]),
@@ -61,12 +65,24 @@ class Joining:
         )
         return said({**_shown(row, self._hub.clock.now()), "token": text}, 201)
 
+    async def create_api(self, request: Request) -> Response:
+        asker = ASKER.get()
+        wanted = await record_of(request, ApiTokenWanted)
+        text, row = await self._hub.api_tokens.create(wanted, asker.name or asker.who)
+        return said({**_shown_api(row, self._hub.clock.now()), "token": text}, 201)
+
     async def list_all(self, _request: Request) -> Response:
+        """Tokens of both sorts, never a secret."""
         now = self._hub.clock.now()
-        return said({"items": [_shown(row, now) for row in await self._hub.enrolment.tokens()]})
+        joins = [_shown(row, now) for row in await self._hub.enrolment.tokens()]
+        return said({"items": [*joins, *(_shown_api(row, now) for row in self._hub.api_tokens.all())]})
 
     async def revoke(self, request: Request) -> Response:
-        await self._hub.enrolment.revoke_token(request.path_params["id"])
+        token_id = request.path_params["id"]
+        if self._hub.api_tokens.knows(token_id):
+            await self._hub.api_tokens.revoke(token_id)
+        else:
+            await self._hub.enrolment.revoke_token(token_id)
         return said({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success"})
 
     async def enrol(self, request: Request) -> Response:
@@ -80,7 +96,12 @@ class Joining:
     async def hub(self, _request: Request) -> Response:
         """Where this hub is, for tools that run beside it."""
         leafs = [url.removeprefix("tls://") for url in self._hub.leafs]
-        answer = {"version": __version__, "epoch": self._hub.store.epoch, "leaf": leafs[0] if leafs else ""}
+        answer: dict[str, Any] = {
+            "version": __version__,
+            "epoch": self._hub.store.epoch,
+            "leaf": leafs[0] if leafs else "",
+        }
+        answer["servers"] = self._hub.hubs
         return said({**answer, "leafs": leafs, "startedAt": self._hub.started_at})
 
 
@@ -89,10 +110,30 @@ def _shown(row: TokenRow, now: int) -> dict[str, Any]:
     state = "expired" if now >= record.expires_at else "open" if record.uses_left > 0 else "used"
     return {
         "id": record.id,
+        "sort": "join",
         "site": record.site,
         "name": record.node,
-        "expires": datetime.fromtimestamp(record.expires_at / 1000, UTC).isoformat(timespec="seconds"),
+        "expires": _instant(record.expires_at),
         "usesLeft": record.uses_left,
         "usedBy": ", ".join(row.used_by),
         "state": state,
     }
+
+
+def _shown_api(row: ApiToken, now: int) -> dict[str, Any]:
+    return {
+        "id": row.id,
+        "sort": "api",
+        "name": row.name,
+        "role": row.role,
+        "namespaces": ", ".join(row.namespaces),
+        "expires": _instant(row.expires_at),
+        "createdBy": row.created_by,
+        "lastUsed": _instant(row.used_at) if row.used_at else "",
+        "lastUsedFrom": row.used_from,
+        "state": "expired" if now >= row.expires_at else "open",
+    }
+
+
+def _instant(at: int) -> str:
+    return datetime.fromtimestamp(at / 1000, UTC).isoformat(timespec="seconds")
