@@ -12,6 +12,7 @@
     ├── EnrolmentRefused       a node may not join; carries a Reason code and the next step
     ├── RuntimeFailure         an instance could not be prepared, started, inspected or stopped
     ├── ArtifactRefused        bytes that are not what their digest says, or cannot be fetched or kept
+    ├── FieldConflict          web.applying: others hold fields that an apply would change; carries each of them
     ├── LedgerCorrupt          what a node wrote down about itself cannot be read back
     ├── AlreadyRunning         agent.agent: another node agent has this state directory
     ├── TokenDenied            hub.api_tokens: a bearer token that opens nothing; carries the word to count it by

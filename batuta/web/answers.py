@@ -42,6 +42,8 @@ REASONS: Final[dict[int, str]] = {
     503: "ServiceUnavailable",
     507: "InsufficientStorage",
 }
+ABOUT: Final = "batuta.about"
+"""Where a request's scope says what it is about, as `details` of a Status: clients print kind and name."""
 _ARTIFACT_CODES: Final = {"disk_full": 507, "too_large": 413, "artifact_missing": 404}
 _ENROLMENT_CODES: Final = {"name_taken": 409, "request_malformed": 400, "name_invalid": 422, "clock_wrong": 422}
 
@@ -100,11 +102,14 @@ def refused(error: BatutaError) -> dict[str, Any]:
         return refusal(409, error.message, reason="AlreadyExists", problems=error.problems)
     if isinstance(error, Refused):
         return refusal(422, error.message, problems=error.problems)
-    code, details = 500, dict[str, str]()
+    code, details = 500, dict[str, Any]()
     if isinstance(error, NotFound):
         code = 404
     elif isinstance(error, Stale):
         code = 409
+    elif (causes := getattr(error, "causes", None)) is not None:
+        # Only a conflict over fields names its causes itself.
+        code, details = 409, {"causes": causes}
     elif isinstance(error, FabricUnavailable):
         code = 503
     elif isinstance(error, ArtifactRefused):
@@ -124,6 +129,7 @@ async def on_error(request: Request, error: Exception) -> Response:
     """What Starlette calls for every exception that has an answer."""
     if isinstance(error, BatutaError):
         answer = refused(error)
+        answer["details"] = {**request.scope.get(ABOUT, {}), **answer["details"]}
     elif isinstance(error, TooOld):
         answer = expired()
     elif isinstance(error, HTTPException):

@@ -118,7 +118,7 @@ async def test_a_merge_patch_changes_what_it_names(tmp_path: Path) -> None:
         said = is_status(await call("PATCH", f"{SITES}/berlin", {"spec": {"nonsense": 1}}, **MERGE), 422, "Invalid")
         assert said["details"]["causes"][0]["field"] == "spec.nonsense"
         is_status(
-            await call("PATCH", f"{SITES}/berlin", {}, content_type="application/json-patch+json"),
+            await call("PATCH", f"{SITES}/berlin", {}, content_type="application/strategic-merge-patch+json"),
             415,
             "UnsupportedMediaType",
         )
