@@ -28,12 +28,14 @@ if TYPE_CHECKING:
 
 PAGES = Path(__file__).parents[2] / "docs" / "reference"
 SEVERITIES = ("fine", "passes by itself", "look into it", "an error")
+DAY_MS = 86_400_000
 NOTE = "<!-- Printed by `python -m batuta.cli.reference`; change the code, not this page. -->"
 
 
 def rendered() -> dict[str, str]:
     """Every page: file name and exact text."""
     pages = {"cli.md": cli(), "reasons.md": reasons(), "states.md": states(), "kinds.md": kinds()}
+    pages["access.md"] = access()
     return {name: _page(lines) for name, lines in pages.items()}
 
 
@@ -154,6 +156,62 @@ def states() -> Iterator[str]:
         yield f"| `{rule.word}` | {_cell(rule.sentence)} |"
 
 
+# --- Who may do what ---
+
+
+def access() -> Iterator[str]:
+    from batuta.hub import api_tokens, audit
+    from batuta.web.rights import OTHERWISE, RULES
+
+    yield "# Who may do what, and who did"
+    yield ""
+    yield "Every request brings a token, `Authorization: Bearer TOKEN`, but those for health, version, the"
+    yield "authority's certificate and enrolment. Both listeners take the same ones. The file"
+    yield "`<state>/hub/admin.token` is the machine's own user `local`, an admin. All others are API tokens, made"
+    yield "with `batuta token create --api`. Each has a role, namespaces (`*` is every one) and an end,"
+    yield f"{api_tokens.TTL_MS // DAY_MS} days on unless said otherwise. The hub keeps the SHA-256 of its 256 random"
+    yield "bits, and no more. `batuta token ls` shows its last use, which is written down every"
+    yield f"{api_tokens.USE_WRITTEN_EVERY_MS // 1000} s and when the hub stops. `batuta token revoke` ends it at once;"
+    yield "a watch or log that it has open ends before it would say the next thing."
+    yield ""
+    yield "A request without a good token is answered 401; one that its token may not make, 403 with what is missing;"
+    yield f"both as Kubernetes `Status`. The roles are {', '.join(api_tokens.ROLES)}; each may do all that those"
+    yield "before it may. The first rule that fits a request decides."
+    yield ""
+    yield "| methods | path | role | namespaces | why |"
+    yield "| --- | --- | --- | --- | --- |"
+    reaches = {"any": "any", "namespace": "the one in the path", "all": "`*`"}
+    for rule in (*RULES, OTHERWISE):
+        methods = ", ".join(rule.methods)
+        yield f"| {methods} | `{rule.path}` | {rule.role} | {reaches[rule.reach]} | {_cell(rule.sentence)} |"
+    yield ""
+    yield "`batuta kubeconfig` writes a file for kubectl with a token of its own. `kubectl auth can-i` and `kubectl"
+    yield "auth whoami` work: kubectl 1.32 and newer posts these two in protobuf, and the hub reads that envelope for"
+    yield "access reviews alone; any other protobuf is answered 415. Answers are always JSON."
+    yield ""
+    yield "## The audit"
+    yield ""
+    yield "Every write has an entry: who (token, role, address), what, when, before and after, and how it ended. The"
+    yield "entry is kept before the write, and **a write whose entry cannot be kept is refused with 503**: a hub"
+    yield "whose audit has no room or no broker changes nothing, and goes on deciding by what is declared. An entry"
+    yield "says `accepted`; should the write fail after all, a second one of the same request says `failed`. Refused"
+    yield "writes (403, 404, 409, 422) say `refused`, and what changed nothing `unchanged`. Answers carry the request"
+    yield "as `Audit-Id`."
+    yield ""
+    yield "Not in it: dry runs, reading, renewals of certificates, and requests without a good token, which are"
+    yield f"counted in `batuta_requests_refused_total`. Of one asker {audit.REFUSALS_A_MINUTE_MAX} refusals a minute"
+    yield "are kept, so that nobody can push what others did out of the log; those beyond are in"
+    yield "`batuta_audit_entries_lost_total`."
+    yield ""
+    yield "The log is append-only, with 512 MiB and 365 days at most; its oldest entries go first. Secrets are never"
+    yield "in it: tokens are named by id, and text under a key that says secret, password, token, credential, API key"
+    yield f"or private key is hidden. A document above {audit.SPEC_BYTES_MAX >> 10} KiB is kept as its SHA-256 and"
+    yield "size."
+    yield ""
+    yield "`batuta audit` prints it, and `GET /audit?since=&who=&what=&name=&verb=&limit=` answers it; with `after`"
+    yield "and `wait` (milliseconds) the answer waits for what comes next."
+
+
 # --- Kinds ---
 
 
@@ -180,7 +238,8 @@ def kinds() -> Iterator[str]:
 
 
 def _columns(kind: type[Resource]) -> str:
-    return ", ".join(heading for heading, _ in kind.columns)
+    wide = ", ".join(heading for heading, _ in kind.wide_columns)
+    return ", ".join(heading for heading, _ in kind.columns) + (f"; with `-o wide` also {wide}" if wide else "")
 
 
 def _rows(field: Field, path: str) -> Iterator[str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hmac
 import secrets
 from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import parse_qs
 
 import msgspec
 
@@ -31,6 +32,7 @@ OPEN_ON_LOOPBACK: Final = frozenset({"/healthz", "/readyz", "/livez", "/version"
 OPEN_ON_TLS: Final = frozenset({"/healthz", "/readyz", "/livez", "/version", "/ca.pem", "/enrol"})
 LOOPBACK: Final = frozenset({"127.0.0.1", "localhost", "[::1]"})
 REFUSAL_BYTES_MAX: Final = 64 * 1024
+WHAT_MAX: Final = 1024
 
 
 class Who(msgspec.Struct, frozen=True):
@@ -93,7 +95,7 @@ class Access:
             what=rights.thing_at(path),
             request=secrets.token_hex(8),
         )
-        asker.is_dry_run = b"dryRun=All" in scope.get("query_string", b"")
+        asker.is_dry_run = rights.can_be_tried(path) and "All" in _query(scope).get("dryRun", ())
         heard = _Heard(send, asker, self._still_good(who))
         if denied is not None:
             await self._deny(denied, scope, receive, heard)
@@ -194,11 +196,13 @@ def check_documents(scope: Scope, state: State, refs: Iterable[Ref]) -> None:
 
     Without a door, as in tests of the application alone, nothing is refused.
     """
-    who = scope.get("batuta.who")
+    who, refs = scope.get("batuta.who"), list(dict.fromkeys(refs))
     if who is None:
         return
+    # Should all of it be refused, the audit says what it was about.
+    ASKER.get().what = ", ".join(map(str, refs))[:WHAT_MAX] or "apply"
     lacking = []
-    for ref in dict.fromkeys(refs):
+    for ref in refs:
         is_there = state.get(ref) is not None
         path = rights.place_of(ref, named=is_there)
         if why := rights.missing(who.role, who.namespaces, "PATCH" if is_there else "POST", path):
@@ -210,8 +214,13 @@ def check_documents(scope: Scope, state: State, refs: Iterable[Ref]) -> None:
 def _check_right(who: Who, method: str, path: str) -> None:
     why = rights.missing(who.role, who.namespaces, method, path)
     if why:
-        message = f"{who.name} may not {rights.verb_of(method, path)} {rights.thing_at(path)}: {why}"
+        verb, thing = rights.verb_of(method, path), rights.thing_at(path)
+        message = f"{who.name} may not {verb}{'' if verb == thing else f' {thing}'}: {why}"
         raise _Denied(403, "forbidden", message, "ask an admin for `batuta token create --api` with that right")
+
+
+def _query(scope: Scope) -> dict[str, list[str]]:
+    return parse_qs(scope.get("query_string", b"").decode("latin-1"))
 
 
 def _headers(scope: Scope) -> dict[str, str]:

@@ -113,6 +113,11 @@ def is_write(method: str, path: str) -> bool:
     return method in WRITE and not path.startswith(_QUESTIONS)
 
 
+def can_be_tried(path: str) -> bool:
+    """Does a write here know `dryRun`?"""
+    return path == "/apply" or path.startswith("/apis/")
+
+
 def place_of(ref: Ref, *, named: bool = True) -> str:
     """The path of a resource, or with `named=False` of its kind there."""
     inside = f"namespaces/{ref.namespace}/" if ref.namespace else ""

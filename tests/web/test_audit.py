@@ -60,7 +60,7 @@ async def test_every_write_is_kept_with_who_what_before_and_after(tmp_path: Path
             ("replace", "sites/berlin", "accepted"),
             ("delete", "sites/berlin", "accepted"),
             ("apply", "applications/default/one", "accepted"),
-            ("apply", "apply", "unchanged"),
+            ("apply", "applications/default/one", "unchanged"),
             ("create", f"tokens/{token['id']}", "accepted"),
             ("create", f"tokens/{api_token['id']}", "accepted"),
             ("upload", f"artifacts/{digest}", "accepted"),
@@ -94,6 +94,7 @@ async def test_refusals_and_failures_are_kept_too_and_dry_runs_are_not(tmp_path:
         await call("PUT", f"/artifacts/sha256:{'0' * 64}", b"other bytes", **LOCAL)
         await call("POST", "/apply?dryRun=All", app("one"), **LOCAL)
         await call("POST", "/apply?dryRun=All", b"kind: Nothing", **LOCAL)
+        await call("POST", "/tokens/api?dryRun=All", {"role": "root"}, **LOCAL)  # which knows no dry run
         await call("POST", SITES, SITE)  # without a token: counted, and no entry
         found = (await entries(call))[1:]
         said = [(e["who"], e["verb"], e["what"], e["outcome"], e.get("code")) for e in found]
@@ -103,6 +104,7 @@ async def test_refusals_and_failures_are_kept_too_and_dry_runs_are_not(tmp_path:
             ("local", "delete", "sites/nowhere", "refused", 404),
             ("local", "upload", f"artifacts/sha256:{'0' * 64}", "accepted", None),
             ("local", "upload", f"artifacts/sha256:{'0' * 64}", "failed", 422),
+            ("local", "create", "tokens/api", "refused", 422),
         ]
         assert "takes role operator" in found[0]["message"]
         assert found[3]["request"] == found[4]["request"]
