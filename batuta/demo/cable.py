@@ -7,8 +7,9 @@ goes on from there when the cable is mended.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import threading
+
+from batuta.fabric.tasks import end
 
 
 class Cable:
@@ -69,9 +70,7 @@ class Cable:
             try:
                 await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
             finally:
-                for one in both:
-                    one.cancel()
-                await asyncio.gather(*both, return_exceptions=True)
+                await end(*both)
                 far_writer.close()
         except OSError:
             pass  # the hub is away: the caller sees its connection close, as it would on a real link
@@ -93,8 +92,4 @@ class Cable:
     async def _end(self) -> None:
         if self._server is not None:
             self._server.close()
-        tasks = list(self._tasks)
-        for task in tasks:
-            task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await asyncio.gather(*tasks, return_exceptions=True)
+        await end(*self._tasks)

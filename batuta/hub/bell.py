@@ -5,12 +5,8 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any
 
-from batuta.fabric.tasks import end
-
 if TYPE_CHECKING:
     from batuta.fabric.clock import Clock
-
-__all__ = ["Bell", "end"]
 
 
 class Bell:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
+from batuta.fabric.tasks import end
 from batuta.hub.api_tokens import ApiTokens
 from batuta.hub.artifacts import ArtifactStore
 from batuta.hub.asks import Asks
 from batuta.hub.audit import Audit
 from batuta.hub.authority import Authorities
-from batuta.hub.bell import Bell, end
+from batuta.hub.bell import Bell
 from batuta.hub.counters import Counters
 from batuta.hub.declare import Declarations
 from batuta.hub.enrol import Enrolment

@@ -21,7 +21,7 @@ import psutil
 from batuta.errors import BatutaError
 from batuta.fabric.broker import Broker, BrokerFailed, HubBroker, TlsFiles, free_port, hub_config
 from batuta.fabric.broker_health import UNSAID, Mending, ask
-from batuta.hub.bell import end
+from batuta.fabric.tasks import end
 from batuta.hub.run import Ports, Run, lock, read_secrets
 from batuta.hub.secret_files import write_secret
 
@@ -264,7 +264,8 @@ class Supervisor:
             with suppress(ProcessLookupError):
                 hub.terminate()
             try:
-                await asyncio.wait_for(hub.wait(), STOP_S)
+                async with asyncio.timeout(STOP_S):
+                    await hub.wait()
             except TimeoutError:
                 hub.kill()
                 await hub.wait()
@@ -294,7 +295,8 @@ async def _answers(port: int) -> bool:
         return False
     try:
         writer.write(b"GET /readyz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
-        line = await asyncio.wait_for(reader.readline(), 5)
+        async with asyncio.timeout(5):
+            line = await reader.readline()
     except (OSError, TimeoutError):
         return False
     finally:

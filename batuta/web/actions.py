@@ -12,6 +12,7 @@ from starlette.routing import Route
 from batuta.core.why import why
 from batuta.errors import BatutaError, NotFound, Refused
 from batuta.fabric.subjects import UP_CLASSES
+from batuta.fabric.tasks import end
 from batuta.hub.questions import instances_of
 from batuta.kinds import manifest
 from batuta.kinds.base import API_VERSION, Ref, encode_hook
@@ -142,17 +143,17 @@ async def _following(streams: list[AsyncIterator[str]], names: list[str]) -> Asy
             await lines.put(_marked(f"({error.message})\n", name))
 
     copies = [asyncio.create_task(copy(s, n)) for s, n in zip(streams, names, strict=True)]
+    taken: asyncio.Task[bytes] | None = None
     try:
         while not (all(task.done() for task in copies) and lines.empty()):
-            taken = asyncio.ensure_future(lines.get())
+            taken = asyncio.create_task(lines.get())
             await asyncio.wait((taken, *(t for t in copies if not t.done())), return_when=asyncio.FIRST_COMPLETED)
             if taken.done():
                 yield taken.result()
             else:
                 taken.cancel()
     finally:
-        for task in copies:
-            task.cancel()
+        await end(taken, *copies)
 
 
 async def _after(first: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:

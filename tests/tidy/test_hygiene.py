@@ -50,6 +50,16 @@ def test_no_allowance_has_outlived_its_reason() -> None:
         assert PROMISES.search((ROOT / name).read_text("utf-8")), f"{name} needs no allowance any more"
 
 
+@pytest.mark.parametrize("path", python_files("batuta"), ids=name_of)
+def test_no_cancellation_is_lost(path: Path) -> None:
+    """Before Python 3.12 `asyncio.wait_for` forgets one that meets an answer, and who waits for the end waits on."""
+    for node in ast.walk(parsed(path)):
+        if isinstance(node, ast.Attribute) and node.attr == "wait_for" and ast.unparse(node.value) == "asyncio":
+            pytest.fail(
+                f"{name_of(path)}:{node.lineno}: say `async with asyncio.timeout(…)`; end by `fabric.tasks.end`"
+            )
+
+
 def test_no_path_or_name_of_one_machine_is_in_the_repository() -> None:
     leaks = [
         f"{name_of(path)}:{number}: {line.strip()[:120]}"
