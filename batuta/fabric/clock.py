@@ -51,6 +51,25 @@ class SystemClock:
             await asyncio.sleep(min(left_ms / 1000, LONGEST_NAP_S))
 
 
+class LifeClock(SystemClock):
+    """The machine's clock as it was when this process began, carried on by the monotonic one: it never steps.
+
+    Whoever concludes something from a difference of instants needs that: who has been silent, whose lease is over. What
+    the machine's clock did meanwhile is `apart_ms`; once that is more than a correction, a life ends and the next one
+    begins by the right time.
+    """
+
+    def __init__(self) -> None:
+        self._anchor_ms = super().now() - int(self.monotonic() * 1000)
+
+    def now(self) -> int:
+        return self._anchor_ms + int(self.monotonic() * 1000)
+
+    def apart_ms(self) -> int:
+        """How far the machine's clock is ahead of this one."""
+        return super().now() - self.now()
+
+
 class VirtualClock:
     """Reads the time of the running loop, normally a `VirtualTimeLoop`, as milliseconds since `epoch_ms`."""
 

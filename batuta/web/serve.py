@@ -14,12 +14,12 @@ import signal
 import socket
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import uvicorn
 
 from batuta.errors import BatutaError
-from batuta.fabric.clock import SystemClock
+from batuta.fabric.clock import LifeClock
 from batuta.fabric.nats import connect_hub
 from batuta.fabric.tasks import end
 from batuta.hub.hub import Hub
@@ -37,6 +37,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+JUMP_MS: Final = 1_000
+"""Less than this is the clock being kept right."""
+LOOK_EVERY_S: Final = 1.0
+
 
 class Listener(uvicorn.Server):
     """One listener of several: signals are the process's, not its own."""
@@ -50,7 +54,7 @@ async def serve(run: Run) -> None:
     """Runs the hub until it should end."""
     config, ports = run.config, run.ports
     secrets = read_secrets(Path(config.state))
-    clock = SystemClock()
+    clock = LifeClock()
     url = f"nats://127.0.0.1:{ports.client}"
     fabric = await connect_hub(url, "hub", secrets.hub_password, clock)
     await widen_duplicates(fabric)
@@ -66,14 +70,14 @@ async def serve(run: Run) -> None:
         await hub.start()
         hub.links_denied = lambda: links.denied
         await links.open(url, secrets, hub.enrolment)
-        await _listen(run, hub)
+        await _listen(run, hub, clock)
     finally:
         await hub.stop()
         await links.close()
         await fabric.close()
 
 
-async def _listen(run: Run, hub: Hub) -> None:
+async def _listen(run: Run, hub: Hub, clock: LifeClock) -> None:
     plain, tls = doors(hub, secret_in(run.config.directory / "admin.token"))
     files = hub.authorities.listener
     listeners = [
@@ -89,16 +93,29 @@ async def _listen(run: Run, hub: Hub) -> None:
     sockets = [_bound("127.0.0.1", run.ports.http), _bound(run.config.listen, run.ports.https)]
     serving = [asyncio.create_task(listener.serve([bound])) for listener, bound in zip(listeners, sockets, strict=True)]
     failing = asyncio.create_task(hub.failed())
+    jumping = asyncio.create_task(_jumped(clock))
     stop = asyncio.create_task(ending.wait())
     try:
-        done, _ = await asyncio.wait((stop, failing, *serving), return_when=asyncio.FIRST_COMPLETED)
+        done, _ = await asyncio.wait((stop, failing, jumping, *serving), return_when=asyncio.FIRST_COMPLETED)
         for task in done:
             task.result()
     finally:
         for listener in listeners:
             listener.should_exit = True
         await asyncio.gather(*serving, return_exceptions=True)
-        await end(failing, stop)
+        await end(failing, jumping, stop)
+
+
+async def _jumped(clock: LifeClock) -> None:
+    """Raises once the machine's clock was set: what this process heard, it heard by the old time, and certificates and
+    tokens hold by the new. Its successor listens by the new one before it decides."""
+    while abs(apart_ms := clock.apart_ms()) < JUMP_MS:  # noqa: ASYNC110  a clock has no event to await
+        await asyncio.sleep(LOOK_EVERY_S)
+    way = "ahead" if apart_ms > 0 else "back"
+    raise BatutaError(
+        f"this machine's clock went {abs(apart_ms) / 1000:.0f} s {way}",
+        next_step="The hub begins anew by it; if it was not you who set it, check the time service",
+    )
 
 
 def _bound(host: str, port: int) -> socket.socket:

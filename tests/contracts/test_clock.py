@@ -7,10 +7,12 @@ import time
 
 import pytest
 
-from batuta.fabric.clock import Clock, SystemClock, VirtualClock, VirtualTimeLoop, run_virtually
+from batuta.fabric.clock import Clock, LifeClock, SystemClock, VirtualClock, VirtualTimeLoop, run_virtually
+
+CLOCKS = {"system": SystemClock(), "life": LifeClock(), "virtual": VirtualClock(1_700_000_000_000)}
 
 
-@pytest.mark.parametrize("clock", [SystemClock(), VirtualClock(1_700_000_000_000)], ids=["system", "virtual"])
+@pytest.mark.parametrize("clock", CLOCKS.values(), ids=CLOCKS.keys())
 def test_sleep_until_returns_when_it_is_time(clock: Clock) -> None:
     async def main() -> None:
         at = clock.now() + 30
@@ -22,6 +24,16 @@ def test_sleep_until_returns_when_it_is_time(clock: Clock) -> None:
 
     with asyncio.Runner(loop_factory=VirtualTimeLoop if isinstance(clock, VirtualClock) else None) as runner:
         runner.run(main())
+
+
+def test_a_clock_of_one_life_does_not_step_and_says_how_far_the_machines_went(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, real = LifeClock(), time.time_ns
+    assert abs(clock.now() - SystemClock().now()) < 100
+    assert abs(clock.apart_ms()) < 100
+    for day_s in (86_400, -86_400):
+        monkeypatch.setattr(time, "time_ns", lambda day_s=day_s: real() + day_s * 10**9)
+        assert abs(clock.now() - real() // 1_000_000) < 1_000
+        assert abs(clock.apart_ms() - day_s * 1000) < 1_000
 
 
 def test_an_hour_takes_no_time_and_lands_on_the_millisecond() -> None:
