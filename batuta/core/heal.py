@@ -113,8 +113,10 @@ def gone_by(fence: Fence, draft: Draft, after_ms: int) -> int | None:
         return None
     if fence.node not in draft.state.nodes:
         # The hub answers a removed node no more, so its lease began to run out then, whatever it was.
-        sighting = draft.state.sightings.get(fence.node)
-        since = max(released_at, sighting.last_seen if sighting is not None else released_at)
+        # An instant that is not of this hub's life may be of another clock: then it runs from the life's beginning.
+        sighting, began = draft.state.sightings.get(fence.node), draft.state.hub_since
+        since = released_at if began <= released_at <= draft.now else began
+        since = max(since, sighting.last_seen if sighting is not None else since)
         return since + grace_ms(min(fence.lease_ms, LEASE_MS))
     return draft.ears.silent_since(fence.node) + max(after_ms, draft.missed_ms) + grace_ms(fence.lease_ms)
 

@@ -129,6 +129,16 @@ def test_a_removed_node_may_run_on_for_its_lease():
     assert places(decided(beats(state, due, but={"a"}), due)[0]) == [("read-1-0", "b")]
 
 
+@pytest.mark.parametrize("day_ms", [86_400_000, -86_400_000])
+def test_a_clock_that_was_set_between_two_lives_of_the_hub_neither_ends_nor_prolongs_that(day_ms):
+    state, _ = decided(fleet().with_changes([Change("desired", "nodes.a", None)]))
+    begun = NOW + day_ms
+    due = begun + grace_ms(LEASE_MS)
+    state = beats(state.listening_since(begun).with_changes([heard("b", begun, begun)]), due - 1)
+    assert places(decided(state, due - 1)[0]) == []
+    assert places(decided(beats(state, due), due)[0]) == [("read-1-0", "b")]
+
+
 def test_what_nobody_wants_leaves_its_fence_until_it_is_gone():
     state, _ = decided(fleet().with_changes([no_application()]))
     assert places(state) == []
