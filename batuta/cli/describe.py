@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from batuta.cli.completing import kinds, names
 from batuta.cli.options import namespace_option, split_reference, talks_to_hub, the_kind
 
 if TYPE_CHECKING:
@@ -20,8 +21,8 @@ INSTANCE = ("name", "node", "phase", "since", "starts", "reason")
 
 
 @click.command()
-@click.argument("kind")
-@click.argument("name", required=False)
+@click.argument("kind", shell_complete=kinds)
+@click.argument("name", required=False, shell_complete=names)
 @namespace_option
 @talks_to_hub
 def describe(hub: Client, kind: str, name: str | None, *, namespace: str) -> None:

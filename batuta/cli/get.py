@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from batuta.cli.completing import kinds, names
 from batuta.cli.options import namespace_option, output_option, split_reference, talks_to_hub, the_kind
 from batuta.cli.rows import EMPTY, headings, row
 from batuta.cli.text import column_widths, table
@@ -19,8 +20,8 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("kind")
-@click.argument("name", required=False)
+@click.argument("kind", shell_complete=kinds)
+@click.argument("name", required=False, shell_complete=names)
 @namespace_option
 @click.option("-A", "--all-namespaces", is_flag=True, help="Look into every namespace.")
 @click.option("-l", "--selector", default="", metavar="LABELS", help="Only those with these labels: `a=b,c!=d`.")

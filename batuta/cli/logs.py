@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from batuta.cli.completing import applications
 from batuta.cli.options import namespace_option, talks_to_hub
 
 if TYPE_CHECKING:
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("application", metavar="APP[/COMPONENT]")
+@click.argument("application", metavar="APP[/COMPONENT]", shell_complete=applications)
 @click.option("-f", "--follow", is_flag=True, help="Go on until Ctrl-C.")
 @click.option(
     "--tail", metavar="N", default=100, show_default=True, type=click.IntRange(0, 100_000), help="So many last lines."

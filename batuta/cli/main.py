@@ -13,6 +13,8 @@ import click
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from click.shell_completion import CompletionItem
+
 FAILED, USAGE, REFUSED, INTERRUPTED = 1, 2, 3, 130
 
 
@@ -37,10 +39,12 @@ VERBS: dict[str, Verb] = {
     "why": Verb("why", "Why is it where it is, and why not elsewhere?"),
     "explain": Verb("explain", "What a field, a state or a reason means."),
     "logs": Verb("logs", "What instances printed."),
+    "top": Verb("top", "What nodes and instances use and do, live."),
     "model": Verb("model", "Models: push a file as a version, list."),
     "node": Verb("node", "Machines: hold, drain, release, remove."),
     "doctor": Verb("doctor", "Check this machine and its hub, and say what mends them."),
     "audit": Verb("audit", "Who did what, when, and how it ended."),
+    "completion": Verb("completion", "Let a shell complete verbs, options and names."),
     "version": Verb("version", "The version of Batuta."),
 }
 # Words that people bring from neighbouring tools.
@@ -76,6 +80,13 @@ class Verbs(click.Group):
             hint = f"did you mean `batuta {near}`?" if near else "`batuta --help` lists them."
             ctx.fail(f"there is no verb {word!r}; {hint}")
         return super().resolve_command(ctx, args)
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """The verbs as the table above has them: a key press loads none of their modules."""
+        from click.shell_completion import CompletionItem
+
+        options = click.Command.shell_complete(self, ctx, incomplete)
+        return [CompletionItem(n, help=v.help) for n, v in VERBS.items() if n.startswith(incomplete)] + options
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
         with formatter.section("Verbs"):

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from batuta.cli.completing import nodes
 from batuta.cli.options import milliseconds, talks_to_hub
 
 if TYPE_CHECKING:
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from batuta.client import Client
     from batuta.kinds.node import Node, NodeSpec
 
-names_argument = click.argument("names", metavar="NAME", nargs=-1, required=True)
+names_argument = click.argument("names", metavar="NAME", nargs=-1, required=True, shell_complete=nodes)
 
 
 @click.group()

@@ -24,8 +24,12 @@ _MILLISECONDS_MIN = 10**11
 
 def headings(kind: type[Resource], *, is_wide: bool = False, is_everywhere: bool = False) -> list[str]:
     before = ["NAMESPACE"] if is_everywhere and kind.namespaced else []
-    named = [heading for heading, _ in kind.columns]
+    named = [heading for heading, _ in columns(kind, is_wide=is_wide)]
     return [*before, "NAME", *named, *(["LABELS"] if is_wide else []), "AGE"]
+
+
+def columns(kind: type[Resource], *, is_wide: bool = False) -> tuple[tuple[str, str], ...]:
+    return (*kind.columns, *(kind.wide_columns if is_wide else ()))
 
 
 def row(
@@ -33,7 +37,8 @@ def row(
 ) -> list[str]:
     metadata = found.resource.metadata
     before = [metadata.namespace or ABSENT] if is_everywhere and kind.namespaced else []
-    cells = [shown(path, at(found.document, path), now_ms, is_wide=is_wide) for _, path in kind.columns]
+    paths = [path for _, path in columns(kind, is_wide=is_wide)]
+    cells = [shown(path, at(found.document, path), now_ms, is_wide=is_wide) for path in paths]
     labels = [cell(metadata.labels, wide=True)] if is_wide else []
     return [*before, metadata.name, *cells, *labels, age(instant_ms(metadata.creation_timestamp), now_ms)]
 

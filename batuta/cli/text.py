@@ -123,9 +123,14 @@ def size(bytes_: float) -> str:
 
 
 def at(document: Mapping[str, Any], path: str) -> Any:
-    """The value at a dotted path of plain keys; None where it ends early."""
+    """The value at a dotted path of plain keys; None where it ends early. Through a list, each value that is there."""
     value: Any = document
-    for key in path.split("."):
+    keys = path.split(".")
+    for i, key in enumerate(keys):
+        if isinstance(value, list):
+            inner = (at(member, ".".join(keys[i:])) for member in value if isinstance(member, dict))
+            flat = (v for each in inner for v in (each if isinstance(each, list) else [each]))
+            return list(dict.fromkeys(v for v in flat if v is not None))
         value = value.get(key) if isinstance(value, dict) else None
     return value
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from batuta.cli.completing import applications
 from batuta.cli.options import namespace_option, talks_to_hub
 from batuta.cli.text import clean, painted
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("application", metavar="APP[/COMPONENT]")
+@click.argument("application", metavar="APP[/COMPONENT]", shell_complete=applications)
 @click.option("--node", default="", metavar="NODE", help="Why it is, or is not, on this node.")
 @namespace_option
 @click.option("-o", "--output", type=click.Choice(["text", "json", "yaml"]), default="text", help="How to print it.")

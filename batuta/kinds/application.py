@@ -181,6 +181,12 @@ class Application(Resource, tag="Application", kw_only=True):
         ("RELEASE", "status.release"),
         ("REASON", "status.reason"),
     )
+    wide_columns: ClassVar[tuple[tuple[str, str], ...]] = (
+        ("COMPONENTS", "spec.components.name"),
+        ("MODELS", "spec.components.model.name"),
+        ("NODES", "status.components.instances.node"),
+        ("NEXT", "status.next"),
+    )
 
     spec: ApplicationSpec
 

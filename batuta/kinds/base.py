@@ -302,6 +302,8 @@ class Resource(Record, tag_field="kind"):
     namespaced: ClassVar[bool]
     columns: ClassVar[tuple[tuple[str, str], ...]]
     """Table columns: heading and a dotted path into the resource or its computed status."""
+    wide_columns: ClassVar[tuple[tuple[str, str], ...]] = ()
+    """More of them, for `-o wide`. A path may lead through lists: then it means every member's."""
     short_names: ClassVar[tuple[str, ...]] = ()
     scale: ClassVar[Scale | None] = None
     """Where its one number of replicas is, for kinds that may have one."""

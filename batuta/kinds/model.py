@@ -82,6 +82,11 @@ class Model(Resource, tag="Model", kw_only=True):
         ("STATE", "status.state"),
         ("RUNNING", "status.running"),
     )
+    wide_columns: ClassVar[tuple[tuple[str, str], ...]] = (
+        ("FORMATS", "spec.versions.variants.format"),
+        ("APPLICATIONS", "status.applications"),
+        ("REASON", "status.reason"),
+    )
 
     spec: ModelSpec
 

@@ -62,6 +62,15 @@ class Node(Resource, tag="Node", kw_only=True):
         ("INSTANCES", "status.instances"),
         ("SINCE", "status.since"),
     )
+    wide_columns: ClassVar[tuple[tuple[str, str], ...]] = (
+        ("ARCH", "status.inventory.architecture"),
+        ("CPU", "status.inventory.cpu"),
+        ("MEMORY", "status.inventory.memory"),
+        ("RUNTIMES", "status.inventory.runtimes"),
+        ("MQTT", "status.mqtt"),
+        ("AGENT", "status.inventory.agentVersion"),
+        ("REASON", "status.reason"),
+    )
 
     spec: NodeSpec
 

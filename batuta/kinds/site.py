@@ -41,6 +41,12 @@ class Site(Resource, tag="Site", kw_only=True):
         ("ONLINE", "status.online"),
         ("NODES", "status.nodes"),
     )
+    wide_columns: ClassVar[tuple[tuple[str, str], ...]] = (
+        ("RESIDENCY", "spec.residency"),
+        ("BANDWIDTH", "spec.uplink.bandwidth"),
+        ("METERED", "spec.uplink.metered"),
+        ("REASON", "status.reason"),
+    )
 
     spec: SiteSpec = SiteSpec()
 

@@ -91,7 +91,8 @@ class KindSource:
         self.namespaced = kind.namespaced
         self.short_names = kind.short_names
         self.is_scalable = kind.scale is not None
-        self.columns = (NAME, *(Column(heading.title()) for heading, _ in kind.columns), AGE)
+        more = (Column(heading.title(), priority=1) for heading, _ in kind.wide_columns)
+        self.columns = (NAME, *(Column(heading.title()) for heading, _ in kind.columns), AGE, *more)
 
     @property
     def version(self) -> int:
@@ -108,14 +109,22 @@ class KindSource:
 
     def cells(self, document: Mapping[str, Any], now: int) -> list[Any]:
         metadata = document["metadata"]
-        found = [cell(path, at(document, path), now) for _, path in self._kind.columns]
-        return [metadata["name"], *found, age(instant_ms(metadata.get("creationTimestamp")), now)]
+        found, more = (
+            [cell(path, at(document, path), now) for _, path in columns]
+            for columns in (self._kind.columns, self._kind.wide_columns)
+        )
+        return [metadata["name"], *found, age(instant_ms(metadata.get("creationTimestamp")), now), *more]
 
 
 def at(document: Mapping[str, Any], path: str) -> Any:
-    """What is at a dotted path; None when it is not there."""
+    """What is at a dotted path; None when it is not there. Through a list, each value that is there."""
     value: Any = document
-    for step in path.split("."):
+    steps = path.split(".")
+    for i, step in enumerate(steps):
+        if isinstance(value, list):
+            found = (at(member, ".".join(steps[i:])) for member in value if isinstance(member, dict))
+            flat = (v for each in found for v in (each if isinstance(each, list) else [each]))
+            return list(dict.fromkeys(v for v in flat if v is not None))
         if not isinstance(value, dict):
             return None
         value = value.get(step)

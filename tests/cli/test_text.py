@@ -30,6 +30,13 @@ def test_sizes_are_humanised(size: int, said: str) -> None:
     assert text.size(size) == said
 
 
+def test_a_path_through_lists_means_every_member() -> None:
+    document = {"a": [{"b": [{"c": 1}, {"c": 2}]}, {"b": [{"c": 1}]}, {"b": None}, {}], "d": {"e": []}}
+    assert text.at(document, "a.b.c") == [1, 2]
+    assert text.at(document, "d.e.f") == []
+    assert text.at(document, "d.x.y") is None
+
+
 def test_a_table_lines_up_and_has_no_trailing_blanks() -> None:
     assert text.table(["NAME", "STATE"], [["a", "online"], ["日本", "é"], ["longer", ""]]) == [
         "NAME    STATE",

@@ -83,7 +83,11 @@ async def test_lists_are_tables_with_the_columns_of_the_kind(tmp_path: Path) -> 
         table = (await call("GET", f"{SITES}?limit=500", accept=TABLE)).json
         assert (table["kind"], table["apiVersion"]) == ("Table", "meta.k8s.io/v1")
         assert int(table["metadata"]["resourceVersion"]) > 0
-        assert [c["name"] for c in table["columnDefinitions"]] == ["Name", "Parent", "State", "Online", "Nodes", "Age"]
+        narrow = [c["name"] for c in table["columnDefinitions"] if not c["priority"]]
+        assert narrow == ["Name", "Parent", "State", "Online", "Nodes", "Age"]
+        wide = [c["name"] for c in table["columnDefinitions"] if c["priority"]]
+        assert wide == ["Residency", "Bandwidth", "Metered", "Reason"]
+        assert len(table["rows"][0]["cells"]) == len(narrow) + len(wide)
         (row,) = table["rows"]
         assert row["cells"][:5] == ["berlin", "<none>", "empty", "0", "0"]
         assert re.fullmatch(r"\ds", row["cells"][5])
@@ -113,7 +117,7 @@ async def test_a_watch_shows_rows_and_their_head_once(tmp_path: Path) -> None:
         await call("POST", SITES, site("a"))
         watching = TableWatching(call, f"{SITES}?watch=true")
         word, first = await watching.next()
-        assert (word, first["kind"], len(first["columnDefinitions"])) == ("ADDED", "Table", 6)
+        assert (word, first["kind"], len(first["columnDefinitions"])) == ("ADDED", "Table", 10)
         await call("POST", SITES, site("b"))
         word, second = await watching.next()
         assert (word, second["columnDefinitions"], second["rows"][0]["cells"][0]) == ("ADDED", [], "b")
