@@ -89,6 +89,8 @@ class Audit:
         self.newest = 0
         """The sequence of the last entry that this process wrote; 0 before the first."""
         self.appended = Bell()
+        self.unavailable = ""
+        """Why the last entry could not be kept; empty when it was."""
         self._clock = clock
         self._counters = counters
         self._refusals: dict[str, tuple[int, int]] = {}
@@ -125,7 +127,12 @@ class Audit:
             outcome=outcome,
             **{**said, "before": spoken(said.get("before")), "after": spoken(said.get("after"))},
         )
-        appended = await self.log.append("write", msgspec.json.encode(entry, enc_hook=encode_hook))
+        try:
+            appended = await self.log.append("write", msgspec.json.encode(entry, enc_hook=encode_hook))
+        except BatutaError as error:
+            self.unavailable = error.message
+            raise
+        self.unavailable = ""
         asker.kept += 1
         self.newest = max(self.newest, appended.sequence)
         self._counters.add("audit_entries", outcome)

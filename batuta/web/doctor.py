@@ -11,6 +11,7 @@ from starlette.routing import Route
 from batuta.core.liveness import link
 from batuta.errors import FabricUnavailable
 from batuta.fabric import identity
+from batuta.hub.audit_reading import newest_sequence
 from batuta.web.answers import said
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ def doctor_routes(hub: Hub) -> list[Route]:
     async def doctor(_request: Request) -> Response:
         checks = [
             await tables(hub),
+            await audited(hub),
             clock(hub),
             disk(hub),
             authority(hub),
@@ -67,6 +69,20 @@ async def tables(hub: Hub) -> Check:
     if hub.loop.unavailable:
         return Check("broker", "fail", f"decisions cannot be written: {hub.loop.unavailable}", "free some disk space")
     return Check("broker", "pass", f"tables answer in {took_ms:.1f} ms, epoch {hub.store.epoch}")
+
+
+async def audited(hub: Hub) -> Check:
+    """Can the audit be kept? While it cannot, nothing is written at all."""
+    try:
+        newest = await newest_sequence(hub.audit)
+    except FabricUnavailable as error:
+        return Check("audit", "fail", f"it cannot be read: {error.message}", "see <state>/hub/broker/broker.log")
+    if hub.audit.unavailable:
+        message = f"it could not be kept, so the write was refused: {hub.audit.unavailable}"
+        return Check(
+            "audit", "fail", message, "free some disk space, see <state>/hub/broker/broker.log, then write again"
+        )
+    return Check("audit", "pass", f"{newest} entries were kept so far" if newest else "nothing was written yet")
 
 
 def clock(hub: Hub) -> Check:

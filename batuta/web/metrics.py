@@ -32,6 +32,10 @@ HELP: Final = {
     "flow_messages": "Messages of captured inboxes, by what became of them, as nodes report.",
     "hub_epoch": "Counts the lives of this hub.",
     "hub_resident_bytes": "Resident memory of the hub process.",
+    "requests_refused_total": "Requests that the door refused, by why.",
+    "audit_entries_total": "Entries of the audit, by how the write ended.",
+    "audit_entries_lost_total": "Entries that could not be kept; those of accepted writes stopped the write.",
+    "token_uses_unwritten_total": "Last uses of tokens that could not be written down yet.",
     "hub_cpu_seconds_total": "Processor time of the hub process.",
 }
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import stat
 import subprocess
+import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -106,6 +108,27 @@ def test_the_audit_says_who_did_what_and_keeps_no_secret(stage: Stage, manifest:
     assert "applications/default/sleeper" in plain.out
     assert "Nothing that fits" in run("audit", "--who", "nobody", state=state).err
     assert run("audit", "--kind", "nothing", state=state).code == 2
+
+
+def test_the_audit_is_followed(stage: Stage, manifest: Path) -> None:
+    following = subprocess.Popen(
+        [sys.executable, "-m", "batuta", "audit", "-f", "--kind", "app", "--limit", "1", "-o", "json"],
+        stdout=subprocess.PIPE, text=True, env={**os.environ, "BATUTA_HOME": str(stage.hub_state)},
+    )  # fmt: skip
+    try:
+        assert following.stdout is not None
+        assert run("apply", "-f", str(manifest), state=stage.hub_state).code == 0
+        assert run("delete", "application", "sleeper", state=stage.hub_state).code == 0
+        seen = []
+        while not seen or seen[-1] != "delete" or len(seen) < 2:
+            seen.append(json.loads(following.stdout.readline())["verb"])
+        assert seen[-2:] == ["apply", "delete"]
+        following.send_signal(signal.SIGINT)
+        assert following.wait(10) == 130
+    finally:
+        following.kill()
+        following.wait()
+        following.stdout.close()
 
 
 def test_the_audit_survives_the_hub(stage: Stage, manifest: Path) -> None:

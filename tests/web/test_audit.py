@@ -148,8 +148,15 @@ async def test_what_cannot_be_audited_is_not_done(tmp_path: Path, monkeypatch: p
         assert hub.artifacts.held() == []
         assert hub.counters["audit_entries_lost"] >= 7
         assert (await call("GET", SITES, **LOCAL)).status == 200  # reading goes on
+
+        async def doctor() -> str:
+            checks = (await call("GET", "/doctor", **LOCAL)).json["checks"]
+            return str(next(check["result"] for check in checks if check["name"] == "audit"))
+
+        assert await doctor() == "fail"
         monkeypatch.undo()
         assert (await call("POST", "/apply", app("one"), **LOCAL)).status == 200
+        assert await doctor() == "pass"
 
 
 async def test_entries_are_found_by_what_is_asked_for_also_by_the_next_hub(tmp_path: Path) -> None:
