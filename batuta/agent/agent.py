@@ -34,6 +34,7 @@ from batuta.dataflow.connect import connect
 from batuta.dataflow.flows import Flows
 from batuta.errors import BatutaError, FabricUnavailable
 from batuta.fabric.nats import NatsFabric, connect_node
+from batuta.fabric.tasks import hang_up
 from batuta.runtimes.model import ModelRuntime
 from batuta.runtimes.process import ProcessRuntime
 
@@ -153,7 +154,7 @@ async def _connections(node: str, station: Station) -> AsyncIterator[tuple[NatsF
             try:
                 yield control, site, client
             finally:
-                await client.close()
+                await hang_up(client)
         finally:
             await site.close()
     finally:

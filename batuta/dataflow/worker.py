@@ -28,7 +28,7 @@ from batuta.dataflow.pull import Inbox, Pull
 from batuta.dataflow.suspects import SUSPECTS_FILE, Suspects
 from batuta.dataflow.tally import Tally
 from batuta.fabric import subjects
-from batuta.fabric.tasks import end
+from batuta.fabric.tasks import end, hang_up
 from batuta.kinds.base import decode_hook
 
 if TYPE_CHECKING:
@@ -318,7 +318,7 @@ async def run(order: WorkerOrder) -> int:
     try:
         await Worker(order, scorer, client, tally).live(stop)
     finally:
-        await client.close()
+        await hang_up(client)
     log.info("stopped after %d answers", tally.answered)
     return 0
 

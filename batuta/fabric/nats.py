@@ -25,7 +25,7 @@ from batuta.fabric.base import REQUEST_TIMEOUT_S, Handler, Message
 from batuta.fabric.nats_logs import NatsLog, UpLog
 from batuta.fabric.nats_reading import SECOND_NS, Arrivals, translated
 from batuta.fabric.nats_tables import NatsTable, NodeTable
-from batuta.fabric.tasks import end
+from batuta.fabric.tasks import end, hang_up
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -242,8 +242,7 @@ class NatsFabric:
 
     async def close(self) -> None:
         await end(*self._tasks)
-        with suppress(NatsError, OSError, TimeoutError):
-            await self._nc.close()
+        await hang_up(self._nc)
         self._connected.clear()
 
     # --- Messages

@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any, Final
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Final
+
+from nats.errors import Error as NatsError
+
+if TYPE_CHECKING:
+    from nats.aio.client import Client
 
 INSIST_EVERY_S: Final = 0.2
 
@@ -24,3 +30,11 @@ async def end(*tasks: asyncio.Task[Any] | None) -> None:
     for task in ending:
         if not task.cancelled():
             task.exception()
+
+
+async def hang_up(client: Client) -> None:
+    """Closes a broker's client for certain. It cancels its own tasks once; when that meets a connection that was just
+    refused, it goes on trying for ever, and the process never ends."""
+    with suppress(NatsError, OSError, TimeoutError):
+        await client.close()
+    await end(client._reconnection_task, client._reading_task, client._ping_interval_task, client._flusher_task)

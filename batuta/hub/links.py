@@ -16,6 +16,7 @@ from nats.errors import Error as NatsError
 from batuta.errors import FabricUnavailable
 from batuta.fabric.callout import Callout, Known
 from batuta.fabric.subjects import UP_CLASSES
+from batuta.fabric.tasks import hang_up
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -57,7 +58,7 @@ class Links:
 
     async def close(self) -> None:
         for client in self._clients:
-            await client.close()
+            await hang_up(client)
 
     async def kick(self, node: str) -> None:
         """Ends the link of a node that enrolment knows no more."""
