@@ -14,6 +14,7 @@ from batuta.web.access import Access
 from batuta.web.actions import action_routes
 from batuta.web.answers import on_error
 from batuta.web.auditing import auditing_routes
+from batuta.web.core import Core
 from batuta.web.discovery import discovery_routes
 from batuta.web.doctor import doctor_routes
 from batuta.web.files import file_routes
@@ -28,16 +29,19 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp
 
     from batuta.hub.hub import Hub
+    from batuta.web.sources import Source
 
 
 def application(hub: Hub) -> Starlette:
     """The API of a hub, without a door."""
     kinds = [KindApi(hub, kind) for kind in KINDS]
-    sources = [kind.source for kind in kinds]
+    core = Core(hub)
+    sources: list[Source] = [*core.views, *(kind.source for kind in kinds)]
     return Starlette(
         routes=[
             *discovery_routes(hub, sources),
             *openapi_routes(sources),
+            *core.routes(),
             *(route for kind in kinds for route in kind.routes()),
             *action_routes(hub),
             *foreseen_routes(hub),
