@@ -19,6 +19,7 @@ from batuta.kinds.base import API_VERSION, Ref, encode_hook
 from batuta.web.access import check_documents
 from batuta.web.answers import Wrong, raw, said
 from batuta.web.bodies import in_namespace, text_of
+from batuta.web.logs import Logs
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -47,6 +48,7 @@ class Actions:
 
     def __init__(self, hub: Hub) -> None:
         self._hub = hub
+        self._logs = Logs(hub)
 
     async def apply(self, request: Request) -> Response:
         """Every document of the body, or none: all problems come back at once."""
@@ -86,7 +88,7 @@ class Actions:
         if not found:
             raise NotFound(f"{app} has no such instance", next_step=f"batuta why {app.split('/')[1]}")
         follow = query.get("follow") in ("true", "1")
-        streams = [self._hub.questions.log(node, name, min(int(tail), TAIL_MAX), follow=follow) for node, name in found]
+        streams = [self._logs.log(node, name, min(int(tail), TAIL_MAX), follow=follow) for node, name in found]
         names = [name.split("/")[2] if len(found) > 1 else "" for _, name in found]
         lines = _following(streams, names) if follow else _in_order(streams, names)
         # The first words are awaited here: a node that cannot be asked is an answer of its own, not an empty log.

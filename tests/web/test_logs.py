@@ -1,0 +1,63 @@
+"""Logs of instances whose nodes do not answer: what is known is said, and nothing is made up."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from batuta.fabric.memory import MemoryBroker
+from batuta.web.logs import KEPT_BYTES_MAX, KEPT_LOGS_MAX, Logs
+from tests.hub.hubs import PROCESS_APP, Voice, join
+from tests.web.test_api import APPS, api, is_status
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+async def test_of_a_node_that_does_not_answer_all_is_said_that_is_known(tmp_path: Path) -> None:
+    broker = MemoryBroker()
+    async with api(tmp_path, broker) as (hub, call):
+        await join(hub, "pi-1")
+        voice = Voice(broker, "pi-1")
+        await voice.beat()
+        await voice.report()
+        await call("POST", "/apply", PROCESS_APP.replace("NAME", "one").encode())
+        async with asyncio.timeout(5):
+            while "default/one" not in hub.loop.state.held:
+                await hub.loop.turned.wait(hub.loop.turned.rings, hub.clock, hub.clock.now() + 50)
+        said = is_status(await call("GET", f"{APPS}/one/log"), 503, "ServiceUnavailable")
+        assert said["message"].startswith("pi-1 does not answer: its link is online; last heard ")
+        assert said["message"].endswith("its last report does not name run-1-0")
+        assert said["nextStep"] == "see `batuta describe node pi-1`"
+
+        async def tell(message: Any) -> None:
+            tail = msgspec.json.decode(message.data)["tail"]
+            text = "".join(f"line {n}\n" for n in range(6 - tail, 6))
+            await message.respond(msgspec.json.encode({"text": text, "offset": 7}))
+
+        answering = await voice.fabric.subscribe("batuta.tell.pi-1.log", tell)
+        await call("GET", f"{APPS}/one/log?tail=3")
+        assert (await call("GET", f"{APPS}/one/log?tail=1")).body == b"line 5\n"
+        await answering.close()
+
+        log = (await call("GET", f"{APPS}/one/log?tail=2")).body.decode().splitlines()
+        assert log[0].startswith("(pi-1 does not answer: ")
+        assert "what follows was shown " in log[0]
+        assert log[1:] == ["line 4", "line 5"]
+
+
+async def test_what_was_shown_is_kept_within_bounds(tmp_path: Path) -> None:
+    async with api(tmp_path) as (hub, _):
+        logs = Logs(hub)
+        logs._keep(("n", "i"), "début\n" * KEPT_BYTES_MAX, adds=False)
+        logs._keep(("n", "i"), "fin\n", adds=True)
+        kept = logs._shown["n", "i"].text
+        assert len(kept.encode()) <= KEPT_BYTES_MAX
+        assert kept.startswith("début\n")
+        assert kept.endswith("début\nfin\n")
+        for n in range(KEPT_LOGS_MAX):
+            logs._keep(("n", str(n)), "x", adds=False)
+        assert len(logs._shown) == KEPT_LOGS_MAX
+        assert ("n", "i") not in logs._shown
