@@ -169,7 +169,12 @@ async def test_readers_go_on_after_the_hubs_broker_was_killed(new_town: Any) -> 
         order = await anext(orders)
         assert isinstance(order, Entry)
         assert order.value == b"order"
-        assert (await anext(deliveries)).entry.data == b"2"
+        delivery = await anext(deliveries)
+        if delivery.entry.data == b"1":
+            # At least once: it was killed before it had written down that this was handed out and acknowledged.
+            await delivery.ack()
+            delivery = await anext(deliveries)
+        assert delivery.entry.data == b"2"
         await fabric.wait_connected(10)
     for each in (rows, orders, deliveries):
         await each.aclose()
