@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from batuta.fabric.clock import Clock
     from batuta.hub.counters import Counters
 
-SPEC_BYTES_MAX: Final = 256 * 1024
+SPEC_BYTES_MAX: Final = 128 * 1024
 """A larger document is kept as its hash and size."""
 REFUSALS_A_MINUTE_MAX: Final = 60
 """Of one asker. Refusals beyond are counted only, so that nobody can push what others did out of the log."""

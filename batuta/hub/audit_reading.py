@@ -13,9 +13,10 @@ if TYPE_CHECKING:
     from batuta.hub.audit import Audit
 
 LIMIT_MAX: Final = 5_000
-PAGE: Final = 256
+PAGE: Final = 128
 SCAN_MAX: Final = 100_000
 """Entries looked at for one question; the answer says when it stopped there."""
+ANSWER_BYTES_MAX: Final = 32 * 2**20
 
 
 class Wanted(NamedTuple):
@@ -58,7 +59,7 @@ async def find(audit: Audit, wanted: Wanted) -> Found:
         return await _forward(audit, wanted)
     newest = await newest_sequence(audit)
     items: list[tuple[int, AuditEntry]] = []
-    below, looked_at = newest, 0
+    below, looked_at, size = newest, 0, 0
     while below > 0 and looked_at < SCAN_MAX:
         floor = max(0, below - PAGE)
         page = await _between(audit, floor, below)
@@ -69,7 +70,8 @@ async def find(audit: Audit, wanted: Wanted) -> Found:
                 return Found(items[::-1], newest, is_whole=True)
             if wanted.fits(entry):
                 items.append((row.sequence, entry))
-                if len(items) >= wanted.limit:
+                size += len(row.data)
+                if len(items) >= wanted.limit or size > ANSWER_BYTES_MAX:
                     return Found(items[::-1], newest, is_whole=False)
         # The oldest entries are gone by age or size: nothing is below the first that is left.
         below = floor if page else 0
@@ -92,14 +94,15 @@ async def newest_sequence(audit: Audit) -> int:
 
 async def _forward(audit: Audit, wanted: Wanted) -> Found:
     items: list[tuple[int, AuditEntry]] = []
-    last = wanted.after
+    last, size = wanted.after, 0
     for _ in range(SCAN_MAX // PAGE):
         page = await audit.log.read(last, PAGE)
         for row in page:
             last, entry = row.sequence, _read(row)
             if wanted.fits(entry):
                 items.append((row.sequence, entry))
-                if len(items) >= wanted.limit:
+                size += len(row.data)
+                if len(items) >= wanted.limit or size > ANSWER_BYTES_MAX:
                     return Found(items, last, is_whole=False)
         if not page:
             return Found(items, last, is_whole=True)

@@ -7,8 +7,10 @@ import os
 import shutil
 import signal
 import stat
+import statistics
 import subprocess
 import sys
+import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -141,6 +143,16 @@ def test_the_audit_survives_the_hub(stage: Stage, manifest: Path) -> None:
     assert run("delete", "application", "sleeper", state=stage.hub_state).code == 0
     last = json.loads(run("audit", "-o", "json", "--limit", "1", state=stage.hub_state).out)
     assert last["sequence"] == json.loads(before.splitlines()[-1])["sequence"] + 1
+
+
+def test_answers_on_a_kept_connection_wait_for_no_acknowledgement(stage: Stage) -> None:
+    took_s = []
+    for _ in range(21):
+        began = time.perf_counter()
+        stage.client.hub()
+        took_s.append(time.perf_counter() - began)
+    # Small pieces held back by the kernel would make it 40 ms each.
+    assert statistics.median(took_s) < 0.02
 
 
 KUBECTL = shutil.which("kubectl")
