@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Final
 
 from batuta.agent import neighbours, steady
+from batuta.agent.doubt import Doubt
 from batuta.agent.enrolling import Renewal, join
 from batuta.agent.gravity import Gravity
 from batuta.agent.ledger import FULL, Ledger
@@ -120,9 +121,10 @@ async def _run(config: AgentConfig, identity: Identity, ending: Ending) -> int:
         for news in said:
             node.loop.tell(news)
         renewal = Renewal(config, identity, control, station.renew, node.loop.tell)
+        doubt = Doubt(config, identity.node, lambda: node.loop.hub_is_silent, node.loop.tell)
         node.besides = {
             "broker": station.watch, "flows": flows.run, "gravity": gravity.run, "renewal": renewal.run,
-            "settle": lambda: _settle(config),
+            "doubt": doubt.run, "settle": lambda: _settle(config),
         }  # fmt: skip
         ending.tell(node)
         try:

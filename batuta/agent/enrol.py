@@ -65,6 +65,12 @@ class Accept(Record, tag="accept"):
     answer: str
 
 
+class Look(Record, tag="look"):
+    """Is the hub we belong to there, and still the same? Asked when it is silent."""
+
+    directory: str
+
+
 class Answer(Record, forbid_unknown_fields=False):
     """What the hub says to a request it grants. A newer hub may say more."""
 
@@ -87,7 +93,7 @@ class No(Record, tag="no"):
     next_step: str = ""
 
 
-Task = Join | Ask | Accept
+Task = Join | Ask | Accept | Look
 
 
 def perform(task: Task) -> Done:
@@ -103,6 +109,9 @@ def perform(task: Task) -> Done:
             assert here is not None, "only a node renews"
             root = (Path(directory) / "root.pem").read_text(encoding="ascii")
             return Done(identity=_keep(Path(directory), _answer(text.encode()), here.hubs, here.pin, root))
+        case Look(directory=directory):
+            look(Path(directory))
+            return Done()
 
 
 # --- Joining ---
@@ -116,10 +125,13 @@ def join(task: Join) -> kept.Identity:
     if here is not None:
         if hmac.compare_digest(here.pin, token.pin):
             return here
+        same_place = set(here.hubs) & set(token.hubs)
+        what = "an earlier hub at the same address" if same_place else f"another hub ({', '.join(here.hubs)})"
+        first = "if it was set up anew, end the node and" if same_place else "to move it, remove it there and"
         raise EnrolmentRefused(
             "other_hub",
-            f"this machine is node {here.node} of another hub ({', '.join(here.hubs)})",
-            next_step=f"to move it, remove it there and move {directory.parent} away; then join again",
+            f"this machine is node {here.node} of {what}",
+            next_step=f"{first} move {directory.parent} away; then join again",
         )
     request = identity.make_request(_key(directory), task.node)
     refused: EnrolmentRefused | None = None
@@ -135,8 +147,25 @@ def join(task: Join) -> kept.Identity:
     raise refused or EnrolmentRefused("token_garbled", "the token names no hub", next_step="make a new token")
 
 
-def fetch_root(hub: str, pin: str) -> str:
-    """The hub's root. Asked for without trusting anyone, because what comes is compared with the token's pin."""
+def look(directory: Path) -> None:
+    """Returns when the hub of this node answers and is the one it joined; else EnrolmentRefused says what is wrong."""
+    here = kept.load(directory)
+    assert here is not None, "only a node has a hub"
+    refused: EnrolmentRefused | None = None
+    for hub in here.hubs:
+        try:
+            fetch_root(hub, here.pin, "node joined by", f"end the node, move {directory.parent} away and join anew")
+        except EnrolmentRefused as error:
+            if error.code != "not_connected":
+                raise
+            refused = error
+        else:
+            return
+    raise refused or EnrolmentRefused("not_connected", "no address of the hub is known", next_step="join it again")
+
+
+def fetch_root(hub: str, pin: str, known_from: str = "token names", mend: str = "make a new token") -> str:
+    """The hub's root. Asked for without trusting anyone, because what comes is compared with a pin that we have."""
     unverified = ssl.create_default_context()
     unverified.check_hostname = False
     unverified.verify_mode = ssl.CERT_NONE
@@ -150,8 +179,8 @@ def fetch_root(hub: str, pin: str) -> str:
     if not hmac.compare_digest(found, pin):
         raise EnrolmentRefused(
             "hub_not_trusted",
-            f"{hub} shows another root certificate than the one that the token names",
-            next_step="if the hub was set up anew, make a new token; if not, someone is in between: do not go on",
+            f"{hub} shows another root certificate than the one that the {known_from}",
+            next_step=f"if the hub was set up anew, {mend}; if not, someone is in between: do not go on",
         )
     return root
 

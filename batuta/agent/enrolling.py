@@ -61,6 +61,11 @@ async def join(config: AgentConfig, node: str) -> Identity:
     return said.identity
 
 
+async def look(config: AgentConfig) -> None:
+    """Returns when our hub answers at one of its addresses and is the one we joined; else EnrolmentRefused says why."""
+    await _child({"type": "look", "directory": str(config.identity)})
+
+
 class Renewal:
     """Renews the certificate when a third of its life is left. `on_renewed` gets the new identity."""
 

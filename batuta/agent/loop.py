@@ -118,6 +118,10 @@ class Loop:
     def serial(self) -> int:
         return self.assignment.serial if self.assignment is not None else 0
 
+    @property
+    def hub_is_silent(self) -> bool:
+        return "hub" in self._ailing
+
     def needed(self) -> frozenset[str]:
         """Artifacts that what is assigned or remembered needs: never to be removed."""
         wanted = self.assignment.instances if self.assignment is not None else ()

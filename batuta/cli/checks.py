@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 
 from batuta.cli.text import age, size
 from batuta.client import Check
-from batuta.errors import BatutaError, LedgerCorrupt
+from batuta.errors import BatutaError, EnrolmentRefused, LedgerCorrupt
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -61,6 +61,7 @@ def node(state: Path) -> Iterator[Check]:
     yield from _ledger(home)
     yield _runtimes()
     yield from _reach(here)
+    yield from _same_hub(home / "identity")
 
 
 def _broker_binary() -> Check:
@@ -174,3 +175,16 @@ def _reach(here: Identity) -> Iterator[Check]:
             refused.append(f"{parts.netloc}: {error.strerror or error}")
     mend = "check the network and the firewall; the node goes on from its ledger"
     yield Check("link to the hub", "fail", "; ".join(refused) or "no address is known", mend)
+
+
+def _same_hub(identity: Path) -> Iterator[Check]:
+    """Is the hub that answers the one that was joined? Nothing when its HTTPS cannot be reached from here."""
+    from batuta.agent.enrol import look
+
+    try:
+        look(identity)
+    except EnrolmentRefused as error:
+        if error.code != "not_connected":
+            yield Check("the hub's certificate", "fail", error.message, error.next_step)
+        return
+    yield Check("the hub's certificate", "pass", "it is the hub that this node joined")

@@ -127,7 +127,8 @@ CATALOGUE: dict[str, Entry] = {
     "node_removed": Entry("the hub knows no such node any more", "join again with a new token"),
     "node_refused": Entry("the node cannot be declared", "see what is wrong with it"),
     "hub_not_trusted": Entry(
-        "the hub's certificate is not the one that the token names", "ask for a new token; do not go on"
+        "the hub's certificate is not the one that was agreed on",
+        "if it was set up anew, join it with a new token; if not, do not go on",
     ),
     "name_taken": Entry("another node has this name", "choose another: `batuta join --name NAME TOKEN`"),
     "name_invalid": Entry("this cannot be a node's name", "use lower-case letters, digits and dashes"),
@@ -143,6 +144,9 @@ CATALOGUE: dict[str, Entry] = {
     "certificate_expired": Entry("the certificate has ended", "join again with a new token"),
     "enrolment_unreadable": Entry(
         "what the machine kept of its enrolment cannot be read", "move it away and join again with a new token"
+    ),
+    "enrolment_unwritable": Entry(
+        "what the machine must keep of its enrolment cannot be written", "check who owns its state directory"
     ),
     "enrolment_broken": Entry("the process that enrols ended without an answer", "try again; see its own words above"),
 }
