@@ -18,6 +18,7 @@ from batuta.kinds import manifest
 from batuta.kinds.base import API_VERSION, Ref, encode_hook
 from batuta.web.access import check_documents
 from batuta.web.answers import Wrong, raw, said
+from batuta.web.applying import by_update, writer_of
 from batuta.web.bodies import in_namespace, text_of
 from batuta.web.logs import Logs
 
@@ -61,7 +62,8 @@ class Actions:
         dry_run = bool(query.get("dryRun"))
         check_documents(request.scope, self._hub.loop.state, [resource.ref for resource in resources])
         try:
-            declared = await self._hub.declarations.apply(resources, dry_run=dry_run)
+            owners = by_update(writer_of(request, "Update"), self._hub.clock)
+            declared = await self._hub.declarations.apply(resources, dry_run=dry_run, owners=owners)
         except Refused as refused:
             raise read.placed(refused.problems, [str(r.ref) for r in resources]) from None
         items = []

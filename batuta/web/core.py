@@ -16,6 +16,7 @@ from batuta.web.applying import by_update, writer_of
 from batuta.web.bodies import json_of
 from batuta.web.core_nodes import core_node
 from batuta.web.core_views import core_views, instance_of
+from batuta.web.logs import Logs
 from batuta.web.patches import merged
 from batuta.web.reading import Reading, no_such
 
@@ -40,6 +41,7 @@ class Core:
 
     def __init__(self, hub: Hub) -> None:
         self._hub = hub
+        self._logs = Logs(hub)
         self.views: Sequence[View] = core_views(hub)
 
     def routes(self) -> list[Route]:
@@ -72,7 +74,7 @@ class Core:
         if not tail.isascii() or not tail.isdigit():
             raise Wrong(400, f"tailLines={tail[:20]} is not a number of lines")
         follow = query.get("follow") in ("true", "1")
-        lines = self._hub.questions.log(*found, min(int(tail), TAIL_MAX), follow=follow)
+        lines = self._logs.log(*found, min(int(tail), TAIL_MAX), follow=follow)
         # The first words are awaited here: a node that cannot be asked is an answer of its own, not an empty log.
         first = await anext(lines, "")
         return StreamingResponse(_after(first, lines), media_type="text/plain; charset=utf-8")

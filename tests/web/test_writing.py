@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import pytest
 
 from batuta.kinds import Application
@@ -274,3 +275,14 @@ async def test_an_application_without_one_number_says_so(tmp_path: Path) -> None
         change = {"spec": {"replicas": 2}}
         said = is_status(await call("PATCH", f"{APPS}/two/scale", change, **MERGE), 422, "Invalid")
         assert "2 components" in said["message"]
+
+
+async def test_who_applies_whole_manifests_owns_what_they_changed(tmp_path: Path) -> None:
+    async with api(tmp_path) as (_, call):
+        assert (await apply(call, app(replicas={"count": 1}), "ann")).status == 201
+        text = msgspec.json.encode(app(replicas={"count": 2}))
+        assert (await call("POST", "/apply", text, user_agent="batuta")).json["items"][0]["action"] == "configured"
+        assert (await call("POST", "/apply", text, user_agent="batuta")).json["items"][0]["action"] == "unchanged"
+        shown = await call("GET", f"{APPS}/one")
+        assert owners(shown)["batuta", "Update"] == {COUNT}
+        is_status(await apply(call, app(replicas={"count": 1}), "ann"), 409, "Conflict")
