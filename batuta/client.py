@@ -67,6 +67,10 @@ class Client:
     def close(self) -> None:
         self._wire.close()
 
+    def hang_up(self) -> None:
+        """End every watch and every followed log at once, from whichever thread; this client asks nothing any more."""
+        self._wire.hang_up()
+
     def __enter__(self) -> Client:
         return self
 

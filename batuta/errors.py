@@ -16,6 +16,7 @@
     ├── LedgerCorrupt          what a node wrote down about itself cannot be read back
     ├── AlreadyRunning         agent.agent: another node agent has this state directory
     ├── TokenDenied            hub.api_tokens: a bearer token that opens nothing; carries the word to count it by
+    ├── HungUp                 wire: this side has ended the conversation
     ├── WaitedTooLong          client: what was awaited did not come in time
     └── Wrong                  web.answers: the request itself cannot be served; carries an HTTP status
 

@@ -6,7 +6,9 @@ is bounded, and a token never travels unencrypted beyond this machine.
 
 from __future__ import annotations
 
+import contextlib
 import http.client
+import socket
 from typing import IO, TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urlencode, urlsplit
 
@@ -25,6 +27,10 @@ CHUNK_BYTES = 2**18
 
 class Silent(FabricUnavailable):
     """A stream that had begun said nothing for too long."""
+
+
+class HungUp(BatutaError):
+    """Somebody ended the conversation from this side."""
 
 
 class _Question(NamedTuple):
@@ -56,11 +62,20 @@ class Wire:
         self._base = parts.path.rstrip("/")
         self._token = token
         self._kept: http.client.HTTPConnection | None = None
+        self._streams: set[socket.socket] = set()
+        self._is_hung_up = False
 
     def close(self) -> None:
         if self._kept is not None:
             self._kept.close()
             self._kept = None
+
+    def hang_up(self) -> None:
+        """End every stream at once, from whichever thread: whoever reads one gets HungUp. Nothing is asked again."""
+        self._is_hung_up = True
+        for each in tuple(self._streams):
+            with contextlib.suppress(OSError):  # It has ended by itself meanwhile.
+                each.shutdown(socket.SHUT_RDWR)
 
     def ask(
         self,
@@ -102,7 +117,11 @@ class Wire:
         """The lines of an answer, as they come. Silent after `timeout_s` without one; closing it hangs up."""
         connection = self._connection(timeout_s)
         has_begun = False
+        sock: socket.socket | None = None
         try:
+            connection.connect()
+            sock = connection.sock
+            self._streams.add(sock)
             answer = self._send(connection, _Question("GET", path, query))
             if answer.status != 200:
                 self._understood(answer.status, answer.read(ANSWER_BYTES_MAX))
@@ -112,12 +131,20 @@ class Wire:
                 if not line.endswith(b"\n") and len(line) >= LINE_BYTES_MAX:
                     raise BatutaError(f"the hub sent a line of more than {LINE_BYTES_MAX >> 20} MiB")
                 yield line.rstrip(b"\r\n")
+            self._check_hung_up()
         except (OSError, http.client.HTTPException) as error:
+            self._check_hung_up()
             if has_begun and isinstance(error, TimeoutError):
                 raise Silent(f"the hub at {self.server} said nothing for {timeout_s:g} s") from error
             raise self._unavailable(error) from error
         finally:
+            if sock is not None:
+                self._streams.discard(sock)
             connection.close()
+
+    def _check_hung_up(self) -> None:
+        if self._is_hung_up:
+            raise HungUp("this client has hung up")
 
     def _send(self, connection: http.client.HTTPConnection, question: _Question) -> http.client.HTTPResponse:
         asked = urlencode({k: v for k, v in question.query.items() if v})
@@ -138,6 +165,7 @@ class Wire:
 
     def _connection(self, timeout_s: float | None) -> http.client.HTTPConnection:
         assert self._host is not None
+        self._check_hung_up()
         if not self._is_tls:
             return http.client.HTTPConnection(self._host, self._port, timeout=timeout_s, blocksize=CHUNK_BYTES)
         import ssl
