@@ -68,7 +68,7 @@ class Foresight(Record):
 def foresee(state: State, changes: Iterable[Change], now: int) -> Foresight:
     """Where every instance would be if these changes were made, compared with where each is."""
     changes = list(changes)
-    without, _, _ = _settled(state, state, now)
+    without, today, _ = _settled(state, state, now)
     known = {(s.app, s.component, s.slot): s for s in _steps(state, without, {})}
     changed = state.with_changes(changes)
     after, reasons, is_whole = _settled(state, changed, now)
@@ -77,7 +77,7 @@ def foresee(state: State, changes: Iterable[Change], now: int) -> Foresight:
         msgspec.structs.replace(s, anyway=True) if _same(s, known.get((s.app, s.component, s.slot))) else s
         for s in steps
     ]
-    apps = {s.app for s in marked if not s.anyway}
+    apps = {s.app for s in marked if not s.anyway} | {app for app, said in reasons.items() if today.get(app) != said}
     apps |= {f"{c.value.ref.namespace}/{c.value.ref.name}" for c in changes if c.key.startswith("applications.")}
     return Foresight(
         steps=tuple(marked), reasons={a: said for a, said in reasons.items() if a in apps}, is_whole=is_whole

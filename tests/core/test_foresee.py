@@ -14,6 +14,7 @@ from tests.core.fleets import (
     component,
     machines,
     model,
+    node,
     places,
     settled,
     state_of,
@@ -57,6 +58,15 @@ def test_a_condition_that_fails_moves_with_its_rule_and_what_fits_nowhere_says_s
     assert found.steps[0].why == "its node may no longer run it"
     found = foresee(state, [application(component(memory=10**6))], NOW)
     assert [r.code for r in found.reasons[APP]] == ["nothing_fits"]
+
+
+def test_what_cannot_move_off_a_drained_node_says_why():
+    state = settled(state_of(machines("a"), application()))
+    found = foresee(state, [node("a", drain=True)], NOW)
+    assert found.steps == ()
+    assert [r.code for r in found.reasons[APP]] == ["nothing_fits"]
+    state = settled(state_of(machines("a", "b"), application()))
+    assert told(foresee(state, [node("a", drain=True)], NOW)) == ["move read-1-0 a>b"]
 
 
 def test_what_comes_anyway_is_not_the_change_s_doing():
