@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import base64
-import http.client
 import os
-import ssl
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -114,6 +112,9 @@ def write(path: Path, text: str) -> None:
 
 def why_not(server: str, authority: str) -> str:
     """Why this address does not lead to the hub from here; empty when it does."""
+    import http.client
+    import ssl
+
     parts = urlsplit(server)
     trust = ssl.create_default_context(cadata=authority)
     connection = http.client.HTTPSConnection(parts.hostname or "", parts.port, timeout=5, context=trust)

@@ -126,7 +126,7 @@ def place_of(ref: Ref, *, named: bool = True) -> str:
 
 def thing_at(path: str) -> str:
     """What a path is about, as refs are written: `applications/default/reader`, `tokens/4f…`, `apply`."""
-    parts = [part for part in path.removeprefix(V1).split("/") if part]
+    parts = [part for part in path.removeprefix(V1).removeprefix("/api/v1").split("/") if part]
     if len(parts) > 2 and parts[0] == "namespaces":
         parts = [parts[2], parts[1], *parts[3:]]
     return "/".join(parts)[:256]

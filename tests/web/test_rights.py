@@ -133,6 +133,22 @@ def test_rules(role: str, namespaces: tuple[str, ...], method: str, path: str, l
     assert (lacks in why) if lacks else not why, why
 
 
+@pytest.mark.parametrize(
+    ("method", "path", "verb", "thing"),
+    [
+        ("PATCH", f"{APPS}/one", "patch", "applications/default/one"),
+        ("PATCH", f"{APPS}/one/scale", "patch", "applications/default/one/scale"),
+        ("DELETE", f"{V1}/nodes/pi", "delete", "nodes/pi"),
+        ("PATCH", "/api/v1/nodes/pi", "patch", "nodes/pi"),
+        ("DELETE", "/tokens/f00", "revoke", "tokens/f00"),
+        ("PUT", "/artifacts/sha256:0", "upload", "artifacts/sha256:0"),
+        ("POST", "/apply", "apply", "apply"),
+    ],
+)
+def test_the_audit_has_plain_words_for_writes(method: str, path: str, verb: str, thing: str) -> None:
+    assert (rights.verb_of(method, path), rights.thing_at(path)) == (verb, thing)
+
+
 async def test_a_manifest_is_judged_document_by_document(tmp_path: Path) -> None:
     async with guarded(tmp_path) as (hub, call):
         operator = await bearer(hub, "operator", "default")
