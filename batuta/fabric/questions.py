@@ -1,4 +1,4 @@
-"""What hub and node say to each other in questions and answers, once for both. A newer one may say more than we know."""
+"""What hub and node say to each other in questions and answers, once for both. A newer one may say more."""
 
 from __future__ import annotations
 
