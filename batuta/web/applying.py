@@ -81,7 +81,9 @@ def config_of(text: str) -> dict[str, Any]:
         raise Wrong(400, "an apply has one document, a mapping")
     config: dict[str, Any] = documents[0].value
     metadata = config.get("metadata")
-    if isinstance(metadata, dict) and metadata.get("managedFields"):
+    if not isinstance(metadata, dict):
+        raise Wrong(400, "metadata is a mapping with a name")
+    if metadata.get("managedFields"):
         raise Wrong(400, "metadata.managedFields must be empty when something is applied")
     config.pop("status", None)
     return config

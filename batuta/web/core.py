@@ -107,6 +107,8 @@ def _node_change(patch: Any) -> dict[str, Any]:
     if not isinstance(patch, dict):
         raise Wrong(400, "a merge patch is an object")
     metadata, spec = patch.get("metadata") or {}, patch.get("spec") or {}
+    if not isinstance(metadata, dict) or not isinstance(spec, dict):
+        raise Wrong(400, "metadata and spec are objects")
     meant = {"metadata": {"labels", "annotations", "name", "resourceVersion", "uid"}, "spec": {"unschedulable"}}
     others = [key for key in patch if key not in ("metadata", "spec", "apiVersion", "kind")]
     others += [f"metadata.{key}" for key in metadata if key not in meant["metadata"]]
@@ -116,7 +118,7 @@ def _node_change(patch: Any) -> dict[str, Any]:
         raise Wrong(422, f"{others[0]} of a node cannot be changed by its core name", next_step=step)
     change: dict[str, Any] = {"metadata": {k: metadata[k] for k in ("labels", "annotations") if k in metadata}}
     if "unschedulable" in spec:
-        change["spec"] = {"unschedulable": bool(spec["unschedulable"])}
+        change["spec"] = {"unschedulable": spec["unschedulable"]}
     return change
 
 

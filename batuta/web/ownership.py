@@ -59,6 +59,8 @@ def owned_in(entries: Sequence[Mapping[str, Any]]) -> Owned:
         name, operation = entry.get("manager", ""), entry.get("operation", "")
         if not isinstance(name, str) or operation not in ("Apply", "Update"):
             raise ValueError("an entry of managedFields has a manager, and an operation that is Apply or Update")
+        if not isinstance(entry.get("time") or "", str):
+            raise ValueError("the time of an entry of managedFields is text")
         manager = Writer(name[:128], operation)
         found[manager] = found.get(manager, frozenset()) | from_fields(entry.get("fieldsV1") or {})
     return found

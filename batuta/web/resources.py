@@ -18,7 +18,7 @@ from batuta.web.bodies import body_of, json_of, text_of
 from batuta.web.patches import PatchFails, merged, patched
 from batuta.web.reading import Reading, no_such
 from batuta.web.scaling import scale_of, scaled
-from batuta.web.sources import KindSource
+from batuta.web.sources import KindSource, at
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -112,7 +112,7 @@ class KindApi:
         config = config_of(await text_of(request))
         force, dry_run = request.query_params.get("force") in ("true", "1"), _dry_run(request)
         ref = self._reading.ref(request)
-        known = (config.get("metadata") or {}).get("resourceVersion")
+        known = config["metadata"].get("resourceVersion")
         if known:
             self._check_version(ref, str(known))
         for tries_left in reversed(range(TRIES)):
@@ -210,7 +210,7 @@ class KindApi:
         else:
             media = request.headers.get("content-type", "").partition(";")[0].strip()
             wanted = _changed(now, await _change_in(request, media))
-        known = (wanted.get("metadata") or {}).get("resourceVersion") if isinstance(wanted, dict) else None
+        known = at(wanted, "metadata.resourceVersion")
         document = scaled(before, manifest.to_document(before), wanted)
         if known is not None and known != now["metadata"]["resourceVersion"]:
             document["metadata"]["resourceVersion"] = str(known)

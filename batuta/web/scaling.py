@@ -37,7 +37,7 @@ def scaled(resource: Resource, document: dict[str, Any], scale: object) -> dict[
     """The document with the number that a Scale asks for."""
     where = type(resource).scale
     assert where is not None
-    wanted = scale.get("spec", {}).get("replicas", 0) if isinstance(scale, dict) else None
+    wanted = at(scale, "spec.replicas") if isinstance(scale, dict) else None
     if not isinstance(wanted, int) or isinstance(wanted, bool) or wanted < 0:
         raise Wrong(422, "spec.replicas of a Scale is a whole number from 0")
     _count(_part(resource, where), where, resource)

@@ -286,3 +286,30 @@ async def test_who_applies_whole_manifests_owns_what_they_changed(tmp_path: Path
         shown = await call("GET", f"{APPS}/one")
         assert owners(shown)["batuta", "Update"] == {COUNT}
         is_status(await apply(call, app(replicas={"count": 1}), "ann"), 409, "Conflict")
+
+
+async def test_what_has_no_sense_is_refused_and_breaks_nothing(tmp_path: Path) -> None:
+    async with api(tmp_path) as (_, call):
+        before = (await apply(call, app(), "ann")).json["metadata"]["managedFields"]
+        where = f"{APPS}/one?fieldManager=ann"
+        one = {"manager": "x", "operation": "Apply"}
+        garbage: list[tuple[str, str, Any, dict[str, str]]] = [
+            ("PATCH", where, {**app(), "metadata": []}, APPLY),
+            ("PATCH", where, {**app(), "spec": []}, APPLY),
+            ("PATCH", where, {**app(), "spec": {"components": [1, [], {"name": []}]}}, APPLY),
+            ("PATCH", where, {**app(), "spec": {"components": {"name": "run"}}}, APPLY),
+            ("PATCH", where, [1], MERGE),
+            ("PATCH", where, {"metadata": []}, MERGE),
+            ("PATCH", where, [{"op": "replace", "path": "", "value": 1}], JSON),
+            ("PATCH", where, {"metadata": {"managedFields": [{**one, "time": 1, "fieldsV1": {"f:a": {}}}]}}, MERGE),
+            ("PATCH", where, {"metadata": {"managedFields": [{**one, "fieldsV1": {"k:1": {}}}]}}, MERGE),
+            ("PATCH", where, {"metadata": {"managedFields": [{**one, "fieldsV1": {"k:": {}}}]}}, MERGE),
+            ("PATCH", f"{APPS}/one/scale", {"metadata": [], "spec": []}, MERGE),
+            ("PUT", f"{APPS}/one/scale", [], {}),
+            ("PUT", f"{APPS}/one/scale", {"spec": {"replicas": None}}, {}),
+            ("POST", APPS, {"metadata": {"generateName": 1}}, {}),
+        ]
+        for method, path, body, headers in garbage:
+            answer = await call(method, path, body, **headers)
+            assert answer.status in (400, 422), (method, path, body, answer.body)
+        assert (await call("GET", f"{APPS}/one")).json["metadata"]["managedFields"] == before
