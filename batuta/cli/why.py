@@ -53,7 +53,12 @@ def told(answer: Mapping[str, Any]) -> Iterator[str]:
     for holder in holders:
         tone, word = ("good", "ready") if holder.get("ready") else ("wait", "not ready")
         yield f"{painted(what, 'strong')} is on {clean(holder['node'])}, {painted(word, tone)}"
-        yield f"  {clean(holder.get('rule', ''))}"
+        reason = holder.get("reason")
+        if reason is None or holder.get("verdict") != "keep":
+            yield f"  {clean(holder.get('rule', ''))}"
+        if reason is not None:
+            yield f"  {clean(reason['sentence'])}"
+            yield f"    next: {clean(reason['next'])}"
         yield from _scored(holder)
         if "today" in holder:
             yield f"  it would not be placed there today: {clean(holder['today']['sentence'])}"

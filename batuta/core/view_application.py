@@ -71,7 +71,7 @@ def application_status(state: State, application: Application, now: int, fleet: 
     # Deciding it once more, on a draft that nobody keeps, says in the core's own words what is missing.
     reasons = [] if at_rest else list(tend(draft, app).reasons)
     components = [_component(draft, name, slots) for name, slots in filled.items()]
-    reasons += [r for slots in filled.values() for f in slots for h in f.holders if (r := _ails(draft, h)) is not None]
+    reasons += [r for slots in filled.values() for f in slots for h in f.holders if (r := ails(draft, h)) is not None]
     reasons.sort(key=lambda r: r.is_waiting)
     wanted = sum(c["wanted"] for c in components)
     ready = sum(c["ready"] for c in components)
@@ -127,7 +127,7 @@ def _word(
     return "updating" if changed else "waiting"
 
 
-def _ails(draft: Draft, holder: Holder) -> Reason | None:
+def ails(draft: Draft, holder: Holder) -> Reason | None:
     """Why a holder is not ready, in its node's own words; nothing for one whose node cannot say."""
     if holder.ready or holder.verdict in ("lost", "wait", "stop"):
         return None
@@ -147,7 +147,7 @@ def _component(draft: Draft, name: str, slots: list[Filled]) -> dict[str, Any]:
 
 def _instance(draft: Draft, holder: Holder) -> dict[str, Any]:
     report = draft.reported(holder.node, holder.instance)
-    reason = _ails(draft, holder)
+    reason = ails(draft, holder)
     found: dict[str, Any] = {
         "name": holder.instance.name,
         "slot": holder.instance.slot,

@@ -16,7 +16,7 @@ from batuta.core.place import FILTERS, MIB, Scored, explain
 from batuta.core.reasons import Reason
 from batuta.core.release import resolve
 from batuta.core.tend import tend
-from batuta.core.view_application import Filled, fill, plain_reason
+from batuta.core.view_application import Filled, ails, fill, plain_reason
 from batuta.core.wish import Ask, Wish
 
 if TYPE_CHECKING:
@@ -86,7 +86,8 @@ def _slot(draft: Draft, ask: Ask, f: Filled, said: list[Reason], node: str | Non
 
 
 def _holder(draft: Draft, ask: Ask, f: Filled, holder: Holder) -> dict[str, Any]:
-    """Where it is, the rule by which it stays or goes, and what its node would score if it were placed now."""
+    """Where it is, the rule by which it stays or goes, why it is not ready in its node's own words, and what its node
+    would score if it were placed now."""
     fleet, row = draft.fleet, draft.fleet.row_of.get(holder.node)
     found: dict[str, Any] = {
         "instance": holder.instance.name,
@@ -95,6 +96,8 @@ def _holder(draft: Draft, ask: Ask, f: Filled, holder: Holder) -> dict[str, Any]
         "rule": holder.rule.sentence,
         "ready": holder.ready,
     }
+    if (reason := ails(draft, holder)) is not None:
+        found["reason"] = plain_reason(reason)
     if row is None:
         return found
     i = holder.instance

@@ -242,6 +242,16 @@ def test_why_not_there():
     assert why(state, NOW, APP, component="other") == []
 
 
+def test_why_not_ready_in_the_nodes_own_words():
+    state = settled(state_of(machines("a"), application()))
+    ill = phase(state, "backoff", Reason(code="digest_mismatch", subject="instance/x", detail="5 bytes from the hub"))
+    (holder,) = why(ill, NOW, APP)[0]["holders"]
+    assert (holder["verdict"], holder["ready"], holder["reason"]["code"]) == ("keep", False, "digest_mismatch")
+    assert holder["reason"]["sentence"].endswith("(5 bytes from the hub)")
+    assert holder["reason"]["next"] == "push the artifact again"
+    assert "reason" not in why(state, NOW, APP)[0]["holders"][0]
+
+
 def test_why_nowhere_and_what_came_nearest():
     rows = [*machines("a", memory=100), *machines("b", memory=160), *machines("c", memory=900), node("c", taints=[])]
     off = heard("c", NOW - 60_000)
