@@ -1,4 +1,5 @@
-"""Artifacts: files named by the SHA-256 of their bytes. What is here was verified on its way in, or is not here.
+"""Artifacts: files named by the SHA-256 of their bytes. What is here was verified on its way in, or is not here; before
+anybody who has the bytes is told that we have them, they are looked at again.
 
 People put whole files over HTTP; nodes ask for pieces over the fabric, so that a cut resumes where it was and
 orders pass between pieces on a slow link.
@@ -12,7 +13,7 @@ import hashlib
 import os
 import re
 import secrets
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import msgspec
 
@@ -29,6 +30,14 @@ PIECE_BYTES_MAX: Final = 512 * 1024
 _FULL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
+class _Looks(NamedTuple):
+    """What tells a file from the one it was, without reading it."""
+
+    size_bytes: int
+    inode: int
+    mtime_ns: int
+
+
 class PieceWanted(msgspec.Struct, frozen=True):
     """A node asks for a part of a file."""
 
@@ -43,12 +52,15 @@ class ArtifactStore:
     def __init__(self, directory: Path, counters: Counters, *, bytes_max: int) -> None:
         self._files = directory / "sha256"
         self._incoming = directory / "incoming"
+        self._damaged = directory / "damaged"
         self._counters = counters
         self._bytes_max = bytes_max
+        self._whole: dict[str, _Looks] = {}
+        """What a file was like when its bytes were last looked at, by this process."""
 
     def open(self) -> None:
         """What was half received when the hub ended is of no use to anybody."""
-        for directory in (self._files, self._incoming):
+        for directory in (self._files, self._incoming, self._damaged):
             directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         for leftover in self._incoming.iterdir():
             leftover.unlink(missing_ok=True)
@@ -58,10 +70,22 @@ class ArtifactStore:
             raise ArtifactRefused("digest_malformed", f"{digest[:80]!r} is not a digest: sha256: and 64 hex digits")
         return self._files / digest.removeprefix("sha256:")
 
-    def size_bytes(self, digest: str) -> int | None:
-        """The size of the file, or None when it is not here."""
+    async def whole(self, digest: str) -> Path | None:
+        """The file, if its bytes are still what its name says. One that went bad is set aside: it can be put again."""
         path = self.path(digest)
-        return path.stat().st_size if path.exists() else None
+        try:
+            looks = _looks(path)
+            if self._whole.get(digest) == looks:
+                return path
+            found = await asyncio.to_thread(_digest_of, path)
+        except FileNotFoundError:
+            return None
+        if found == digest:
+            self._whole[digest] = looks
+            return path
+        self._counters.add("artifacts_refused", "damaged")
+        path.replace(self._damaged / path.name)
+        return None
 
     def held(self) -> list[str]:
         return sorted(f"sha256:{path.name}" for path in self._files.iterdir())
@@ -73,6 +97,7 @@ class ArtifactStore:
         try:
             size = await self._receive(digest, partial, chunks)
             partial.replace(path)
+            self._whole[digest] = _looks(path)
         except OSError as error:
             if error.errno not in _FULL:
                 raise
@@ -124,3 +149,13 @@ class ArtifactStore:
             raise ArtifactRefused("artifact_missing", f"the hub does not have {asked.digest}") from None
         self._counters.add("artifact_bytes_sent", by=len(data))
         return data, size
+
+
+def _looks(path: Path) -> _Looks:
+    stat = path.stat()
+    return _Looks(stat.st_size, stat.st_ino, stat.st_mtime_ns)
+
+
+def _digest_of(path: Path) -> str:
+    with path.open("rb") as file:
+        return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"

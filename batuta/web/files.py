@@ -43,7 +43,7 @@ class Files:
 
     async def get(self, request: Request) -> Response:
         digest = request.path_params["digest"]
-        path = self._hub.artifacts.path(digest)
-        if self._hub.artifacts.size_bytes(digest) is None:
+        path = await self._hub.artifacts.whole(digest)
+        if path is None:
             raise NotFound(f"the hub has no {digest}", next_step="batuta model push")
         return FileResponse(path, media_type="application/octet-stream", headers={"ETag": f'"{digest}"'})

@@ -335,6 +335,20 @@ async def test_artifacts_are_what_their_digest_says_or_not_there(tmp_path: Path)
         assert hub.artifacts.held() == [digest]
 
 
+async def test_an_artifact_that_went_bad_on_the_hubs_disk_is_not_there_and_can_be_pushed_again(tmp_path: Path) -> None:
+    async with api(tmp_path) as (hub, call):
+        data = b"weights" * 1000
+        where = f"/artifacts/sha256:{hashlib.sha256(data).hexdigest()}"
+        assert (await call("PUT", where, data)).status == 201
+        file = hub.artifacts.path(where.rpartition("/")[2])
+        file.write_bytes(b"W" + data[1:])
+        assert (await call("HEAD", where)).status == 404
+        assert [p.name for p in (tmp_path / "hub" / "artifacts" / "damaged").iterdir()] == [file.name]
+        assert (await call("PUT", where, data)).status == 201
+        assert (await call("HEAD", where)).status == 200
+        assert hub.counters["artifacts_refused"] == 1
+
+
 async def test_tokens_and_enrolment_over_http(tmp_path: Path) -> None:
     async with api(tmp_path) as (hub, call):
         made = (await call("POST", "/tokens", {"site": "berlin", "ttlMs": 60_000})).json
