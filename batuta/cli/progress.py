@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
+import sys
 import time
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
-from batuta.cli.text import clean, toned
+from batuta.cli.text import clean
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -15,6 +17,10 @@ if TYPE_CHECKING:
     from batuta.client import Client, Found
     from batuta.kinds.application import Application
 
+SETTLED_S, SETTLED_AGAIN_S = 2.0, 10.0
+"""What is as wished must stay so for a while: longer when something had to be started again. A program without a
+readiness probe is ready as soon as it runs, and may end a moment later."""
+ROWS_MAX = 12
 GIVE_UP_S = 10.0
 """What fails for so long, with a reason that does not pass by itself, is not waited for any longer."""
 
@@ -60,8 +66,21 @@ def wait(hub: Client, goal: Goal, timeout_s: float) -> None:
                 + (f": {why}" if why else ""),
                 next_step=f"see `batuta why {goal.name}`",
             ) from None
-        click.echo(f"applications/{goal.name} is {progress.state}: {progress.ready} ready")
-        return
+        if _stays_so(hub, goal, progress, until):
+            click.echo(f"applications/{goal.name} is {progress.state}: {progress.ready} ready")
+            return
+
+
+def _stays_so(hub: Client, goal: Goal, progress: Progress, until: float) -> bool:
+    from batuta.client import WaitedTooLong
+    from batuta.kinds.application import Application
+
+    settled_s = min(SETTLED_AGAIN_S if progress.has_restarted else SETTLED_S, max(0.1, until - time.monotonic()))
+    try:
+        hub.wait(Application, goal.name, lambda f: not progress.is_so(f), namespace=goal.namespace, timeout_s=settled_s)
+    except WaitedTooLong:
+        return True
+    return False
 
 
 def _nearest(hub: Client, goal: Goal) -> str:
@@ -79,6 +98,8 @@ class Progress:
         self._goal = goal
         self._status: Mapping[str, Any] = {}
         self._told = ""
+        self._painted = 0
+        """Lines that stand on the terminal and are painted over."""
         self._failing_since: float | None = None
 
     @property
@@ -96,15 +117,41 @@ class Progress:
         # Nothing wanted is as good as everything running, once the hub has looked at it.
         if is_newest and self.state in ("ok", "unassigned"):
             return True
-        line = f"{toned(self.state)} {self.ready}  {clean(str(self._status.get('reason') or ''))}".rstrip()
-        if line != self._told:
-            click.echo(f"  {self._goal.name}: {line}", err=True)
-            self._told = line
+        self._tell()
         if self.state != "failing":
             self._failing_since = None
         elif self._failing_since is None:
             self._failing_since = time.monotonic()
         return False
+
+    @property
+    def has_restarted(self) -> bool:
+        return any(int(each.get("starts") or 0) > 1 for each in self._instances())
+
+    def _instances(self) -> list[Mapping[str, Any]]:
+        return [i for c in self._status.get("components") or () for i in c.get("instances", ())]
+
+    def _tell(self) -> None:
+        """At a terminal one line an instance, painted over the last ones; elsewhere a line for every change."""
+        reason = clean(str(self._status.get("reason") or ""))
+        if not sys.stderr.isatty():
+            line = f"{self.state} {self.ready}  {reason}".rstrip()
+            if line != self._told:
+                click.echo(f"  {self._goal.name}: {line}", err=True)
+                self._told = line
+            return
+        width = max(20, shutil.get_terminal_size().columns - 1)
+        rows = [f"{self._goal.name}  {self.state} {self.ready}"]
+        for each in self._instances()[:ROWS_MAX]:
+            why = clean(str((each.get("reason") or {}).get("sentence") or "")).partition(": ")[2]
+            starts = f" (start {each['starts']})" if int(each.get("starts") or 0) > 1 else ""
+            rows.append(f"  {each['name'].rpartition('/')[2]}  {each['node']}  {each['phase']}{starts}  {why}".rstrip())
+        if not self._instances() and reason:
+            rows.append(f"  {reason}")
+        back = f"\x1b[{self._painted}F" if self._painted else ""
+        body = "".join(f"{row if len(row) <= width else row[: width - 1] + '…'}\x1b[K\n" for row in rows)
+        click.echo(f"{back}{body}\x1b[J", nl=False, err=True)
+        self._painted = len(rows)
 
     def has_failed_for(self, seconds: float) -> bool:
         return self._failing_since is not None and time.monotonic() - self._failing_since >= seconds

@@ -103,6 +103,15 @@ def test_hold_keeps_and_drain_moves_new_before_old(stage: Stage) -> None:
     assert stage.client.get(Node, here).resource.spec.drain is False
 
 
+def test_apply_waits_for_what_stays_well_and_not_for_what_was_so_for_a_moment(stage: Stage) -> None:
+    ends = SLEEPER.replace("PYTHON", sys.executable).replace("sleeper", "ender").replace("3600", "1")
+    ran = batuta(stage, "apply", "-f", "-", "--wait", "--timeout", "6s", stdin=ends)
+    assert ran.code == 1, ran.out
+    assert "ok" not in ran.out
+    assert "its process ended" in ran.err
+    stage.client.delete(Application, "ender")
+
+
 def test_top_says_once_off_a_terminal_what_all_use(stage: Stage) -> None:
     ran = batuta(stage, "top", "--every", "300ms")
     assert ran.code == 0, ran.err

@@ -61,3 +61,68 @@ async def test_what_was_shown_is_kept_within_bounds(tmp_path: Path) -> None:
             logs._keep(("n", str(n)), "x", adds=False)
         assert len(logs._shown) == KEPT_LOGS_MAX
         assert ("n", "i") not in logs._shown
+
+
+async def test_logs_of_several_instances_are_followed_together(tmp_path: Path) -> None:
+    broker = MemoryBroker()
+    async with api(tmp_path, broker) as (hub, call):
+        asked: list[tuple[str, int | None]] = []
+
+        def answering(name: str) -> Any:
+            async def tell(message: Any) -> None:
+                wanted = msgspec.json.decode(message.data)
+                asked.append((name, wanted.get("offset")))
+                text = f"{name} begins\n" if wanted.get("offset") is None else f"{name} goes on\n"
+                await message.respond(msgspec.json.encode({"text": text, "offset": 7}))
+
+            return tell
+
+        for name in ("pi-1", "pi-2"):
+            await join(hub, name)
+            voice = Voice(broker, name)
+            await voice.fabric.subscribe(f"batuta.tell.{name}.log", answering(name))
+            await voice.beat()
+            await voice.report()
+        every = PROCESS_APP.replace("NAME", "one").replace("count: 1", "everyNode: true")
+        await call("POST", "/apply", every.encode())
+        async with asyncio.timeout(5):
+            while len(hub.loop.state.held.get("default/one", ())) < 2:
+                await hub.loop.turned.wait(hub.loop.turned.rings, hub.clock, hub.clock.now() + 50)
+        whole = await call("GET", f"{APPS}/one/log?tail=5")
+        assert whole.body.decode().splitlines() == ["run-1-pi-1: pi-1 begins", "run-1-pi-2: pi-2 begins"]
+        seen = b""
+        stream = call.stream("GET", f"{APPS}/one/log?follow=true")
+        async with asyncio.timeout(5):
+            async for message in stream:
+                seen += message.get("body", b"")
+                if seen.count(b"goes on") >= 2 and b"pi-1 goes" in seen and b"pi-2 goes" in seen:
+                    break
+        await stream.aclose()
+        assert {"run-1-pi-1: pi-1 begins", "run-1-pi-2: pi-2 goes on"} <= set(seen.decode().splitlines())
+        assert ("pi-1", 7) in asked
+        # Whoever hung up is not asked for any more.
+        await asyncio.sleep(0.1)
+        count = len(asked)
+        await asyncio.sleep(0.7)
+        assert len(asked) == count
+
+        # A node that does not answer says so beside those that do.
+        broker.cut("pi-2")
+        hub.questions._fabric.request = _hasty(hub.questions._fabric.request)  # type: ignore[method-assign]
+        half = (await call("GET", f"{APPS}/one/log")).body.decode().splitlines()
+        assert half[0] == "run-1-pi-1: pi-1 begins"
+        assert half[1].startswith("run-1-pi-2: (")
+        only = await call("GET", f"{APPS}/one/log?instance=run-1-pi-2")
+        assert only.status == 200
+        assert only.body.startswith(b"(pi-2 does not answer: ")
+        assert b"what follows was shown " in only.body
+
+
+def _hasty(request: Any) -> Any:
+    """The same question, with less patience than a person has."""
+
+    async def ask(subject: str, data: bytes) -> bytes:
+        answer: bytes = await request(subject, data, 0.1)
+        return answer
+
+    return ask
