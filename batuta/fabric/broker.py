@@ -222,6 +222,8 @@ class Broker:
             same = process.create_time() == known["born"] and process.exe() == known["program"]
             if not same or process.status() == psutil.STATUS_ZOMBIE:
                 return False
+            if process.cwd() != os.path.realpath(self.directory):
+                return False  # the broker of the directory that this one was copied from
         except (OSError, ValueError, KeyError, TypeError, psutil.Error):
             return False
         self._pid = process.pid

@@ -122,6 +122,20 @@ async def test_another_process_under_the_same_number_is_not_adopted(running: tup
     assert not Broker(made.directory).is_running()
 
 
+async def test_a_copied_directory_does_not_adopt_the_broker_of_the_original(
+    running: tuple[Broker, NodeBroker], tmp_path: Path
+) -> None:
+    made, settings = running
+    copy = Broker(tmp_path / "copy", tied=True)
+    copy.directory.mkdir()
+    (copy.directory / "broker.pid").write_text((made.directory / "broker.pid").read_text())
+    ports = {"client_port": broker.free_port(HERE), "mqtt_port": broker.free_port(HERE)}
+    assert await copy.start(broker.node_config(replace(settings, store=copy.directory / "store", **ports))) == "started"
+    assert copy.pid not in (0, made.pid)
+    await copy.stop()
+    assert made.pid
+
+
 async def test_a_killed_broker_is_noticed_and_keeps_what_it_had(running: tuple[Broker, NodeBroker]) -> None:
     made, settings = running
     fabric = await nats.connect_node("pi-4", f"nats://{HERE}:{settings.client_port}", "agent", "agent-secret")
