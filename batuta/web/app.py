@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 
-from batuta.errors import BatutaError
+from batuta.errors import BatutaError, FabricUnavailable
+from batuta.fabric.broker_health import ROOM_BYTES, room_bytes
 from batuta.hub.feed import TooOld
 from batuta.kinds import KINDS
 from batuta.web.access import Access
@@ -26,6 +27,8 @@ from batuta.web.resources import KindApi
 from batuta.web.reviews import review_routes
 
 if TYPE_CHECKING:
+    from starlette.requests import Request
+    from starlette.responses import Response
     from starlette.types import ASGIApp
 
     from batuta.hub.hub import Hub
@@ -36,6 +39,10 @@ def application(hub: Hub) -> Starlette:
     """The API of a hub, without a door."""
     kinds = [KindApi(hub, kind) for kind in KINDS]
     core = Core(hub)
+
+    async def unavailable(request: Request, error: Exception) -> Response:
+        return await on_error(request, _explained(hub, error))
+
     sources: list[Source] = [*core.views, *(kind.source for kind in kinds)]
     return Starlette(
         routes=[
@@ -52,8 +59,22 @@ def application(hub: Hub) -> Starlette:
             *metrics_routes(hub),
             *doctor_routes(hub),
         ],
-        exception_handlers={BatutaError: on_error, TooOld: on_error, HTTPException: on_error, 500: on_error},
+        exception_handlers={
+            FabricUnavailable: unavailable,
+            BatutaError: on_error,
+            TooOld: on_error,
+            HTTPException: on_error,
+            500: on_error,
+        },
     )
+
+
+def _explained(hub: Hub, error: Exception) -> Exception:
+    """A broker that cannot write says nothing to whoever waits for its answer; we can look why."""
+    if not isinstance(error, FabricUnavailable) or room_bytes(hub.config.directory) >= ROOM_BYTES:
+        return error
+    message = f"the disk of the hub is full: {error.message}"
+    return FabricUnavailable(message, next_step="free some space on the hub's machine, then try again")
 
 
 def doors(hub: Hub, token: str) -> tuple[ASGIApp, ASGIApp]:
