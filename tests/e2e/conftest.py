@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from batuta.demo.digits import Digits, prepare
 from batuta.demo.stage import Stage, processes_in
 
 if TYPE_CHECKING:
@@ -25,3 +26,9 @@ def stage() -> Iterator[Stage]:
             killed = made.close()
         assert killed == [], "these did not end when asked to"
         assert processes_in(Path(directory)) == []
+
+
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Digits:
+    """Two versions of a classifier and images that neither has seen."""
+    return prepare(tmp_path_factory.mktemp("digits"))

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-import json
 import signal
 import socket
 import subprocess
@@ -19,7 +17,7 @@ import pytest
 from batuta.demo.stage import processes_in, wait_for
 from batuta.errors import BatutaError
 from batuta.fabric import identity
-from batuta.fabric.nats import connect_hub
+from tests.e2e.playing import decided
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -98,24 +96,6 @@ def next_hub(stage: Stage, epoch: int) -> bool | None:
     with contextlib.suppress(BatutaError, OSError):  # nobody answers yet
         return (stage.client.hub()["epoch"] > epoch and stage.online("pi")) or None
     return None
-
-
-def decided(stage: Stage) -> dict[str, tuple[int, bytes | None]]:
-    """Every row of what was decided with its revision, as the hub's broker has it; not the count of the hub's lives."""
-    home = stage.hub_state / "hub"
-    port = json.loads((home / "run.json").read_bytes())["ports"]["client"]
-    password = json.loads((home / "secrets.json").read_bytes())["hubPassword"]
-
-    async def read() -> dict[str, tuple[int, bytes | None]]:
-        fabric = await connect_hub(f"nats://127.0.0.1:{port}", "hub", password)
-        try:
-            table = fabric.table("decided")
-            entries = [await table.get(key) for key in await table.keys() if key != "hub.epoch"]
-        finally:
-            await fabric.close()
-        return {entry.key: (entry.revision, entry.value) for entry in entries if entry is not None}
-
-    return asyncio.run(read())
 
 
 def test_a_killed_agent_finds_its_instances_running(stage: Stage) -> None:
