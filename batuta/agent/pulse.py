@@ -34,33 +34,44 @@ class Contact(NamedTuple):
     hub_epoch: int
 
 
+class Refused(NamedTuple):
+    """The hub heard a heartbeat and does not take it for ours; with no code, it does again."""
+
+    code: str
+
+
 class Beat(msgspec.Struct, frozen=True):
     boot: str
     sequence: int
     serial: int
+    machine: str
+    """Which run of the machine this is: a copy of our disk in another machine has another."""
 
 
 class Echo(msgspec.Struct, frozen=True, rename="camel"):
     serial: int = 0
     every_ms: int = 1_000
     hub_epoch: int = 0
+    error: str = ""
 
 
 class Pulse:
     """Beats for ever; `every_ms` is what the hub asked for last."""
 
     def __init__(
-        self, fabric: Fabric, steady: Steady, *, boot: str, serial: Callable[[], int], tell: Callable[[Contact], None],
-        every_ms: int = 1_000,
+        self, fabric: Fabric, steady: Steady, *, boot: str, machine_boot: str, serial: Callable[[], int],
+        tell: Callable[[Contact | Refused], None], every_ms: int = 1_000,
     ) -> None:  # fmt: skip
         self.fabric = fabric
         self.steady = steady
         self.boot = boot
+        self.machine_boot = machine_boot
         self.serial = serial
         self.tell = tell
         self.every_ms = every_ms
         self.sent = 0
         self.unanswered = 0
+        self._refused = ""
         self._linked = asyncio.Event()
 
     async def run(self) -> None:
@@ -84,13 +95,19 @@ class Pulse:
     async def beat(self) -> None:
         self.sent += 1
         sent_ms = self.steady.monotonic_ms()
-        beat = Beat(boot=self.boot, sequence=self.sent, serial=self.serial())
+        beat = Beat(boot=self.boot, sequence=self.sent, serial=self.serial(), machine=self.machine_boot)
         try:
             answer = await self.fabric.request(
                 subjects.alive(self.fabric.name), msgspec.json.encode(beat), timeout_s=ANSWER_S
             )
             echo = msgspec.json.decode(answer, type=Echo)
         except (FabricUnavailable, msgspec.MsgspecError):
+            self.unanswered += 1
+            return
+        if echo.error != self._refused:
+            self._refused = echo.error
+            self.tell(Refused(echo.error))
+        if echo.error:
             self.unanswered += 1
             return
         self.every_ms = min(SLOWEST_MS, max(FASTEST_MS, echo.every_ms))

@@ -91,6 +91,10 @@ CATALOGUE: dict[str, Entry] = {
     "artifact_unreadable": Entry("the artifact cannot be loaded by its runtime", "check the file with its own tools"),
     "disk_full": Entry("the disk is full", "free some space; nothing was lost"),
     "hub_unreachable": Entry("the node cannot reach the hub; it goes on from its ledger", "check the link", waits=True),
+    "two_machines": Entry(
+        "two machines say that they are this node: a disk was copied",
+        "end one of them, move its node directory away and join it under a name of its own",
+    ),
     "lease_lapsed": Entry(
         "it must never run twice and the hub has been silent too long", "restore the link", waits=True
     ),

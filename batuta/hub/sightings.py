@@ -14,6 +14,7 @@ import msgspec
 from batuta.core.liveness import every_ms, missed_ms, sighted
 from batuta.core.state import Change
 from batuta.fabric import subjects
+from batuta.hub.boots import Boots
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -33,6 +34,8 @@ class Heartbeat(msgspec.Struct, frozen=True):
     boot: str = ""
     sequence: int = 0
     serial: int = 0
+    machine: str = ""
+    """Which run of the machine it is; nothing from older agents."""
 
 
 class Sightings:
@@ -56,6 +59,7 @@ class Sightings:
         self._epoch = epoch
         self._rows: dict[str, Sighting] = {}
         self._fresh: set[str] = set()
+        self._boots = Boots()
         self._subscription: Subscription | None = None
 
     async def open(self, fabric: Fabric) -> None:
@@ -95,6 +99,7 @@ class Sightings:
         self._on_change()
 
     def forget(self, node: str) -> None:
+        self._boots.forget(node)
         if self._rows.pop(node, None) is not None:
             self._fresh.add(node)
             self._on_change()
@@ -108,14 +113,27 @@ class Sightings:
         try:
             if len(message.data) > HEARTBEAT_BYTES_MAX:
                 raise ValueError("a heartbeat is short")
-            msgspec.json.decode(message.data, type=Heartbeat)
+            beat = msgspec.json.decode(message.data, type=Heartbeat)
         except (ValueError, msgspec.DecodeError):
             self._counters.add("heartbeats_refused", "garbled")
             return
+        quiet_ms = missed_ms(state) * 3 // 2
+        voice = self._boots.heard(node, beat.boot, beat.machine, self._clock.now(), quiet_ms)
+        if voice == "two":
+            # Neither is the node: both fall silent to us, and their leases end.
+            self._counters.add("heartbeats_refused", "two_machines")
+            await self._answer(message, {"error": "two_machines"})
+            return
         self.heard(node)
+        if voice == "new":
+            self._counters.add("heartbeats_unanswered", "new_machine")
+            return
         serial = self._newest_serial(node)
         if serial is None:
             self._counters.add("heartbeats_unanswered", "undecided")
-        elif message.reply:
-            answer = {"serial": serial, "everyMs": every_ms(state), "hubEpoch": self._epoch()}
+        else:
+            await self._answer(message, {"serial": serial, "everyMs": every_ms(state), "hubEpoch": self._epoch()})
+
+    async def _answer(self, message: Message, answer: dict[str, int | str]) -> None:
+        if message.reply:
             await message.respond(msgspec.json.encode(answer))

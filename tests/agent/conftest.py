@@ -60,6 +60,7 @@ class Rig:
     reports: list[Report] = field(default_factory=list)
     serial: int = 0
     hub_answers: bool = True
+    hub_refuses: str = ""
     starts: int = 0
     files: dict[str, bytes] = field(default_factory=dict)
     hub: MemoryFabric = field(init=False)
@@ -73,7 +74,9 @@ class Rig:
         self._watch = asyncio.create_task(self._collect())
 
     async def _alive(self, message: Message) -> None:
-        if self.hub_answers:
+        if self.hub_refuses:
+            await message.respond(msgspec.json.encode({"error": self.hub_refuses}))
+        elif self.hub_answers:
             await message.respond(msgspec.json.encode({"serial": self.serial, "everyMs": 1000, "hubEpoch": 1}))
 
     async def _artifact(self, message: Message) -> None:

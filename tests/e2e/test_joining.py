@@ -11,7 +11,7 @@ import pytest
 
 from batuta.demo.stage import processes_in, wait_for
 from tests.cli.running import Ran, run
-from tests.e2e.playing import SLEEPER, assert_refused, files, instance, play, ready, sleeping
+from tests.e2e.playing import SLEEPER, assert_refused, files, instance, play, problems, ready, sleeping
 
 if TYPE_CHECKING:
     from batuta.demo.stage import Stage
@@ -97,3 +97,24 @@ def test_a_hub_that_is_set_up_anew_is_another_one_and_both_ends_say_so(stage: St
     home.rename(home.with_name("node-of-the-old-hub"))
     stage.start_node("pi", "home")
     wait_for("the node", lambda: stage.online("pi"), 30)
+
+
+def test_two_machines_with_one_copied_disk_are_none_and_both_say_so(stage: Stage) -> None:
+    play(stage)
+    stage.client.apply(SLEEPER.format(name="sleeper", runs="never-twice"))
+    wait_for("the program", lambda: ready(stage, "sleeper"), 20)
+    shutil.copytree(stage.directory / "pi", stage.directory / "copy", ignore=lambda *_: ["agent.lock"])
+    stage.nodes["copy"] = stage.nodes["pi"]._replace(name="copy", state=stage.directory / "copy")
+    stage.restart_node("copy")
+
+    wait_for("the reason", lambda: problems(stage).keys() & {"two_machines"} or None, 20)
+    # Neither holds its lease any more, so what must never run twice runs nowhere.
+    wait_for("the end of both", lambda: not sleeping(stage) or None, 20)
+    status = stage.node_status("pi")
+    assert any("two machines say that they are this node" in problem["sentence"] for problem in status["problems"])
+    assert status["link"]["word"] != "online"
+
+    stage.kill_node("copy")
+    wait_for("nothing to tell any more", lambda: (stage.online("pi") and not problems(stage)) or None, 40)
+    wait_for("the one that is left", lambda: (sleeping(stage) and ready(stage, "sleeper")) or None, 20)
+    assert len(sleeping(stage)) == 1

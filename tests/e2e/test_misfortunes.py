@@ -31,6 +31,7 @@ clock a day off: node    wrong_clocks: a_nodes_clock         `clock_jumped`, lea
 hub set up anew          joining: a_hub_that_is_set_up_anew  old token, running node, doctor say so; the way back
 token: expired, used...  joining: a_token_that_is_no_good    each in words with a next step; hub: the codes over HTTP
 two nodes, one name      joining: a_token_that_is_no_good    `name_taken`, the first one is not disturbed
+two nodes, one disk      joining: two_machines               `two_machines`; what never runs twice runs nowhere
 join interrupted         survival: ctrl_c_while_it_asks      130, no words, no process, no identity left
 link cut                 demo: act 3; rig                    answered meanwhile, delivered once afterwards
 """

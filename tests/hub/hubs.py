@@ -78,9 +78,9 @@ class Voice:
         self.fabric: MemoryFabric = broker.connect_node(name)
         self.sequence = 0
 
-    async def beat(self, timeout_s: float = 5.0) -> dict[str, Any]:
+    async def beat(self, timeout_s: float = 5.0, *, boot: str = "b", machine: str = "m") -> dict[str, Any]:
         self.sequence += 1
-        said = msgspec.json.encode({"boot": "b", "sequence": self.sequence, "serial": 0})
+        said = msgspec.json.encode({"boot": boot, "sequence": self.sequence, "serial": 0, "machine": machine})
         heard = await self.fabric.request(subjects.alive(self.name), said, timeout_s)
         answer: dict[str, Any] = msgspec.json.decode(heard)
         return answer
