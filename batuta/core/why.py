@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from batuta.core.constraints import FILTERS, MIB
 from batuta.core.draft import Draft
 from batuta.core.fleet import fleet_of
-from batuta.core.place import FILTERS, MIB, Scored, explain
+from batuta.core.place import Scored, explain
 from batuta.core.reasons import Reason
 from batuta.core.release import resolve
 from batuta.core.tend import tend
