@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 SETTLED_S, SETTLED_AGAIN_S = 2.0, 10.0
 """What is as wished must stay so for a while: longer when something had to be started again. A program without a
-readiness probe is ready as soon as it runs, and may end a moment later."""
+readiness probe is ready as soon as it runs, and may end a moment later. The time to wait does not cut this short."""
 ROWS_MAX = 12
 GIVE_UP_S = 10.0
 """What fails for so long, with a reason that does not pass by itself, is not waited for any longer."""
@@ -66,16 +66,16 @@ def wait(hub: Client, goal: Goal, timeout_s: float) -> None:
                 + (f": {why}" if why else ""),
                 next_step=f"see `batuta why {goal.name}`",
             ) from None
-        if _stays_so(hub, goal, progress, until):
+        if _stays_so(hub, goal, progress):
             click.echo(f"applications/{goal.name} is {progress.state}: {progress.ready} ready")
             return
 
 
-def _stays_so(hub: Client, goal: Goal, progress: Progress, until: float) -> bool:
+def _stays_so(hub: Client, goal: Goal, progress: Progress) -> bool:
     from batuta.client import WaitedTooLong
     from batuta.kinds.application import Application
 
-    settled_s = min(SETTLED_AGAIN_S if progress.has_restarted else SETTLED_S, max(0.1, until - time.monotonic()))
+    settled_s = SETTLED_AGAIN_S if progress.has_restarted else SETTLED_S
     try:
         hub.wait(Application, goal.name, lambda f: not progress.is_so(f), namespace=goal.namespace, timeout_s=settled_s)
     except WaitedTooLong:
