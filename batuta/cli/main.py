@@ -42,6 +42,7 @@ VERBS: dict[str, Verb] = {
     "top": Verb("top", "What nodes and instances use and do, live."),
     "model": Verb("model", "Models: push a file as a version, list."),
     "node": Verb("node", "Machines: hold, drain, release, remove."),
+    "twin": Verb("twin", "Play fleets in virtual time: what if?"),
     "doctor": Verb("doctor", "Check this machine and its hub, and say what mends them."),
     "audit": Verb("audit", "Who did what, when, and how it ended."),
     "completion": Verb("completion", "Let a shell complete verbs, options and names."),
@@ -51,7 +52,7 @@ VERBS: dict[str, Verb] = {
 SYNONYMS = {
     "create": "apply", "ls": "get", "list": "get", "rm": "delete", "remove": "delete", "log": "logs", "start": "up",
     "serve": "up", "check": "doctor", "status": "get", "show": "describe", "install": "join", "tokens": "token",
-    "models": "model", "push": "model push",
+    "models": "model", "push": "model push", "simulate": "twin run", "scenario": "twin run",
 }  # fmt: skip
 
 
