@@ -21,11 +21,12 @@ from batuta.agent.asks import HubSource
 from batuta.agent.contact import ContactNote
 from batuta.agent.ledger import Ledger
 from batuta.agent.loop import Loop, Senses
-from batuta.agent.news import Looked, Ordered, Reconnected
-from batuta.agent.pulse import Pulse
+from batuta.agent.news import Ailing, Looked, Ordered, Reconnected
+from batuta.agent.pulse import Pulse, Refused
 from batuta.agent.questions import Questions
 from batuta.agent.report import Reporter
 from batuta.core.lease import grace_ms
+from batuta.core.reasons import CATALOGUE, Reason
 from batuta.errors import FabricUnavailable
 from batuta.fabric import subjects
 from batuta.fabric.base import Entry
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from batuta.agent.artifacts import Source
     from batuta.agent.ledger import Opened
     from batuta.agent.neighbours import Neighbours
+    from batuta.agent.pulse import Contact
     from batuta.agent.steady import Steady
     from batuta.core.decided import Assignment
     from batuta.core.local import Event
@@ -127,8 +129,8 @@ class Node:
             apart=parts.apart,
         )
         self.pulse = Pulse(
-            fabric, parts.steady, boot=parts.boot, serial=lambda: self.loop.serial, tell=self.loop.tell,
-            every_ms=parts.contact_every_ms,
+            fabric, parts.steady, boot=parts.boot, machine_boot=parts.machine_boot, serial=lambda: self.loop.serial,
+            tell=self._beaten, every_ms=parts.contact_every_ms,
         )  # fmt: skip
         self.questions = Questions(fabric, parts.home / "instances", self._doctor)
         self.faults: dict[str, int] = {}
@@ -185,6 +187,14 @@ class Node:
 
     def _tell(self, event: Event) -> None:
         self.loop.tell(event)
+
+    def _beaten(self, heard: Contact | Refused) -> None:
+        if isinstance(heard, Refused):
+            # A word of a newer hub is not ours to explain; that it was no contact is what counts.
+            reason = Reason(code=heard.code, subject=f"node/{self.name}") if heard.code in CATALOGUE else None
+            self.loop.tell(Ailing("refused", reason))
+        else:
+            self.loop.tell(heard)
 
     def _needed(self) -> frozenset[str]:
         return self.loop.needed()
