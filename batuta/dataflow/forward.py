@@ -116,16 +116,19 @@ class Forwarder:
         wait_s = AGAIN_FIRST_S
         while True:
             try:
+                eldest = (await self._js.stream_info(self._stream)).state.first_seq
                 info = await self._js.consumer_info(self._stream, subjects.reader(FORWARD, self._node))
-                newest = (await self._js.stream_info(self._stream)).state.last_seq
                 break
             except (NatsError, APIError, TimeoutError, OSError):
                 self.faults += 1
                 await asyncio.sleep(wait_s)
                 wait_s = min(wait_s * 2, AGAIN_LONGEST_S)
-        self._last = info.delivered.stream_seq if info.delivered else 0
-        self._stored_before = int(info.num_pending or 0) + int(info.num_ack_pending or 0)
-        self._newest = self._newest_before = newest
+        # What left the store before this consumer ever read was nobody's to forward.
+        self._last = (info.delivered.stream_seq if info.delivered else 0) or max(0, eldest - 1)
+        pending = int(info.num_pending or 0)
+        self._stored_before = pending + int(info.num_ack_pending or 0)
+        # From the same answer as what is stored: a number asked for separately would miss what came between the two.
+        self._newest = self._newest_before = self._last + pending
         if info.num_ack_pending:
             await asyncio.sleep(float(info.config.ack_wait or 0) + 0.5)
 

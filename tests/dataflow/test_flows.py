@@ -169,6 +169,35 @@ async def test_while_the_hub_is_away_nothing_is_lost_and_hardly_anything_is_trie
         await client.close()
 
 
+async def test_the_books_count_what_comes_in_while_the_forwarder_finds_out_where_it_stands(tmp_path: Path) -> None:
+    hub = Hub()
+    hub.away = True
+    given = 0
+    async with node_of(tmp_path) as node:
+        client = await node.connect()
+        await Flows(client, "na", hub.publish_up).inbox.ensure()
+        async with running(node, hub):
+            pass
+
+        async def publish() -> None:
+            nonlocal given
+            while True:
+                await asyncio.gather(*(answer(client, source, given) for source in range(20)))
+                given += 20
+                await asyncio.sleep(0.001)
+
+        for _ in range(5):
+            async with running(node, hub) as flows:
+                publishing = asyncio.create_task(publish())
+                await site.until(lambda: flows.forwarders and hub.attempts > 0)
+                publishing.cancel()
+                await asyncio.gather(publishing, return_exceptions=True)
+                stream = await client.jetstream().stream_info("out-na-meters")
+                await site.until(lambda flows=flows, all=stream.state.last_seq: flows.books()[-1].produced == all)
+                hub.attempts = 0
+        await client.close()
+
+
 async def test_the_agent_restarts_again_and_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Order and number hold when it is cut off in the middle of sending."""
     monkeypatch.setattr(forward, "AGAIN_FIRST_S", 0.01)
