@@ -81,6 +81,8 @@ class Token(NamedTuple):
     created_by: str = ""
     last_used: str = ""
     last_used_from: str = ""
+    approval: str = ""
+    """`asked` of a join token by which machines only get as far as waiting to be approved."""
 
 
 class Check(NamedTuple):

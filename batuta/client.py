@@ -221,6 +221,15 @@ class Client:
         for line in self._wire.stream(path, query, timeout_s=None if follow else 30.0):
             yield line.decode(errors="replace")
 
+    def rehearsal(self, what: str = "", *, namespace: str = "") -> dict[str, Any]:
+        """All tables as of one instant, as rows, and what `apply` would declare: what a rehearsal begins from."""
+        query = {"namespace": namespace}
+        return self._wire.ask("POST", "/rehearsal", query, what.encode(), content_type="application/yaml")
+
+    def recording(self) -> Iterator[bytes]:
+        """What the hub decided of late and what it knew: the bytes of a gzip file of JSON lines."""
+        return self._wire.pieces("/recording")
+
     def doctor(self) -> tuple[Check, ...]:
         answer = self._wire.ask("GET", "/doctor")
         return tuple(
@@ -250,10 +259,17 @@ class Client:
 
     # --- Tokens and artifacts ---
 
-    def create_token(self, site: str = "default", *, name: str = "", ttl_ms: int = 3_600_000, uses: int = 1) -> Token:
-        """A token by which `uses` nodes may join `site`; by default one, once."""
-        body = msgspec.json.encode({"site": site, "name": name, "ttlMs": ttl_ms, "uses": uses})
+    def create_token(
+        self, site: str = "default", *, name: str = "", ttl_ms: int = 3_600_000, uses: int = 1, approve: bool = False
+    ) -> Token:
+        """A token by which `uses` nodes may join `site`; with `approve` they wait for `approve_node`."""
+        body = msgspec.json.encode({"site": site, "name": name, "ttlMs": ttl_ms, "uses": uses, "approve": approve})
         return _token(self._wire.ask("POST", "/tokens", body=body, may_repeat=False))
+
+    def approve_node(self, name: str) -> str:
+        """Let a machine join that waits for it. Returns the fingerprint of its key; twice does no harm."""
+        answer = self._wire.ask("POST", f"/apis/{API_VERSION}/nodes/{quote(name, safe='')}/approve")
+        return str(answer.get("details", {}).get("key", ""))
 
     def create_api_token(self, role: str, namespaces: Iterable[str], *, ttl_ms: int, name: str = "") -> Token:
         """A token by which a person or a program may ask the hub."""

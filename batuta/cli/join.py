@@ -10,6 +10,10 @@ from batuta.cli.options import state_option
 
 if TYPE_CHECKING:
     from batuta.agent.config import AgentConfig
+    from batuta.agent.identity import Identity
+
+ASK_FIRST_S = 1.0
+ASK_SLOWEST_S = 15.0
 
 
 @click.command()
@@ -46,7 +50,6 @@ def join(token: str, *, state: str | None, print_unit: bool, **options: object) 
         # Until it is a node, Ctrl-C means that nothing happens. Without a token it is one, and what an earlier agent
         # left running is to end too: that is for the agent, which hears what we hold back.
         hear_endings()
-    from batuta.agent.enrolling import join as enrol
     from batuta.config import default_state
 
     if token == "-":  # noqa: S105  the word for standard input
@@ -54,7 +57,7 @@ def join(token: str, *, state: str | None, print_unit: bool, **options: object) 
     home = (Path(state).expanduser() if state else default_state()).absolute()
     config = _config(home, token.removeprefix("batuta join ").strip(), options)
     if token or not print_unit:
-        here = asyncio.run(enrol(config, config.name or _host_name()))
+        here = asyncio.run(_joined(config, config.name or _host_name()))
         click.echo(f"This machine is node {here.node} of site {here.site}.", err=True)
     if print_unit:
         from batuta.agent.unit import unit
@@ -62,6 +65,32 @@ def join(token: str, *, state: str | None, print_unit: bool, **options: object) 
         click.echo(unit(home), nl=False)
         return
     _become_the_agent(config)
+
+
+async def _joined(config: AgentConfig, name: str) -> Identity:
+    """Who this machine is, as soon as the hub says so: one that must be approved waits here, and asks again."""
+    import asyncio
+
+    from batuta.agent.enrolling import join as enrol
+    from batuta.errors import EnrolmentRefused
+
+    pause_s, told, is_waiting = ASK_FIRST_S, "", False
+    while True:
+        try:
+            return await enrol(config, name)
+        except EnrolmentRefused as error:
+            # A hub that is away for a while has not said no.
+            if error.code != "approval_pending" and not (is_waiting and error.code == "not_connected"):
+                raise
+            is_waiting = True
+            if error.message != told:
+                told = error.message
+                next_step = f"; {error.next_step}" if error.next_step else ""
+                click.echo(
+                    f"{error.message}{next_step}. Ctrl-C ends the waiting; the same line goes on with it.", err=True
+                )
+        await asyncio.sleep(pause_s)
+        pause_s = min(pause_s * 1.5, ASK_SLOWEST_S)
 
 
 def _config(home: object, token: str, options: dict[str, object]) -> AgentConfig:

@@ -41,7 +41,7 @@ VERBS: dict[str, Verb] = {
     "logs": Verb("logs", "What instances printed."),
     "top": Verb("top", "What nodes and instances use and do, live."),
     "model": Verb("model", "Models: push a file as a version, list."),
-    "node": Verb("node", "Machines: hold, drain, release, remove."),
+    "node": Verb("node", "Machines: approve, hold, drain, release, remove."),
     "twin": Verb("twin", "Play fleets in virtual time: what if?"),
     "doctor": Verb("doctor", "Check this machine and its hub, and say what mends them."),
     "audit": Verb("audit", "Who did what, when, and how it ended."),

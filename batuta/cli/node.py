@@ -21,7 +21,20 @@ names_argument = click.argument("names", metavar="NAME", nargs=-1, required=True
 
 @click.group()
 def node() -> None:
-    """Machines: hold as they are, empty, let work again, remove for good."""
+    """Machines: let join, hold as they are, empty, let work again, remove for good."""
+
+
+@node.command()
+@names_argument
+@talks_to_hub
+def approve(hub: Client, names: tuple[str, ...]) -> None:
+    """Let machines join that came with a token of `batuta token create --approve`.
+
+    Until then such a machine is only seen: `pending` in `batuta get nodes`. Compare the key that is printed here with
+    the one that `batuta join` printed there. To refuse it: `batuta node remove NAME`.
+    """
+    for name in names:
+        click.echo(f"nodes/{name} approved, its key is {hub.approve_node(name)}")
 
 
 @node.command()
@@ -115,7 +128,7 @@ def drain(hub: Client, names: tuple[str, ...], *, dry_run: bool, waits: bool, ti
 def remove(hub: Client, names: tuple[str, ...]) -> None:
     """Take machines out for good: their instances move, their certificates are worth nothing at once.
 
-    To bring one back, join it anew with a new token.
+    One that waits for approval is refused. To bring one back, join it anew with a new token.
     """
     from batuta.kinds.node import Node
 

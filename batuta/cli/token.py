@@ -30,6 +30,7 @@ def token() -> None:
 @click.option(
     "--uses", metavar="N", default=1, show_default=True, type=click.IntRange(1, 100_000), help="So many nodes may join."
 )
+@click.option("--approve", is_flag=True, help="Who joins by it waits until `batuta node approve NAME`.")
 @click.option("--api", is_flag=True, help="A token for the API, instead of one to join with.")
 @click.option("--role", type=click.Choice(ROLES), default="viewer", show_default=True, help="With --api: may do what.")
 @click.option(
@@ -40,8 +41,8 @@ def token() -> None:
 @click.pass_context
 @talks_to_hub
 def create(
-    context: click.Context, hub: Client, *, site: str, name: str, ttl: str | None, uses: int, api: bool, role: str,
-    namespaces: tuple[str, ...], output: str,
+    context: click.Context, hub: Client, *, site: str, name: str, ttl: str | None, uses: int, approve: bool, api: bool,
+    role: str, namespaces: tuple[str, ...], output: str,
 ) -> None:  # fmt: skip
     """Make a token by which a machine may join, once; or with --api one by which the hub may be asked.
 
@@ -49,6 +50,7 @@ def create(
 
     \b
     batuta token create --site berlin
+    batuta token create --site berlin --uses 50 --ttl 7d --approve
     batuta token create --api --role operator --namespace default --ttl 30d --name ci
     """
     _check_sort(context, api=api)
@@ -56,7 +58,7 @@ def create(
     if api:
         made = hub.create_api_token(role, namespaces or scope_of(role), ttl_ms=duration_ms(ttl), name=name)
     else:
-        made = hub.create_token(site, name=name, ttl_ms=duration_ms(ttl), uses=uses)
+        made = hub.create_token(site, name=name, ttl_ms=duration_ms(ttl), uses=uses, approve=approve)
     if output == "json":
         from batuta.cli.get import as_text
 
@@ -72,11 +74,13 @@ def create(
     click.echo(f"batuta join {made.token}")
     works = "once" if uses == 1 else f"{uses} times"
     click.echo(f"Paste this line on the machine within {ttl}. It works {works}, for site {site}.", err=True)
+    if approve:
+        click.echo("The machine then waits: see it in `batuta get nodes`, and `batuta node approve NAME`.", err=True)
 
 
 def _check_sort(context: click.Context, *, api: bool) -> None:
     """An option of the other sort would be ignored, and that is never what was meant."""
-    for option, of_api in (("site", False), ("uses", False), ("role", True), ("namespaces", True)):
+    for option, of_api in (("site", False), ("uses", False), ("approve", False), ("role", True), ("namespaces", True)):
         source = context.get_parameter_source(option)
         if source is click.core.ParameterSource.COMMANDLINE and of_api != api:
             word = f"--{option.removesuffix('s') if option == 'namespaces' else option}"
@@ -127,7 +131,7 @@ def _row(each: Token) -> list[str]:
         used_at = instant_ms(each.last_used)
         used = f"{age(used_at, time.time() * 1000)} ago from {each.last_used_from}" if used_at else ABSENT
     else:
-        what, used = f"site {each.site}", cell(each.used_by)
+        what, used = f"site {each.site}{', to be approved' if each.approval else ''}", cell(each.used_by)
     return [each.id, each.sort, cell(each.name), cell(each.state), what, cell(each.expires), used]
 
 

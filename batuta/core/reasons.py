@@ -136,6 +136,10 @@ CATALOGUE: dict[str, Entry] = {
     ),
     "name_taken": Entry("another node has this name", "choose another: `batuta join --name NAME TOKEN`"),
     "name_invalid": Entry("this cannot be a node's name", "use lower-case letters, digits and dashes"),
+    "approval_pending": Entry(
+        "the machine waits for approval", "an admin of the hub says `batuta node approve NAME`", waits=True
+    ),
+    "join_refused": Entry("an admin has refused this machine", "ask them; to try again, join with a new token"),
     "clock_wrong": Entry("the machine's clock is far from the hub's", "set the clock"),
     "not_connected": Entry("the hub cannot be reached", "check the address and the firewall"),
     "not_enrolled": Entry(

@@ -7,7 +7,7 @@ for ten thousand rows), so changes are folded in batches. Indexes are derived he
 from __future__ import annotations
 
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeGuard
 
 from batuta.core.decided import Assignment, Fence, Instance, Release
 from batuta.core.observed import Report, Sighting
@@ -77,6 +77,7 @@ class State:
         """By node name."""
         # Derived from the tables above.
         self.nodes: Mapping[str, Node] = _EMPTY
+        """Those of the fleet: machines that wait for approval are not among them."""
         self.nodes_of_site: Mapping[str, tuple[str, ...]] = _EMPTY
         """Eldest first: by enrolment, then name."""
         self.assignments: Mapping[str, Assignment] = _EMPTY
@@ -169,10 +170,10 @@ class State:
                 continue
             if isinstance(old, Node) or isinstance(new, Node):
                 nodes = dict(self.nodes) if nodes is None else nodes
-                if isinstance(old, Node):
+                if is_member(old):
                     nodes.pop(old.metadata.name, None)
                     sites_touched.add(old.spec.site)
-                if isinstance(new, Node):
+                if is_member(new):
                     nodes[new.metadata.name] = new
                     sites_touched.add(new.spec.site)
             if isinstance(old, Application) or isinstance(new, Application):
@@ -272,6 +273,11 @@ class State:
             else:
                 held.pop(app, None)
         self.held = held
+
+
+def is_member(resource: Resource | None) -> TypeGuard[Node]:
+    """A machine that waits for approval is declared, so that it can be seen, and is no node of the fleet yet."""
+    return isinstance(resource, Node) and not resource.spec.pending
 
 
 def _order(held: Held) -> tuple[str, str, int, int, str]:

@@ -48,11 +48,13 @@ def node_status(state: State, node: Node, now: int) -> dict[str, Any]:
     name = node.metadata.name
     report, assignment = state.observed.get(name), state.assignments.get(name)
     link = _link(state, name, now)
-    sync = _held(node, now) or _sync(report, assignment, link["word"])
+    sync = _pending(node) or _held(node, now) or _sync(report, assignment, link["word"])
     health = _health(report, link["word"])
     facets = {"link": link, "sync": sync, "health": health}
     state_word = worst(facet["word"] for facet in facets.values())
-    if link["word"] == "never":
+    if sync["word"] == "pending":
+        state_word = "pending"
+    elif link["word"] == "never":
         state_word = "never"  # Nothing is known because nothing was ever said: that is worth saying first.
     elif state_word == "ok" and sync["word"] == "unassigned":
         state_word = "unassigned"
@@ -62,7 +64,7 @@ def node_status(state: State, node: Node, now: int) -> dict[str, Any]:
         "state": state_word,
         "since": telling["since"],
         "reason": telling["reason"],
-        "next": WORDS[state_word].next_step,
+        "next": telling["next"] if state_word == "pending" else WORDS[state_word].next_step,
         **facets,
         "instances": f"{_ready_count(report, assignment)}/{held}",
     }
@@ -92,6 +94,13 @@ def _link(state: State, node: str, now: int) -> dict[str, Any]:
         return _facet(rule.word, state.hub_since if rule.word != "never" else None, rule.sentence)
     since = sighting.online_since if rule.word == "online" else sighting.disconnected_at or sighting.last_seen
     return _facet(rule.word, since, rule.sentence)
+
+
+def _pending(node: Node) -> dict[str, Any] | None:
+    """It has no certificate, so nothing else is known of it."""
+    if not node.spec.pending:
+        return None
+    return _facet("pending", None, "", WORDS["pending"].next_step.replace("NAME", node.metadata.name))
 
 
 def _held(node: Node, now: int) -> dict[str, Any] | None:

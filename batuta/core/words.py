@@ -35,6 +35,7 @@ _TABLE: tuple[Word, ...] = (
     Word("deferred", 1, "it will be asked when its link is back", "bring the node back"),
     Word("held", 1, "it was told to change nothing", "`batuta node release NAME`"),
     Word("never", 1, "it was enrolled and has not been heard since", "start it: `batuta join` on the machine"),
+    Word("pending", 1, "it asks to join and waits for approval", "`batuta node approve NAME`, or `node remove NAME`"),
     # Wanting attention.
     Word("unknown", 2, "nobody can tell: its nodes are silent", "bring the nodes back, or add others"),
     Word("degraded", 2, "some of it works, some does not", "see `batuta why NAME`"),
@@ -47,7 +48,7 @@ _TABLE: tuple[Word, ...] = (
 WORDS: dict[str, Word] = {row.word: row for row in _TABLE}
 
 LINK = ("online", "late", "offline", "never")
-SYNC = ("in-sync", "updating", "deferred", "drifted", "failed", "held", "unassigned")
+SYNC = ("in-sync", "updating", "deferred", "drifted", "failed", "held", "pending", "unassigned")
 HEALTH = ("ok", "degraded", "failing", "unknown")
 APPLICATION = ("ok", "updating", "waiting", "degraded", "failing", "unknown", "unassigned")
 MODEL = ("ok", "empty", "unused", "waiting")

@@ -18,6 +18,7 @@ from batuta.core.admission import admit, admit_removal
 from batuta.core.state import Change
 from batuta.errors import NotFound, Refused, Stale
 from batuta.kinds.base import Metadata, Problem, Resource
+from batuta.kinds.node import Node
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Sequence
@@ -87,6 +88,11 @@ class Declarations:
         async with self._one_at_a_time:
             return await self._write(missing(self._state()), dry_run=False)
 
+    async def settle(self, resources: Callable[[State], Sequence[Resource]]) -> list[Declared]:
+        """As `add`; but who enrols machines also says which of them wait for approval."""
+        async with self._one_at_a_time:
+            return await self._write(resources(self._state()), dry_run=False, settles=True)
+
     async def delete(
         self, ref: Ref, *, dry_run: bool = False, unless: Callable[[State], None] | None = None
     ) -> Resource:
@@ -130,15 +136,22 @@ class Declarations:
         return marked
 
     async def _write(
-        self, resources: Sequence[Resource], *, dry_run: bool, owners: Owners | None = None
+        self, resources: Sequence[Resource], *, dry_run: bool, owners: Owners | None = None, settles: bool = False
     ) -> list[Declared]:
         state = self._state()
+        if not settles:
+            resources = [_as_pending(resource, state.get(resource.ref)) for resource in resources]
         # Each is judged beside all the others, so that an application may come with the model it needs, in any order.
         beside = state.with_changes(Change("desired", r.ref.key, r) for r in resources)
         problems = [
             msgspec.structs.replace(p, about=str(r.ref))
             for r in resources
-            for p in (*r.problems(), *admit(r, beside, state), *_ending_problems(r, state))
+            for p in (
+                *r.problems(),
+                *admit(r, beside, state),
+                *_ending_problems(r, state),
+                *(() if settles else _pending_problems(r, state)),
+            )
         ]
         if problems:
             self._refuse(problems)
@@ -226,6 +239,25 @@ def _ending_problems(resource: Resource, state: State) -> list[Problem]:
         message = f"it is being deleted, so {new[0][:80]!r} cannot be added"
         return [Problem(path="metadata.finalizers", code="ending", message=message)]
     return [] if resource.metadata.finalizers else admit_removal(before, state)
+
+
+def _as_pending(resource: Resource, before: Resource | None) -> Resource:
+    """Whoever labels a machine that waits for approval has not approved it by that."""
+    if not isinstance(resource, Node) or not isinstance(before, Node) or not before.spec.pending:
+        return resource
+    return msgspec.structs.replace(resource, spec=msgspec.structs.replace(resource.spec, pending=True))
+
+
+def _pending_problems(resource: Resource, state: State) -> list[Problem]:
+    before = state.get(resource.ref)
+    if (
+        not isinstance(resource, Node)
+        or not resource.spec.pending
+        or (isinstance(before, Node) and before.spec.pending)
+    ):
+        return []
+    message = "only enrolment says that a machine waits for approval; to keep work away, set spec.unschedulable"
+    return [Problem(path="spec.pending", code="not_yours", message=message)]
 
 
 def _with(metadata: Metadata, resource: Resource, **stamps: object) -> Metadata:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
+import msgspec
 from msgspec import Meta
 
-from batuta.kinds.base import Name, Problem, Record, Resource
+from batuta.kinds.base import Bytes, Name, Problem, Record, Resource
+from batuta.kinds.hardware import AcceleratorKind, Hardware
 from batuta.kinds.instants import Instant
 
 if TYPE_CHECKING:
@@ -34,6 +36,21 @@ class Hold(Record):
         return self.until is None or now < self.until
 
 
+class Power(Record):
+    """What the machine draws, in watts: at rest, and when all of its processors work."""
+
+    idle_watts: Annotated[float, Meta(ge=0, le=100_000)] = msgspec.field(default=0.0, name="idle")
+    full_watts: Annotated[float, Meta(ge=0, le=100_000)] = msgspec.field(default=0.0, name="full")
+
+
+class Card(Record):
+    """An accelerator, for machines that cannot tell themselves."""
+
+    kind: AcceleratorKind
+    name: Annotated[str, Meta(max_length=128)] = ""
+    memory_bytes: Bytes = msgspec.field(default_factory=lambda: Bytes(0), name="memory")
+
+
 class NodeSpec(Record):
     """What people say about a machine; what it has, it reports itself."""
 
@@ -43,8 +60,16 @@ class NodeSpec(Record):
     """Place nothing new here (`kubectl cordon` sets it); what runs stays."""
     drain: bool = False
     """Place nothing new here and move away what can run elsewhere, the new one ready before the old one stops."""
+    power: Power | None = None
+    """Placement prefers the machine that draws the least for the work; left out, nobody knows."""
+    hardware: Hardware | None = None
+    """Its class of hardware, by which measured speeds are compared; what it reports itself when left out."""
+    accelerators: Annotated[tuple[Card, ...], Meta(max_length=64)] = ()
+    """In place of what it reports: for drivers that do not tell their memory."""
     hold: Hold | None = None
     """Change nothing on it. Should it fall silent, what ran on it is healed elsewhere all the same."""
+    pending: bool = False
+    """It asks to join and waits for `batuta node approve`: it has no certificate and gets nothing. Set by enrolment."""
 
 
 class Node(Resource, tag="Node", kw_only=True):
@@ -79,3 +104,6 @@ class Node(Resource, tag="Node", kw_only=True):
         for i, key in enumerate(keys):
             if key in keys[:i]:
                 yield Problem(path=f"spec.taints[{i}].key", code="duplicate", message=f"taint {key!r} is there twice")
+        power = self.spec.power
+        if power is not None and power.full_watts < power.idle_watts:
+            yield Problem(path="spec.power.full", code="value", message="it cannot draw less at work than at rest")

@@ -123,7 +123,11 @@ def _ends(name: str, certificate: str, now: int, next_step: str) -> Check:
 
 
 def nodes(hub: Hub) -> Check:
-    state, now = hub.loop.state, hub.clock.now()
+    state, now, waiting = hub.loop.state, hub.clock.now(), sorted(hub.enrolment.waiting)
+    if waiting:
+        many = "1 machine waits" if len(waiting) == 1 else f"{len(waiting)} machines wait"
+        names = ", ".join(waiting[:5])
+        return Check("nodes", "warn", f"{many} for approval: {names}", f"batuta node approve {waiting[0]}")
     if not state.nodes:
         return Check("nodes", "warn", "no node has joined", "batuta token create")
     away = sorted(node for node in state.nodes if link(state, node, now) != "online")

@@ -11,10 +11,11 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from batuta import __version__
+from batuta.errors import EnrolmentRefused
 from batuta.hub.api_tokens import ApiTokenWanted
 from batuta.hub.audit import ASKER
-from batuta.hub.enrol import TOKEN_TTL_MS, EnrolRequest
-from batuta.kinds.base import Record
+from batuta.hub.enrol import TOKEN_TTL_MS, EnrolRequest, fingerprint
+from batuta.kinds.base import API_VERSION, Record
 from batuta.web.answers import raw, said
 from batuta.web.bodies import record_of
 
@@ -37,6 +38,8 @@ class TokenWanted(Record):
     """Only a node of this name may use it."""
     ttl_ms: Annotated[int, Meta(ge=1_000, le=365 * 86_400_000)] = TOKEN_TTL_MS
     uses: Annotated[int, Meta(ge=1, le=100_000)] = 1
+    approve: bool = False
+    """Machines that come by it wait until an admin approves them."""
 
 
 def joining_routes(hub: Hub) -> list[Route]:
@@ -47,6 +50,7 @@ def joining_routes(hub: Hub) -> list[Route]:
         Route("/tokens/api", joining.create_api, methods=["POST"]),
         Route("/tokens/{id}", joining.revoke, methods=["DELETE"]),
         Route("/enrol", joining.enrol, methods=["POST"]),
+        Route(f"/apis/{API_VERSION}/nodes/{{name}}/approve", joining.approve, methods=["POST"]),
         Route("/ca.pem", joining.authority, methods=["GET"]),
         Route("/hub", joining.hub, methods=["GET"]),
     ]
@@ -61,7 +65,7 @@ class Joining:
     async def create(self, request: Request) -> Response:
         wanted = await record_of(request, TokenWanted)
         text, row = await self._hub.enrolment.create_token(
-            site=wanted.site, node=wanted.name, ttl_ms=wanted.ttl_ms, uses=wanted.uses
+            site=wanted.site, node=wanted.name, ttl_ms=wanted.ttl_ms, uses=wanted.uses, approve=wanted.approve
         )
         return said({**_shown(row, self._hub.clock.now()), "token": text}, 201)
 
@@ -87,7 +91,21 @@ class Joining:
 
     async def enrol(self, request: Request) -> Response:
         asked = await record_of(request, EnrolRequest, ENROL_BYTES_MAX)
-        return raw(msgspec.json.encode(await self._hub.enrolment.enrol(asked)))
+        try:
+            return raw(msgspec.json.encode(await self._hub.enrolment.enrol(asked)))
+        except EnrolmentRefused as error:
+            if error.code != "approval_pending":
+                raise
+            # It asks every few seconds, and the audit has its first time.
+            ASKER.get().kept += 1
+            return said({"error": error.code, "message": error.message, "nextStep": error.next_step}, 202)
+
+    async def approve(self, request: Request) -> Response:
+        name = request.path_params["name"]
+        key_id = await self._hub.enrolment.approve(name)
+        details = {"kind": "nodes", "group": API_VERSION.partition("/")[0], "name": name, "key": fingerprint(key_id)}
+        status = {"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "details": details}
+        return said(status, 200)
 
     async def authority(self, _request: Request) -> Response:
         root = self._hub.authorities.root(self._hub.clock.now())
@@ -117,6 +135,7 @@ def _shown(row: TokenRow, now: int) -> dict[str, Any]:
         "usesLeft": record.uses_left,
         "usedBy": ", ".join(row.used_by),
         "state": state,
+        **({"approval": "asked"} if row.asks_approval else {}),
     }
 
 

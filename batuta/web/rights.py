@@ -39,12 +39,15 @@ RULES: Final[tuple[Rule, ...]] = (
     Rule(("POST",), "/apis/authentication.k8s.io/**", "viewer", "any", "Anybody may ask who they are."),
     Rule(("POST", "DELETE"), f"{V1}/nodes", "admin", "all", "Machines come by enrolment; only admins declare them."),
     Rule(("DELETE",), f"{V1}/nodes/*", "admin", "all", "Only admins take machines out for good."),
+    Rule(("POST",), f"{V1}/nodes/*/approve", "admin", "all", "Only admins say which machines may join."),
     Rule(WRITE, f"{V1}/nodes/**", "operator", "all", "Operators of every namespace hold, cordon and label machines."),
     Rule(("PUT", "PATCH"), "/api/v1/nodes/**", "operator", "all", "The same, by the name Kubernetes gives machines."),
     Rule(WRITE, f"{V1}/namespaces/{{namespace}}/**", "operator", "namespace", "Operators write in their namespaces."),
     Rule(WRITE, f"{V1}/**", "admin", "all", "What lies in no namespace is written by admins."),
     Rule(("POST",), "/apply", "operator", "any", "Each document is judged as if it were written alone."),
     Rule(("POST",), "/diff", "viewer", "all", "What would change and move is told of all namespaces."),
+    Rule(("POST",), "/rehearsal", "viewer", "all", "Whoever rehearses a change sees all namespaces."),
+    Rule(READ, "/recording", "operator", "all", "What was declared and decided of late is of all namespaces."),
     Rule(("PUT",), "/artifacts/*", "operator", "any", "Operators bring artifacts; a digest harms nobody."),
     Rule(READ, "/artifacts/*", "viewer", "any", "Who knows a digest may have its bytes."),
     Rule(EVERY, "/tokens/**", "admin", "all", "Only admins see and make tokens."),
@@ -132,7 +135,7 @@ def thing_at(path: str) -> str:
     return "/".join(parts)[:256]
 
 
-_QUESTIONS: Final = ("/apis/authorization.k8s.io/", "/apis/authentication.k8s.io/", "/diff")
+_QUESTIONS: Final = ("/apis/authorization.k8s.io/", "/apis/authentication.k8s.io/", "/diff", "/rehearsal")
 
 VERBS: Final = {"POST": "create", "PUT": "replace", "PATCH": "patch", "DELETE": "delete"}
 
@@ -140,6 +143,8 @@ VERBS: Final = {"POST": "create", "PUT": "replace", "PATCH": "patch", "DELETE": 
 def verb_of(method: str, path: str, content_type: str = "") -> str:
     """The audit's word for a write."""
     root = path.strip("/").partition("/")[0]
+    if method == "POST" and path.startswith(f"{V1}/nodes/") and path.endswith("/approve"):
+        return "approve"
     if (root, method) in _VERBS:
         return _VERBS[root, method]
     return "apply" if method == "PATCH" and "apply-patch" in content_type else VERBS.get(method, "read")
