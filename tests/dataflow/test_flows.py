@@ -193,7 +193,7 @@ async def test_the_books_count_what_comes_in_while_the_forwarder_finds_out_where
                 publishing.cancel()
                 await asyncio.gather(publishing, return_exceptions=True)
                 stream = await client.jetstream().stream_info("out-na-meters")
-                await site.until(lambda flows=flows, all=stream.state.last_seq: flows.books()[-1].produced == all)
+                await site.until(lambda flows=flows, last=stream.state.last_seq: flows.books()[-1].produced == last)
                 hub.attempts = 0
         await client.close()
 
