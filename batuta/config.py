@@ -51,6 +51,8 @@ class HubConfig(Record):
     """Largest artifact that is taken."""
     up_bytes_max: Annotated[int, Meta(ge=2**20)] = 2**30
     """Room for each class of forwarded data; the oldest goes first."""
+    recording_bytes_max: Annotated[int, Meta(ge=0)] = 64 * 2**20
+    """Room for the recording of what was decided and why, oldest first to go; 0 records nothing."""
     certificate_s: Annotated[int, Meta(ge=60)] = 7 * 86_400
     """How long a node's certificate holds; it is renewed over the fabric long before."""
 

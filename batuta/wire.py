@@ -142,6 +142,21 @@ class Wire:
                 self._streams.discard(sock)
             connection.close()
 
+    def pieces(self, path: str) -> Iterator[bytes]:
+        """An answer that is no text, piece by piece."""
+        connection = self._connection(self._timeout_s)
+        try:
+            answer = self._send(connection, _Question("GET", path))
+            if answer.status != 200:
+                self._understood(answer.status, answer.read(ANSWER_BYTES_MAX))
+                raise BatutaError(f"the hub answered {answer.status} where bytes were expected")
+            while piece := answer.read(CHUNK_BYTES):
+                yield piece
+        except (OSError, http.client.HTTPException) as error:
+            raise self._unavailable(error) from error
+        finally:
+            connection.close()
+
     def _check_hung_up(self) -> None:
         if self._is_hung_up:
             raise HungUp("this client has hung up")

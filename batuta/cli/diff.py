@@ -94,10 +94,10 @@ def _resource(item: Changed) -> Iterator[str]:
     sign = "+" if item.action == "created" else "~"
     yield painted(f"{sign} {name} {'is new' if sign == '+' else 'changes'}", _TONES[sign])
     for field in item.fields:
-        yield painted(f"    {_field(field)}", _TONES[field["op"]])
+        yield painted(f"    {field_line(field)}", _TONES[field["op"]])
 
 
-def _field(field: Mapping[str, Any]) -> str:
+def field_line(field: Mapping[str, Any]) -> str:
     before, after = _value(field.get("before")), _value(field.get("after"))
     said = {"+": after, "-": before}.get(field["op"], f"{before} → {after}")
     return f"{field['op']} {field['path']}: {said}"

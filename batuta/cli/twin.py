@@ -20,6 +20,8 @@ class Part(NamedTuple):
 
 PARTS: Mapping[str, Part] = {
     "run": Part("twin_run", "Play a scenario, or a fleet drawn from a seed, in virtual time."),
+    "replay": Part("twin_replay", "Decide a recording again, and show the first difference."),
+    "record": Part("twin_record", "Save what the hub decided of late."),
 }
 
 

@@ -18,6 +18,7 @@ from batuta.hub.enrol import Enrolment
 from batuta.hub.feed import Feed
 from batuta.hub.loop import HubLoop
 from batuta.hub.questions import Questions
+from batuta.hub.recording import Recording
 from batuta.hub.sightings import Sightings
 from batuta.hub.store import Store
 from batuta.hub.up import UpReader
@@ -57,6 +58,9 @@ class Hub:
         changed = Bell()
         self.store = Store(fabric, self.counters, changed.ring)
         self.loop = HubLoop(self.store, clock, self.counters, changed, full_pass_ms=config.full_pass_ms)
+        self.recording = self.loop.recording = Recording(
+            config.directory / "recording", self.counters, bytes_max=config.recording_bytes_max
+        )
         self.sightings = Sightings(
             clock,
             self.counters,
@@ -102,6 +106,7 @@ class Hub:
         await self.sightings.open(self.fabric)
         await self.asks.open(self.fabric)
         self.loop.begin(self.sightings)
+        self.recording.open()
         # Until everything was decided once, no heartbeat is answered.
         await self.loop.turn()
         self._deciding = asyncio.create_task(self.loop.run(), name="decide")
@@ -118,6 +123,7 @@ class Hub:
 
     async def stop(self) -> None:
         await end(self._deciding, self._following)
+        await self.recording.close()
         await self.api_tokens.close()
         await self.asks.close()
         await self.sightings.close()

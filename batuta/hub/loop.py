@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from batuta.core.decide import Decision
     from batuta.fabric.clock import Clock
     from batuta.hub.counters import Counters
+    from batuta.hub.recording import Recording
     from batuta.hub.sightings import Sightings
     from batuta.hub.store import Store
 
@@ -55,6 +56,8 @@ class HubLoop:
         """Serials of the newest decision, by node, written or not."""
         self._unsure: set[str] = set()
         """Keys of rows whose write was refused or got no answer: what is there is to be read again."""
+        self.recording: Recording | None = None
+        """Told of everything that is learnt and decided; decides nothing."""
         self.changed = changed
         """Rung by whoever has news for this loop."""
         self.turned = Bell()
@@ -75,6 +78,8 @@ class HubLoop:
             changes += self._sightings.take()
         if changes:
             self._state = self._state.with_changes(changes)
+            if self.recording is not None:
+                self.recording.heard(changes)
         return self._state
 
     def begin(self, sightings: Sightings) -> None:
@@ -84,6 +89,8 @@ class HubLoop:
         self._sightings = sightings
         # What an earlier hub left open can only be found by deciding everything once.
         self._decided_on, self._decided_at, self._full_at = self._state, now, now
+        if self.recording is not None:
+            self.recording.begins(self._state, now)
 
     def newest_serial(self, node: str) -> int | None:
         """The newest serial of a node's assignment, decided if not yet written; None while nothing was decided yet.
@@ -142,12 +149,16 @@ class HubLoop:
         self._counters.add("passes", "incremental")
         self._decided_on, self._decided_at = state, now
         self._open = frozenset(APPLICATION + app for app in decision.pending)
+        if self.recording is not None:
+            self.recording.decided(state, now, decision, everything=False)
         return decision
 
     def _decide_everything(self, state: State, now: int) -> Decision:
         decision = decide(state, now)
         self._counters.add("passes_full")
         self._open = frozenset(APPLICATION + app for app in decision.pending)
+        if self.recording is not None:
+            self.recording.decided(state, now, decision, everything=True)
         first, self._has_decided_all = not self._has_decided_all, True
         if decision.changes and not first:
             # The law says that this cannot be; if it ever is, it must be seen, and the full pass is right.

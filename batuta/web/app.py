@@ -23,6 +23,7 @@ from batuta.web.foreseen import foreseen_routes
 from batuta.web.joining import joining_routes
 from batuta.web.metrics import metrics_routes
 from batuta.web.openapi import openapi_routes
+from batuta.web.rehearsing import rehearsing_routes
 from batuta.web.resources import KindApi
 from batuta.web.reviews import review_routes
 
@@ -52,6 +53,7 @@ def application(hub: Hub) -> Starlette:
             *(route for kind in kinds for route in kind.routes()),
             *action_routes(hub),
             *foreseen_routes(hub),
+            *rehearsing_routes(hub),
             *joining_routes(hub),
             *auditing_routes(hub),
             *review_routes(),
