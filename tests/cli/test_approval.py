@@ -68,11 +68,11 @@ def test_a_machine_waits_until_it_is_approved(stage: Stage) -> None:
     assert "batuta node approve NAME" in made.err
     first, second = Machine(stage, "pi-1", made.out), Machine(stage, "pi-2", made.out)
     try:
-        waiting = wait_for("its word", lambda: t if "waits for approval" in (t := first.said()) else None, 60)
+        waiting = wait_for("its word", lambda: t if "waits for approval" in (t := first.said()) else None, 120)
         key = re.search(r"its key is ([0-9a-f-]{19})", waiting)
         assert key is not None, waiting
         assert "batuta node approve pi-1" in waiting
-        wait_for("the other", lambda: "waits for approval" in second.said() or None, 60)
+        wait_for("the other", lambda: "waits for approval" in second.said() or None, 120)
 
         # It is seen, and has nothing: no certificate, no broker, no assignment, no link.
         assert row(stage, "pi-1")[1:3] == ["lab", "pending"]
@@ -99,7 +99,7 @@ def test_a_machine_waits_until_it_is_approved(stage: Stage) -> None:
 
         approved = batuta(stage, "node", "approve", "pi-1")
         assert (approved.code, approved.out) == (0, f"nodes/pi-1 approved, its key is {key[1]}\n")
-        wait_for("the node", lambda: stage.online("pi-1"), 60)
+        wait_for("the node", lambda: stage.online("pi-1"), 120)
         assert row(stage, "pi-1")[2] == "unassigned"
 
         # Refused is removed, and the machine is told so and ends.
@@ -125,9 +125,9 @@ def test_a_waiting_machine_outlives_the_hub(stage: Stage) -> None:
     made = batuta(stage, "token", "create", "--approve")
     machine = Machine(stage, "pi-1", made.out)
     try:
-        wait_for("its word", lambda: "waits for approval" in machine.said() or None, 60)
+        wait_for("its word", lambda: "waits for approval" in machine.said() or None, 120)
         stage.kill_hub()
-        wait_for("that it notices", lambda: "cannot be reached" in machine.said() or None, 60)
+        wait_for("that it notices", lambda: "cannot be reached" in machine.said() or None, 120)
         stage.start_hub()
         assert row(stage, "pi-1")[2] == "pending"
         assert batuta(stage, "node", "approve", "pi-1").code == 0

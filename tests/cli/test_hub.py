@@ -47,7 +47,7 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
     try:
         made.start_hub()
         made.start_node("pi-1", "lab")
-        made.client.wait(Node, "pi-1", lambda found: found.status["link"]["word"] == "online", timeout_s=30)
+        made.client.wait(Node, "pi-1", lambda found: found.status["link"]["word"] == "online", timeout_s=90)
         yield made
     finally:
         killed = made.close()
@@ -342,7 +342,7 @@ def test_the_client_waits_and_lists(hub: Client) -> None:
     assert "lab" in [f.resource.metadata.name for f in hub.list(Site)]
     assert hub.list(Application, namespace=None) == ()
     began = time.monotonic()
-    found = hub.wait(Node, "pi-1", lambda f: f.status["link"]["word"] == "online", timeout_s=10)
+    found = hub.wait(Node, "pi-1", lambda f: f.status["link"]["word"] == "online", timeout_s=90)
     assert found.resource.spec.site == "lab"
     assert time.monotonic() - began < 5
 

@@ -47,9 +47,9 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
         for name in ("pi-1", "pi-2"):
             made.start_node(name, "lab")
         for name in ("pi-1", "pi-2"):
-            made.client.wait(Node, name, lambda found: found.status["link"]["word"] == "online", timeout_s=30)
+            made.client.wait(Node, name, lambda found: found.status["link"]["word"] == "online", timeout_s=90)
         made.client.apply(SLEEPER.replace("PYTHON", sys.executable))
-        made.client.wait(Application, "sleeper", _is_well, timeout_s=30)
+        made.client.wait(Application, "sleeper", _is_well, timeout_s=90)
         yield made
     finally:
         killed = made.close()
@@ -168,13 +168,13 @@ async def test_many_at_once_and_a_watch_that_hangs_up(stage: Stage) -> None:
         seen = asyncio.Event()
         watching = asyncio.create_task(watch_for("quay", seen))
         await hub.apply("apiVersion: batuta.dev/v1\nkind: Site\nmetadata: {name: quay}\nspec: {}\n")
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             await seen.wait()
         watching.cancel()
         async with asyncio.timeout(2):
             await asyncio.gather(watching, return_exceptions=True)
         await hub.delete(Site, "quay")
-        one = await hub.wait(Application, "sleeper", lambda f: f.status["state"] == "ok", timeout_s=20)
+        one = await hub.wait(Application, "sleeper", lambda f: f.status["state"] == "ok", timeout_s=90)
         assert one.resource.metadata.name == "sleeper"
     for thread in [t for t in threading.enumerate() if t.name not in before and t.name.startswith("batuta")]:
         await asyncio.to_thread(thread.join, 10)

@@ -165,7 +165,7 @@ def tenant(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Tenant]:
     assert left == [], "a test left processes behind"
 
 
-async def until(runtime: Runtime, name: str, *states: str, timeout_s: float = 20.0) -> Condition:
+async def until(runtime: Runtime, name: str, *states: str, timeout_s: float = 80.0) -> Condition:
     """The condition once its state is one of these."""
     async with asyncio.timeout(timeout_s):
         while (condition := await runtime.inspect(name)).state not in states:  # noqa: ASYNC110
@@ -260,7 +260,7 @@ async def test_what_died_meanwhile_is_not_found(tenant: Tenant) -> None:
     await first.close()
     tenant.kill(order, handle)
     second = tenant.runtime()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         while await second.recover(order, handle):
             assert (await until(second, order.instance.name, "gone")).state == "gone"
             await second.stop(order.instance.name, 0)

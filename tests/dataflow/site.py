@@ -127,9 +127,13 @@ class Device:
         self._client.loop_stop()
 
 
+PATIENCE = 4.0
+"""How many times longer than usual a busy machine may take."""
+
+
 async def until(true: Any, timeout_s: float = 30.0) -> None:
     """Returns once `true()` is; fails when that takes too long."""
-    end = time.monotonic() + timeout_s
+    end = time.monotonic() + timeout_s * PATIENCE
     while True:
         found = true()
         if asyncio.iscoroutine(found):

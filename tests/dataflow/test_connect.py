@@ -42,7 +42,7 @@ async def test_a_broker_that_comes_later_with_another_password_is_found(
         await asyncio.sleep(1)
         assert not trying.done()
         secret.write_bytes(msgspec.json.encode({"user": "site", "password": "s"}))
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             client = await trying
         assert client is not None
         assert client.is_connected

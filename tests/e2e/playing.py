@@ -100,7 +100,7 @@ def serve(stage: Stage, digits: Digits) -> str:
     """The first version of the model, running on it; returns its digest."""
     digest = push(stage.client, digits.first, name="digits", version="1", task="classification").digest
     stage.client.apply(READER.format(version="1"))
-    wait_for("the model", lambda: ready(stage), 30)
+    wait_for("the model", lambda: ready(stage), 120)
     return digest
 
 

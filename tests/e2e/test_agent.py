@@ -64,9 +64,13 @@ spec:
 """
 
 
+PATIENCE = 4.0
+"""How many times longer than usual a busy machine may take."""
+
+
 def until(what: str, ask: Callable[[], Any], within_s: float = 30.0) -> Any:
     """The first answer that is true; what it was waiting for, when there is none."""
-    deadline, last = time.monotonic() + within_s, None
+    deadline, last = time.monotonic() + within_s * PATIENCE, None
     while time.monotonic() < deadline:
         with contextlib.suppress(NotFound, KeyError, IndexError):
             last = ask()

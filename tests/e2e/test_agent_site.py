@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.e2e
 
 
-async def until(what: Callable[[], Any], within_s: float = 15.0) -> Any:
+async def until(what: Callable[[], Any], within_s: float = 60.0) -> Any:
     async with asyncio.timeout(within_s):
         while not (found := what()):  # noqa: ASYNC110  what happens in another process cannot be awaited
             await asyncio.sleep(0.05)

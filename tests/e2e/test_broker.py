@@ -144,10 +144,10 @@ async def test_a_killed_broker_is_noticed_and_keeps_what_it_had(running: tuple[B
     gone = asyncio.create_task(made.wait())
     await asyncio.sleep(0)
     os.kill(made.pid, signal.SIGKILL)
-    await asyncio.wait_for(gone, 5)
+    await asyncio.wait_for(gone, 120)
     assert not made.is_running()
     await made.start(broker.node_config(settings))
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while True:
             try:
                 assert [entry.data for entry in await kept.read()] == [b"before"]
@@ -271,7 +271,7 @@ async def test_a_tied_broker_dies_with_its_parent_and_a_free_one_lives(tmp_path:
         subprocess.run, [sys.executable, "-c", program, *arguments], capture_output=True, text=True, check=False
     )
     tied, free = (int(line) for line in ran.stdout.split())
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         while psutil.pid_exists(tied) and psutil.Process(tied).status() != psutil.STATUS_ZOMBIE:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
     assert psutil.pid_exists(free)
@@ -317,7 +317,7 @@ async def test_it_says_how_it_is_to_whoever_keeps_it_and_nothing_else(running: t
     port, password = settings.client_port, settings.agent_password
     assert await broker_health.ask(port, HEALTH_USER, password) == ""
     assert str(await broker_health.ask(port, HEALTH_USER, "a guess")).startswith(broker_health.UNSAID)
-    client = await asyncio.wait_for(nats_client(port, HEALTH_USER, password), 5)
+    client = await asyncio.wait_for(nats_client(port, HEALTH_USER, password), 120)
     try:
         with pytest.raises((NatsError, TimeoutError)):
             await client.request("$SYS.REQ.SERVER.PING.VARZ", b"", timeout=0.5)

@@ -109,7 +109,7 @@ def stage() -> Iterator[Stage]:
         try:
             made.start_hub()
             made.start_node("pi-1", "berlin")
-            wait_for("the node", lambda: made.online("pi-1"), 60)
+            wait_for("the node", lambda: made.online("pi-1"), 120)
             yield made
         finally:
             killed = made.close()

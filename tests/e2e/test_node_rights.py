@@ -25,7 +25,7 @@ pytestmark = pytest.mark.e2e
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(15):
+    async with asyncio.timeout(60):
         while not condition():  # noqa: ASYNC110  a journal cannot be awaited
             await asyncio.sleep(0.01)
 

@@ -48,7 +48,7 @@ class Device:
         self._client.on_subscribe = lambda *_: loop.call_soon_threadsafe(granted.set)
         await until(self._client.is_connected)
         self._client.subscribe(topic, qos)
-        await asyncio.wait_for(granted.wait(), 5)
+        await asyncio.wait_for(granted.wait(), 120)
 
     def say(self, topic: str, data: bytes, qos: int = 1) -> int:
         return self._client.publish(topic, data, qos).mid
@@ -62,7 +62,7 @@ class Device:
         self._client.loop_stop()
 
 
-async def until(condition: Callable[[], bool], timeout_s: float = 15) -> None:
+async def until(condition: Callable[[], bool], timeout_s: float = 60) -> None:
     async with asyncio.timeout(timeout_s):
         while not condition():  # noqa: ASYNC110  paho lives in threads
             await asyncio.sleep(0.01)
@@ -103,7 +103,7 @@ class Site:
         for other, client in self.clients.items():
             if not self.town.brokers[other].pid:
                 continue
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(60):
                 while True:
                     try:
                         await site.backlog(client, self.source(name))

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 async def until(hub: Hub, holds: Callable[[], Any]) -> Any:
     """What `holds` returns as soon as it is true; looked at after every turn of the loop."""
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         while True:
             rings = hub.loop.turned.rings
             if found := holds():

@@ -236,7 +236,7 @@ class Watching:
         self.rest = b""
 
     async def next(self) -> tuple[str, dict[str, Any]]:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             while b"\n" not in self.rest:
                 message = await anext(self.stream)
                 if message["type"] == "http.response.start":
@@ -311,7 +311,7 @@ async def test_a_version_that_is_forgotten_or_of_another_life_is_gone(tmp_path: 
 
 async def test_a_watch_ends_when_it_was_asked_to(tmp_path: Path) -> None:
     async with api(tmp_path) as (_, call):
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             answer = await call("GET", f"{SITES}?watch=true&timeoutSeconds=1")
         assert (answer.status, answer.body) == (200, b"")
 
@@ -400,7 +400,7 @@ async def test_why_logs_metrics_and_doctor_answer(tmp_path: Path) -> None:
         await voice.beat()
         await voice.report()
         await call("POST", "/apply", PROCESS_APP.replace("NAME", "one").encode())
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             while "default/one" not in hub.loop.state.held:
                 await hub.loop.turned.wait(hub.loop.turned.rings, hub.clock, hub.clock.now() + 50)
         assert (await call("GET", f"{APPS}/one/why")).status == 200

@@ -32,7 +32,7 @@ async def assigned(hub: Hub, call: Caller, broker: MemoryBroker) -> Voice:
     await voice.beat()
     await voice.report()
     await call("POST", "/apply", PROCESS_APP.replace("NAME", "one").encode())
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         while "default/one" not in hub.loop.state.held:
             await hub.loop.turned.wait(hub.loop.turned.rings, hub.clock, hub.clock.now() + 50)
     return voice
@@ -45,7 +45,7 @@ async def says(hub: Hub, voice: Voice, phase: str, **more: Any) -> None:
     )
     serial = hub.loop.state.assignments["pi-1"].serial
     await voice.report(serial=serial, instances=(instance,), address="10.0.0.7:4222")
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         while hub.loop.state.observed["pi-1"].instances != (instance,):
             await hub.loop.turned.wait(hub.loop.turned.rings, hub.clock, hub.clock.now() + 50)
     await asyncio.sleep(0.25)  # what was shown a moment ago is shown again
