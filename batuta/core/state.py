@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeGuard
 
 from batuta.core.decided import Assignment, Fence, Instance, Release
 from batuta.core.observed import Report, Sighting
+from batuta.core.trail import Trail
 from batuta.kinds.application import Application
 from batuta.kinds.base import DEFAULT_NAMESPACE, Ref, Resource
 from batuta.kinds.model import Model
@@ -49,6 +50,7 @@ class State:
     __slots__ = (
         "assignments",
         "decided",
+        "declared",
         "desired",
         "fences",
         "held",
@@ -59,6 +61,9 @@ class State:
         "observed",
         "releases",
         "sightings",
+        "step",
+        "strays",
+        "trail",
         "users_of_model",
         "watched",
         "wide",
@@ -82,6 +87,10 @@ class State:
         """Eldest first: by enrolment, then name."""
         self.assignments: Mapping[str, Assignment] = _EMPTY
         """By node name."""
+        self.strays: frozenset[str] = frozenset()
+        """Names that have an assignment and are no nodes (any more)."""
+        self.declared: Mapping[str, Application] = _EMPTY
+        """By `namespace/application`: what people want to run."""
         self.releases: Mapping[str, tuple[Release, ...]] = _EMPTY
         """By `namespace/application`, oldest first."""
         self.fences: Mapping[str, Mapping[str, Fence]] = _EMPTY
@@ -95,6 +104,9 @@ class State:
         self.wide: frozenset[str] = frozenset()
         """Applications whose number of replicas follows the fleet: one for every site or every node."""
 
+        self.trail = Trail()
+        """How this State came about; `step` is where along it this State is."""
+        self.step = 0
         self.memo: dict[str, Any] = {}
         """What readers keep from one State of a line to the next, to save work; no answer depends on it."""
 
@@ -105,9 +117,7 @@ class State:
 
     def application(self, app: str) -> Application | None:
         """The application called `namespace/name`, as desired."""
-        namespace, name = app.split("/")
-        found = self.desired.get(Ref("applications", namespace, name).key)
-        return found if isinstance(found, Application) else None
+        return self.declared.get(app)
 
     def model(self, namespace: str, name: str) -> Model | None:
         found = self.desired.get(Ref("models", namespace, name).key)
@@ -122,17 +132,17 @@ class State:
 
     def applications(self) -> list[str]:
         """Every application that is wished for or still leaves something behind, sorted."""
-        desired = {_app(r) for r in self.desired.values() if isinstance(r, Application)}
-        return sorted(desired | set(self.held) | set(self.releases) | set(self.fences))
+        return sorted(set(self.declared) | set(self.held) | set(self.releases) | set(self.fences))
 
     # --- Folding ---
 
     def with_changes(self, changes: Iterable[Change]) -> State:
         """The State after these changes, in order."""
-        after = State(hub_since=self.hub_since)
+        after = State.__new__(State)
         for slot in State.__slots__:
             setattr(after, slot, getattr(self, slot))
         batch = list(changes)
+        after._tread(self, batch)
         for table in ("desired", "decided", "observed", "sightings"):
             mine = [c for c in batch if c.table == table]
             if not mine:
@@ -156,12 +166,24 @@ class State:
         after = self.with_changes(())
         after.hub_since = hub_since
         after.sightings = _EMPTY
+        after.trail, after.step = Trail(), 0
         return after
+
+    def _tread(self, before: State, batch: list[Change]) -> None:
+        """One step further on the trail; whoever is not the first to go on from `before` begins a new one."""
+        if before.step != before.trail.end:
+            self.trail, self.step = Trail(), 0
+            return
+        changed: dict[str, list[str]] = {}
+        for change in batch:
+            changed.setdefault(change.table, []).append(change.key)
+        self.step = self.trail.step({table: tuple(keys) for table, keys in changed.items()})
 
     def _reindex_desired(self, before: Mapping[str, Resource], keys: set[str]) -> None:
         nodes: dict[str, Node] | None = None
         users: dict[str, frozenset[str]] | None = None
         sites_touched: set[str] = set()
+        declared: dict[str, Application] | None = None
         wide: set[str] | None = None
         near_changed = False
         for key in keys:
@@ -186,16 +208,24 @@ class State:
                             users[model] = changed
                             if not changed:
                                 del users[model]
+                declared = dict(self.declared) if declared is None else declared
+                if isinstance(old, Application):
+                    declared.pop(_app(old), None)
+                if isinstance(new, Application):
+                    declared[_app(new)] = new
                 near_changed = near_changed or _near(old) != _near(new)
                 wide = set(self.wide) if wide is None else wide
                 wide -= {_app(old)} if isinstance(old, Application) else set()
                 wide |= {_app(new)} if isinstance(new, Application) and _is_wide(new) else set()
         if wide is not None:
             self.wide = frozenset(wide)
+        if declared is not None:
+            self.declared = declared
         if near_changed:
-            self.watched = tuple(sorted({p for r in self.desired.values() for p in _near(r)})[:WATCHED_MAX])
+            self.watched = tuple(sorted({p for r in self.declared.values() for p in _near(r)})[:WATCHED_MAX])
         if nodes is not None:
             self.nodes = nodes
+            self._find_strays(key.removeprefix("nodes.") for key in keys)
             self.nodes_of_site = self._sites_with(sites_touched, nodes)
         if users is not None:
             self.users_of_model = users
@@ -218,23 +248,28 @@ class State:
         assignments: dict[str, Assignment] | None = None
         releases: dict[str, tuple[Release, ...]] | None = None
         fences: dict[str, Mapping[str, Fence]] | None = None
-        gone: dict[str, set[tuple[str, str]]] = {}
+        gone: dict[str, set[tuple[str, int]]] = {}
         come: dict[str, list[Held]] = {}
         for key in keys:
             old, new = before.get(key), self.decided.get(key)
-            if old == new:
+            if old is new or old == new:
                 continue
             row = new if new is not None else old
             if isinstance(row, Assignment):
                 assignments = dict(self.assignments) if assignments is None else assignments
-                if new is None:
-                    assignments.pop(row.node, None)
+                was, now = _instances(assignments.get(row.node)), _instances(new)
+                if isinstance(new, Assignment):
+                    assignments[row.node] = new
                 else:
-                    assignments[row.node] = row
-                for instance in old.instances if isinstance(old, Assignment) else ():
-                    gone.setdefault(instance.app, set()).add((row.node, instance.name))
-                for instance in new.instances if isinstance(new, Assignment) else ():
-                    come.setdefault(instance.app, []).append(Held(row.node, instance))
+                    assignments.pop(row.node, None)
+                # Whoever drafts an assignment keeps the instances that stay: what is the same object is not looked at.
+                stay = {id(i) for i in was} & {id(i) for i in now}
+                for instance in was:
+                    if id(instance) not in stay:
+                        gone.setdefault(instance.app, set()).add((row.node, id(instance)))
+                for instance in now:
+                    if id(instance) not in stay:
+                        come.setdefault(instance.app, []).append(Held(row.node, instance))
             elif isinstance(row, Release):
                 releases = dict(self.releases) if releases is None else releases
                 app = f"{row.namespace}/{row.application}"
@@ -255,19 +290,26 @@ class State:
                     del fences[app]
         if assignments is not None:
             self.assignments = assignments
+            self._find_strays(key.removeprefix("assignment.") for key in keys)
         if releases is not None:
             self.releases = releases
         if fences is not None:
             self.fences = fences
         self._reindex_held(gone, come)
 
-    def _reindex_held(self, gone: dict[str, set[tuple[str, str]]], come: dict[str, list[Held]]) -> None:
+    def _find_strays(self, names: Iterable[str]) -> None:
+        found = {name for name in names if name in self.assignments and name not in self.nodes}
+        lost = {name for name in self.strays if name in self.nodes or name not in self.assignments}
+        if found - self.strays or lost:
+            self.strays = (self.strays | found) - lost
+
+    def _reindex_held(self, gone: dict[str, set[tuple[str, int]]], come: dict[str, list[Held]]) -> None:
         if not gone and not come:
             return
         held = dict(self.held)
         for app in gone.keys() | come.keys():
             left = gone.get(app, set())
-            stay = [h for h in held.get(app, ()) if (h.node, h.instance.name) not in left] + come.get(app, [])
+            stay = [h for h in held.get(app, ()) if (h.node, id(h.instance)) not in left] + come.get(app, [])
             if stay:
                 held[app] = tuple(sorted(stay, key=_order))
             else:
@@ -278,6 +320,10 @@ class State:
 def is_member(resource: Resource | None) -> TypeGuard[Node]:
     """A machine that waits for approval is declared, so that it can be seen, and is no node of the fleet yet."""
     return isinstance(resource, Node) and not resource.spec.pending
+
+
+def _instances(row: Any) -> tuple[Instance, ...]:
+    return row.instances if isinstance(row, Assignment) else ()
 
 
 def _order(held: Held) -> tuple[str, str, int, int, str]:
