@@ -9,6 +9,7 @@ import msgspec
 from msgspec import Meta
 
 from batuta.kinds import condition, topics
+from batuta.kinds.autoscale import Autoscale, autoscale_problems
 from batuta.kinds.base import Bytes, Condition, Millicores, Millis, Name, Problem, Record, Resource, Scale, Topic
 
 if TYPE_CHECKING:
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
 Count = Annotated[int, Meta(ge=0, le=100_000)]
 Port = Annotated[int, Meta(ge=1, le=65_535)]
+Priority = Annotated[int, Meta(ge=-1000, le=1000)]
 
 
 class ModelUse(Record):
@@ -81,11 +83,13 @@ class Output(Record):
 
 
 class Replicas(Record):
-    """How many: exactly one of count, perSite, everyNode."""
+    """How many: exactly one of count, perSite, everyNode, autoscale."""
 
     count: Count | None = None
     per_site: Count | None = None
     every_node: bool | None = None
+    autoscale: Autoscale | None = None
+    """A count that follows the hour and the load."""
 
 
 class Toleration(Record):
@@ -153,6 +157,7 @@ class Component(Record):
 
 
 COMPONENT_TYPES = ("model", "process", "container", "pipeline")
+NOT_YET_ROLLOUT = {"waves": "waves", "soak_ms": "soak", "gates": "gates", "on_failure": "onFailure"}
 
 # What decodes but has nobody yet to honour it is refused, never ignored: a field that does nothing is a lie.
 NOT_YET_COMPONENT = {
@@ -162,10 +167,35 @@ NOT_YET_COMPONENT = {
 }
 
 
+class Disruption(Record):
+    """How much of a component may be missing by our own doing, at one time."""
+
+    per_site: Count | None = None
+    """So many of its replicas at one site; 0 for none at all."""
+
+
+class Rollout(Record):
+    """How a change arrives, and how much of it may be missing meanwhile."""
+
+    disruption: Disruption = Disruption()
+    """Holds for preemption and for moves that are not needed. What fails by itself counts against it."""
+    waves: tuple[str, ...] | None = None
+    """Not yet available."""
+    soak_ms: Millis | None = msgspec.field(default=None, name="soak")
+    """Not yet available."""
+    gates: tuple[str, ...] | None = None
+    """Not yet available."""
+    on_failure: Literal["undo", "pause"] | None = None
+    """Not yet available."""
+
+
 class ApplicationSpec(Record):
     components: Annotated[tuple[Component, ...], Meta(min_length=1, max_length=256)]
-    rollout: dict[str, Any] | None = None
-    """Not yet available."""
+    priority: Priority = 0
+    """Who gives way to whom when room is short. What fits nowhere may take the place of what has a strictly lower
+    priority: -100 for what can wait, 0 for the usual, 100 for what the business needs, 1000 for what protects people
+    and machines."""
+    rollout: Rollout = Rollout()
 
 
 class Application(Resource, tag="Application", kw_only=True):
@@ -200,13 +230,14 @@ class Application(Resource, tag="Application", kw_only=True):
                 )
             seen.add(component.name)
             yield from _component_problems(here, component)
-        if self.spec.rollout is not None:
-            yield Problem(
-                path="spec.rollout",
-                code="not_yet",
-                message="waves and gates are not yet available; a change replaces instances one by one, new before old",
-                hint="leave it out for now",
-            )
+        for field, wire in NOT_YET_ROLLOUT.items():
+            if getattr(self.spec.rollout, field) is not None:
+                yield Problem(
+                    path=f"spec.rollout.{wire}",
+                    code="not_yet",
+                    message="waves and gates are not yet available; a change replaces instances one by one",
+                    hint="leave it out for now",
+                )
 
 
 def _component_problems(here: str, component: Component) -> Iterator[Problem]:
@@ -221,9 +252,12 @@ def _component_problems(here: str, component: Component) -> Iterator[Problem]:
             yield Problem(path=f"{here}.{field}", code="not_yet", message=message)
 
     replicas = component.replicas
-    chosen = [f for f in ("count", "per_site", "every_node") if getattr(replicas, f) is not None]
+    chosen = [f for f in ("count", "per_site", "every_node", "autoscale") if getattr(replicas, f) is not None]
     if len(chosen) != 1:
-        yield Problem(path=f"{here}.replicas", code="one_of", message="say exactly one of count, perSite, everyNode")
+        message = "say exactly one of count, perSite, everyNode, autoscale"
+        yield Problem(path=f"{here}.replicas", code="one_of", message=message)
+    if replicas.autoscale is not None:
+        yield from autoscale_problems(f"{here}.replicas.autoscale", replicas.autoscale)
     if replicas.every_node is False:
         yield Problem(
             path=f"{here}.replicas.everyNode", code="value", message="everyNode can only be true; for none say count: 0"

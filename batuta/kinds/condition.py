@@ -28,8 +28,17 @@ NODE_FIELDS = (
     "temperature", "battery",
 )  # fmt: skip
 SITE_FIELDS = ("name", "parent", "residency", "labels", "bandwidth", "latency", "metered")
-FIELDS = {"node": NODE_FIELDS, "site": SITE_FIELDS}
-PLACEMENT_VARIABLES = frozenset(FIELDS)
+# What the load of an autoscaled component asks; every one a number with a fraction, so that no division loses any.
+MEASURES: dict[str, tuple[str, ...]] = {
+    "latency": ("p50", "p99"), "queue": ("stored",), "rate": ("received",), "memory": ("used", "share"),
+    "cpu": ("percent",), "errors": ("share",), "replicas": ("wanted", "ready"),
+}  # fmt: skip
+FIELDS: dict[str, tuple[str, ...]] = {"node": NODE_FIELDS, "site": SITE_FIELDS, **MEASURES}
+PLACEMENT_VARIABLES = frozenset(("node", "site"))
+LOAD_VARIABLES = frozenset(MEASURES)
+
+BOOLEAN, NUMBER = "boolean", "number"
+_MISGIVEN = {"not_boolean": "compare it with something", "not_number": "leave the comparison out"}
 
 MACROS = ("all", "exists", "exists_one", "filter", "map")
 FUNCTIONS = (
@@ -49,6 +58,7 @@ SAMPLE: dict[str, dict[str, Any]] = {
         "name": "sample", "parent": "sample", "residency": "sample", "labels": {}, "bandwidth": 20_000_000,
         "latency": 40, "metered": False,
     },
+    **{name: dict.fromkeys(fields, 1.0) for name, fields in MEASURES.items()},
 }  # fmt: skip
 
 
@@ -117,7 +127,26 @@ def evaluate(condition: CompiledCondition, variables: Mapping[str, Any]) -> bool
     return ConditionFault(code="not_boolean", message=f"gives {_type_word(answer)}, not true or false")
 
 
-def check(path: str, text: str, variables: frozenset[str] = PLACEMENT_VARIABLES) -> list[Problem]:
+def number(condition: CompiledCondition, variables: Mapping[str, Any]) -> float | ConditionFault:
+    """Ask for a number. Total, as `evaluate` is."""
+    import cel
+
+    try:
+        answer = condition.program.execute(cel.Context(dict(variables), condition.functions))
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:
+        return _fault(condition.text, error, variables)
+    if isinstance(answer, bool) or not isinstance(answer, (int, float)):
+        return ConditionFault(code="not_number", message=f"gives {_type_word(answer)}, not a number")
+    if not -1e18 < answer < 1e18:
+        return ConditionFault(code="failed", message="divides by zero")
+    return float(answer)
+
+
+def check(
+    path: str, text: str, variables: frozenset[str] = PLACEMENT_VARIABLES, *, gives: str = BOOLEAN
+) -> list[Problem]:
     """Everything wrong with a condition that can be seen without a node. `Problem.inside` says where in the text."""
     try:
         condition = compile_condition(text)
@@ -134,7 +163,7 @@ def check(path: str, text: str, variables: frozenset[str] = PLACEMENT_VARIABLES)
         unseen = set(condition.program.variables()) - variables - _bound(tokens) - set(_TYPES)
         found += [_unknown_name(path, name, variables, 0) for name in sorted(unseen)]
     if not found and variables <= set(SAMPLE):
-        found += _rehearsal_problems(path, condition, tokens)
+        found += _rehearsal_problems(path, condition, tokens, gives)
     return found
 
 
@@ -276,16 +305,17 @@ def _depth_problems(path: str, tokens: list[_Token]) -> Iterator[Problem]:
 # --- Rehearsing on the sample -----------------------------------------------------------------------------------------
 
 
-def _rehearsal_problems(path: str, condition: CompiledCondition, tokens: list[_Token]) -> Iterator[Problem]:
+def _rehearsal_problems(path: str, condition: CompiledCondition, tokens: list[_Token], gives: str) -> Iterator[Problem]:
     misfit = _misfit(tokens, SAMPLE)
     if misfit is not None:
         message, hint, at = misfit
         yield Problem(path=path, code="wrong_type", message=message, hint=hint, inside=at + 1)
         return
-    answer = evaluate(condition, SAMPLE)
-    if isinstance(answer, ConditionFault) and answer.code in ("wrong_type", "not_boolean", "unknown_name"):
-        message = f"the condition {answer.message}" if answer.code == "not_boolean" else answer.message
-        hint = "compare it with something" if answer.code == "not_boolean" else ""
+    answer = number(condition, SAMPLE) if gives == NUMBER else evaluate(condition, SAMPLE)
+    if isinstance(answer, ConditionFault) and answer.code in ("wrong_type", *_MISGIVEN, "unknown_name"):
+        message = f"the condition {answer.message}" if answer.code in _MISGIVEN else answer.message
+        fraction = "numbers have a fraction here: 50.0" if gives == NUMBER and answer.code == "wrong_type" else ""
+        hint = _MISGIVEN.get(answer.code, fraction)
         yield Problem(path=path, code=answer.code, message=message, hint=hint, inside=1)
 
 

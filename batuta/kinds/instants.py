@@ -30,7 +30,7 @@ class Instant(Quantity):
         if not (year >= 1970 and 1 <= day <= longest and hour < 24 and minute < 60 and second < 60):
             raise ValueError(f"{found[0]!r} is no instant of the calendar since 1970")
         ms = int((found[7] or "0").ljust(3, "0")[:3])
-        at = _days(year, month, day) * DAY_MS + ((hour * 60 + minute) * 60 + second) * 1000 + ms
+        at = days_of(year, month, day) * DAY_MS + ((hour * 60 + minute) * 60 + second) * 1000 + ms
         if found[9]:
             if int(found[10]) > 23 or int(found[11]) > 59:
                 raise ValueError(f"{found[0]!r} is at no time zone")
@@ -41,7 +41,7 @@ class Instant(Quantity):
 
     def text(self) -> str:
         days, ms = divmod(int(self), DAY_MS)
-        year, month, day = _date(days)
+        year, month, day = date_of(days)
         seconds, ms = divmod(ms, 1000)
         part = f".{ms:03d}" if ms else ""
         return (
@@ -53,7 +53,7 @@ def _is_leap(year: int) -> bool:
     return year % 4 == 0 and (year % 100 != 0 or year % 400 == 0)
 
 
-def _days(year: int, month: int, day: int) -> int:
+def days_of(year: int, month: int, day: int) -> int:
     """Days since 1970-01-01; years are counted from March, so that the leap day is the last."""
     year -= month <= 2
     century, of_century = divmod(year, 400)
@@ -61,8 +61,8 @@ def _days(year: int, month: int, day: int) -> int:
     return century * 146_097 + of_century * 365 + of_century // 4 - of_century // 100 + of_year - 719_468
 
 
-def _date(days: int) -> tuple[int, int, int]:
-    """The inverse of `_days`."""
+def date_of(days: int) -> tuple[int, int, int]:
+    """The inverse of `days_of`."""
     era, of_era = divmod(days + 719_468, 146_097)
     years = (of_era - of_era // 1460 + of_era // 36_524 - of_era // 146_096) // 365
     of_year = of_era - (365 * years + years // 4 - years // 100)
