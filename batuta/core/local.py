@@ -37,6 +37,8 @@ class Local(Record):
     """Failures in a row; a minute of readiness forgives them."""
     retry_at: int | None = None
     """In `backoff`: when to try again."""
+    ready_after_ms: int | None = None
+    """How long its last start took until it was ready."""
     reason: Reason | None = None
     handle: dict[str, int | str] = {}
     """What the runtime needs to find it again after the node agent restarted: process id, its start time, …"""
@@ -303,7 +305,7 @@ def heard(local: Local, event: Event, now: int) -> Local | None:
         case Started(handle=handle, adopted=adopted):
             return _started(local, dict(handle), adopted, now)
         case Ready():
-            return _into(local, "ready", now, None) if local.phase in ("starting", "unready") else local
+            return _ready(local, now)
         case Unready(reason=reason):
             if local.phase == "starting" and reason.code != "not_live":
                 return msgspec.structs.replace(local, reason=reason)
@@ -324,6 +326,13 @@ def _started(local: Local, handle: dict[str, int | str], adopted: bool, now: int
     if adopted and local.phase in ("ready", "unready"):
         return found  # The next inspection corrects it; until then a restarted node agent is no news.
     return _into(found, "starting", now, _because(local, "starting"))
+
+
+def _ready(local: Local, now: int) -> Local:
+    if local.phase not in ("starting", "unready"):
+        return local
+    took_ms = max(0, now - local.since) if local.phase == "starting" else local.ready_after_ms
+    return msgspec.structs.replace(_into(local, "ready", now, None), ready_after_ms=took_ms)
 
 
 def _gone(local: Local, now: int) -> Local | None:
@@ -367,6 +376,7 @@ def locals_for_report(
             phase=local.phase,
             since=local.since,
             starts=local.starts,
+            ready_after_ms=local.ready_after_ms,
             reason=local.reason,
             measures=measures.get(name),
         )

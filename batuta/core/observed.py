@@ -75,6 +75,8 @@ class InstanceReport(Record):
     since: int
     """Instant of the phase's begin, milliseconds of the node's clock."""
     starts: int = 0
+    ready_after_ms: int | None = None
+    """How long its last start took until it was ready: by this a rehearsal knows how long the next will take."""
     reason: Reason | None = None
     measures: Measures | None = None
 

@@ -263,7 +263,7 @@ def test_a_start_is_counted_and_an_adoption_is_not():
     assert started == replace(starting, handle={"pid": 7}, starts=1)
     assert heard(started, Started(ONE.name, {"pid": 7}, adopted=True), T) == started
     ready = heard(started, Ready(ONE.name), T + 1)
-    assert ready == Local(instance=ONE, phase="ready", since=T + 1, starts=1, handle={"pid": 7})
+    assert ready == Local(instance=ONE, phase="ready", since=T + 1, starts=1, handle={"pid": 7}, ready_after_ms=1)
     assert heard(ready, Ready(ONE.name), T + 9) == ready
     assert heard(ready, Started(ONE.name, {"pid": 7}, adopted=True), T + 9) == ready
 
@@ -272,6 +272,16 @@ def test_a_stop_interrupted_by_a_restart_of_the_node_agent_is_planned_again():
     stopping = Local(instance=ONE, phase="stopping", since=T, handle={"pid": 7}, starts=1)
     found = heard(stopping, Started(ONE.name, {"pid": 7}, adopted=True), T)
     assert step(an_assignment(), by_name(found), NOTHING, T, None).actions == (Stop(ONE.name, "unassigned"),)
+
+def test_how_long_a_start_took_is_remembered_until_the_next():
+    starting = Local(instance=ONE, phase="starting", since=T, starts=1)
+    ready = heard(starting, Ready(ONE.name), T + 700)
+    assert ready.ready_after_ms == 700
+    unready = heard(ready, Unready(ONE.name, why(ONE, "not_ready")), T + 800)
+    assert heard(unready, Ready(ONE.name), T + 5_000).ready_after_ms == 700, "it was unwell, not starting"
+    [said] = locals_for_report(by_name(ready), {})
+    assert said.ready_after_ms == 700
+
 
 
 @pytest.mark.parametrize("phase", ["fetching", "starting", "ready", "unready"])
