@@ -263,7 +263,7 @@ def test_a_start_is_counted_and_an_adoption_is_not():
     assert started == replace(starting, handle={"pid": 7}, starts=1)
     assert heard(started, Started(ONE.name, {"pid": 7}, adopted=True), T) == started
     ready = heard(started, Ready(ONE.name), T + 1)
-    assert ready == Local(instance=ONE, phase="ready", since=T + 1, starts=1, handle={"pid": 7}, ready_after_ms=1)
+    assert ready == Local(instance=ONE, phase="ready", since=T + 1, starts=1, handle={"pid": 7}, ready_after_ms=T)
     assert heard(ready, Ready(ONE.name), T + 9) == ready
     assert heard(ready, Started(ONE.name, {"pid": 7}, adopted=True), T + 9) == ready
 
