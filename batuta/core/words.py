@@ -26,6 +26,7 @@ _TABLE: tuple[Word, ...] = (
     Word("unassigned", 0, "nothing is asked of it", "declare an application: `batuta apply -f FILE`"),
     Word("empty", 0, "there is nothing in it yet", "join a node: `batuta token create` and `batuta join TOKEN`"),
     Word("unused", 0, "no application names it", "name it in a component: `model: {name: …, version: …}`"),
+    Word("idle", 0, "it applies to nothing that is declared", "declare what it is for, or look at `applies`"),
     Word("online", 0, "its link is up", ""),
     Word("in-sync", 0, "it runs what it was asked to run", ""),
     # Passing by itself.
@@ -52,6 +53,7 @@ SYNC = ("in-sync", "updating", "deferred", "drifted", "failed", "held", "pending
 HEALTH = ("ok", "degraded", "failing", "unknown")
 APPLICATION = ("ok", "updating", "waiting", "degraded", "failing", "unknown", "unassigned")
 MODEL = ("ok", "empty", "unused", "waiting")
+POLICY = ("ok", "idle", "degraded")
 
 
 def worst(words: Iterable[str]) -> str:

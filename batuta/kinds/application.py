@@ -11,6 +11,7 @@ from msgspec import Meta
 from batuta.kinds import condition, topics
 from batuta.kinds.autoscale import Autoscale, autoscale_problems
 from batuta.kinds.base import Bytes, Condition, Millicores, Millis, Name, Problem, Record, Resource, Scale, Topic
+from batuta.kinds.hardware import AcceleratorKind, Architecture, architecture_problems
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -18,6 +19,11 @@ if TYPE_CHECKING:
 Count = Annotated[int, Meta(ge=0, le=100_000)]
 Port = Annotated[int, Meta(ge=1, le=65_535)]
 Priority = Annotated[int, Meta(ge=-1000, le=1000)]
+Residency = Annotated[str, Meta(min_length=1, max_length=63, description="A place where data may live, such as `eu`.")]
+DevicePath = Annotated[
+    str,
+    Meta(pattern=r"^/dev/[A-Za-z0-9._/-]{1,120}$", description="A path below /dev, such as `/dev/video0`."),
+]
 
 
 class ModelUse(Record):
@@ -55,6 +61,8 @@ class ProcessUse(Record):
 
     command: Annotated[tuple[str, ...], Meta(min_length=1, max_length=1024)]
     env: dict[str, str] = {}
+    architectures: tuple[Architecture, ...] = ()
+    """Processors that can run the command, such as `arm64`; all of them when left out."""
     working_directory: str | None = None
     """Defaults to the instance's own directory."""
     ready: Probe | None = None
@@ -109,7 +117,27 @@ class Placement(Record):
     """Data gravity: prefer nodes where these topics are published."""
     spread: Literal["node", "site"] | None = None
     """Prefer, among equals, unlike places."""
+    spread_label: Annotated[str, Meta(min_length=1, max_length=128)] | None = None
+    """Prefer, among equals, nodes that differ in this label: `rack` for as few as possible in one rack."""
+    residency: tuple[Residency, ...] = ()
+    """It may run only where data may live in one of these: at sites whose `residency` says so. Moves away when a site
+    says so no more."""
     tolerations: tuple[Toleration, ...] = ()
+
+
+class AcceleratorNeed(Record):
+    """Accelerators of one kind: so many whole ones, or a share of one."""
+
+    kind: AcceleratorKind
+    """`gpu` and `npu` mean any; `nvidia`, `jetson`, `coral`, `hailo`, … are families."""
+    count: Annotated[int, Meta(ge=1, le=64)] | None = None
+    """So many for itself. Left out: one, or a share of one when `memory` is given."""
+    memory_bytes: Bytes | None = msgspec.field(default=None, name="memory")
+    """With `count`, each has at least this; without, so much of one, beside others."""
+
+    @property
+    def is_share(self) -> bool:
+        return self.count is None and self.memory_bytes is not None
 
 
 class Resources(Record):
@@ -117,6 +145,21 @@ class Resources(Record):
 
     cpu_millis: Millicores = msgspec.field(default_factory=lambda: Millicores(100), name="cpu")
     memory_bytes: Bytes = msgspec.field(default_factory=lambda: Bytes(64 * 2**20), name="memory")
+    disk_bytes: Bytes = msgspec.field(default_factory=lambda: Bytes(0), name="disk")
+    accelerators: Annotated[tuple[AcceleratorNeed, ...], Meta(max_length=8)] = ()
+    """Accelerators, whole or in shares. Instances on one node never share more than there is."""
+    ports: Annotated[tuple[Port, ...], Meta(max_length=64)] = ()
+    """Ports that it listens at. Two instances that name the same one never share a node; ports of probes count too."""
+    devices: Annotated[tuple[DevicePath, ...], Meta(max_length=64)] = ()
+    """Devices that it needs for itself, such as `/dev/video0`: the node must have them, and nobody else there may name
+    them."""
+
+
+class Slo(Record):
+    """What it must achieve. Placement refuses nodes on which a model has proved to be slower."""
+
+    p99_ms: Millis = msgspec.field(name="p99")
+    """Of a hundred answers, ninety-nine come within this time."""
 
 
 class Failover(Record):
@@ -141,8 +184,7 @@ class Component(Record):
     replicas: Replicas = Replicas(count=1)
     placement: Placement = Placement()
     resources: Resources = msgspec.field(default_factory=Resources)
-    slo: dict[str, Any] | None = None
-    """Not yet available."""
+    slo: Slo | None = None
     runs: Literal["at-least-once", "never-twice"] = "at-least-once"
     """What to do when a silent node may be alive: start another at once, or wait until it cannot run any more. What is
     `never-twice` runs under a lease that its node agent counts, so it ends with the node agent, by SIGKILL if need be,
@@ -163,7 +205,6 @@ NOT_YET_ROLLOUT = {"waves": "waves", "soak_ms": "soak", "gates": "gates", "on_fa
 NOT_YET_COMPONENT = {
     "container": "container components are not yet available; use a process",
     "pipeline": "pipeline components are not yet available; use a model with inputs and outputs",
-    "slo": "latency goals are not yet used by placement",
 }
 
 
@@ -191,6 +232,8 @@ class Rollout(Record):
 
 class ApplicationSpec(Record):
     components: Annotated[tuple[Component, ...], Meta(min_length=1, max_length=256)]
+    residency: tuple[Residency, ...] = ()
+    """For all of its components: those that say nothing of their own run only where data may live in one of these."""
     priority: Priority = 0
     """Who gives way to whom when room is short. What fits nowhere may take the place of what has a strictly lower
     priority: -100 for what can wait, 0 for the usual, 100 for what the business needs, 1000 for what protects people
@@ -269,7 +312,18 @@ def _component_problems(here: str, component: Component) -> Iterator[Problem]:
         if wrong := topics.why_not_input(topic):
             yield Problem(path=f"{here}.placement.near[{i}]", code="value", message=wrong.message, hint=wrong.hint)
 
+    for field in ("ports", "devices"):
+        claimed = getattr(component.resources, field)
+        for i, claim in enumerate(claimed):
+            if claim in claimed[:i]:
+                path = f"{here}.resources.{field}[{i}]"
+                yield Problem(path=path, code="duplicate", message=f"{claim} is there twice")
+    if component.slo is not None and component.model is None:
+        yield Problem(
+            path=f"{here}.slo", code="value", message="only models are measured", hint="leave it out for a process"
+        )
     if component.process is not None:
+        yield from architecture_problems(f"{here}.process.architectures", component.process.architectures)
         for name in ("ready", "live"):
             yield from _probe_problems(f"{here}.process.{name}", getattr(component.process, name))
         yield from _env_problems(f"{here}.process.env", component.process.env)

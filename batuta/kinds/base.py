@@ -227,7 +227,7 @@ Condition = Annotated[
         min_length=1,
         max_length=4096,
         description="A condition in CEL, the Common Expression Language.",
-        extra={"condition": True},
+        extra={"condition": "placement"},
     ),
 ]
 Topic = Annotated[

@@ -25,16 +25,28 @@ if TYPE_CHECKING:
 
 NODE_FIELDS = (
     "name", "site", "labels", "architecture", "cpu", "memory", "disk", "accelerators", "runtimes", "os", "kernel",
-    "temperature", "battery",
+    "temperature", "battery", "hardware", "devices",
 )  # fmt: skip
-SITE_FIELDS = ("name", "parent", "residency", "labels", "bandwidth", "latency", "metered")
+SITE_FIELDS = ("name", "parent", "residency", "labels", "bandwidth", "latency", "metered", "carbon", "path")
+# What a policy asks besides.
+ASKED: dict[str, tuple[str, ...]] = {
+    "application": ("name", "namespace", "labels"),
+    "component": (
+        "name", "type", "runs", "resources", "model", "slo", "residency", "inputs", "outputs", "near", "replicas",
+    ),
+    "now": ("time", "hour", "minute", "weekday", "date"),
+}  # fmt: skip
 # What the load of an autoscaled component asks; every one a number with a fraction, so that no division loses any.
 MEASURES: dict[str, tuple[str, ...]] = {
     "latency": ("p50", "p99"), "queue": ("stored",), "rate": ("received",), "memory": ("used", "share"),
     "cpu": ("percent",), "errors": ("share",), "replicas": ("wanted", "ready"),
 }  # fmt: skip
-FIELDS: dict[str, tuple[str, ...]] = {"node": NODE_FIELDS, "site": SITE_FIELDS, **MEASURES}
+FIELDS: dict[str, tuple[str, ...]] = {"node": NODE_FIELDS, "site": SITE_FIELDS, **ASKED, **MEASURES}
 PLACEMENT_VARIABLES = frozenset(("node", "site"))
+COMPONENT_VARIABLES = frozenset(("application", "component"))
+POLICY_VARIABLES = PLACEMENT_VARIABLES | frozenset(ASKED)
+VARIABLES = {"placement": PLACEMENT_VARIABLES, "policy": POLICY_VARIABLES}
+"""By the word with which a kind marks its conditions."""
 LOAD_VARIABLES = frozenset(MEASURES)
 
 BOOLEAN, NUMBER = "boolean", "number"
@@ -53,11 +65,23 @@ SAMPLE: dict[str, dict[str, Any]] = {
         "name": "sample", "site": "sample", "labels": {}, "architecture": "arm64", "cpu": 4000, "memory": 4 * 2**30,
         "disk": 32 * 2**30, "accelerators": [{"kind": "gpu", "name": "sample", "memory": 2**30}],
         "runtimes": ["process"], "os": "linux", "kernel": "6.1", "temperature": 40.0, "battery": 80.0,
+        "hardware": "sample", "devices": ["/dev/video0"],
     },
     "site": {
         "name": "sample", "parent": "sample", "residency": "sample", "labels": {}, "bandwidth": 20_000_000,
-        "latency": 40, "metered": False,
+        "latency": 40, "metered": False, "carbon": 300, "path": ["sample"],
     },
+    "application": {"name": "sample", "namespace": "default", "labels": {}},
+    "component": {
+        "name": "sample", "type": "model", "runs": "at-least-once",
+        "resources": {
+            "cpu": 100, "memory": 64 * 2**20, "disk": 0, "ports": [8080], "devices": ["/dev/video0"],
+            "accelerators": [{"kind": "gpu", "count": 1, "memory": 2**30}],
+        },
+        "model": {"name": "sample", "version": "1"}, "slo": {"p99": 50}, "residency": ["sample"], "inputs": ["a/b"],
+        "outputs": ["b/c"], "near": ["a/b"], "replicas": {"count": 1, "perSite": 1, "everyNode": True},
+    },
+    "now": {"time": "12:00", "hour": 12, "minute": 0, "weekday": "monday", "date": "2026-01-05"},
     **{name: dict.fromkeys(fields, 1.0) for name, fields in MEASURES.items()},
 }  # fmt: skip
 
@@ -136,6 +160,7 @@ def number(condition: CompiledCondition, variables: Mapping[str, Any]) -> float 
     except (KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:
+        # BaseException for the same reason as above.
         return _fault(condition.text, error, variables)
     if isinstance(answer, bool) or not isinstance(answer, (int, float)):
         return ConditionFault(code="not_number", message=f"gives {_type_word(answer)}, not a number")
@@ -253,7 +278,8 @@ def _unknown_name(path: str, name: str, variables: frozenset[str], inside: int) 
     nearest = did_you_mean(name, sorted(variables), otherwise="")
     if not nearest and (owner := next((v for v in sorted(variables) if name in FIELDS.get(v, ())), None)):
         nearest = f"did you mean '{owner}.{name}'?"
-    known = " and ".join(sorted(variables))
+    *some, last = sorted(variables)
+    known = f"{', '.join(some)} and {last}" if some else last
     return Problem(
         path=path,
         code="unknown_name",

@@ -2,20 +2,36 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 import msgspec
+from msgspec import Meta
 
-from batuta.kinds.base import Bytes, Digest, Name, Problem, Record, Resource
+from batuta.kinds.base import Bytes, Digest, Millis, Name, Problem, Record, Resource
+from batuta.kinds.hardware import AcceleratorKind, Architecture, Hardware, architecture_problems
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+
+Precision = Literal["fp64", "fp32", "fp16", "bf16", "fp8", "int16", "int8", "int4", "mixed"]
 
 
 class Needs(Record):
     """What a variant needs of the machine that runs it."""
 
     memory_bytes: Bytes | None = msgspec.field(default=None, name="memory")
+    accelerator: AcceleratorKind | None = None
+    """It runs only beside one of this kind: `gpu`, `npu`, or a family such as `nvidia` or `hailo`."""
+
+
+class Profile(Record):
+    """How fast a variant is on one class of hardware."""
+
+    hardware: Hardware
+    """As nodes report it, or as `spec.hardware` of a node says: `raspberry-pi-4-model-b`."""
+    p99_ms: Millis = msgspec.field(name="p99")
+    """Of a hundred answers, ninety-nine came within this time."""
 
 
 class Tensor(Record):
@@ -44,7 +60,15 @@ class Variant(Record):
     size_bytes: Bytes = msgspec.field(name="size")
     needs: Needs = Needs()
     quality: dict[str, float] = {}
-    """Measured quality, by metric: `{accuracy: 0.971}`."""
+    """Measured quality, by metric, where more is better: `{accuracy: 0.971}`."""
+    opset: Annotated[int, Meta(ge=1, le=1_000)] | None = None
+    """The operator set it was written for: a runtime that knows only older ones cannot load it."""
+    precision: Precision | None = None
+    """What it computes in; a node that says what it can compute in must name it."""
+    architectures: tuple[Architecture, ...] = ()
+    """Processors that can run it, such as `arm64`; all of them when left out."""
+    profiles: tuple[Profile, ...] = ()
+    """How fast it has proved to be, by class of hardware. What nodes measure themselves counts before it."""
 
 
 class Golden(Record):
@@ -110,6 +134,13 @@ class Model(Resource, tag="Model", kw_only=True):
                         message=f"variant {variant.name!r} is there twice",
                     )
                 names.add(variant.name)
+                there = f"{here}.variants[{j}]"
+                yield from architecture_problems(f"{there}.architectures", variant.architectures)
+                known = [profile.hardware for profile in variant.profiles]
+                for k, hardware in enumerate(known):
+                    if hardware in known[:k]:
+                        message = f"{hardware!r} is profiled twice"
+                        yield Problem(path=f"{there}.profiles[{k}].hardware", code="duplicate", message=message)
             if version.golden is not None:
                 yield Problem(
                     path=f"{here}.golden",

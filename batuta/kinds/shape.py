@@ -53,8 +53,9 @@ def _walk(type_: inspect.Type, value: object, path: Path) -> Iterator[Misfit]:
     description = ""
     if isinstance(type_, inspect.Metadata):
         description = (type_.extra_json_schema or {}).get("description", "")
-        if (type_.extra or {}).get("condition") and isinstance(value, str):
-            yield from _condition(value, path)
+        of = (type_.extra or {}).get("condition")
+        if of and isinstance(value, str):
+            yield from _condition(value, path, condition.VARIABLES[of])
         type_ = type_.type
     if isinstance(type_, inspect.UnionType):
         # Our unions are all "something or null".
@@ -141,8 +142,8 @@ def _text(type_: inspect.StrType, value: object, path: Path, description: str) -
     yield from _length(type_, len(value), path, "characters")
 
 
-def _condition(text: str, path: Path) -> Iterator[Misfit]:
-    for problem in condition.check(written(path), text):
+def _condition(text: str, path: Path, variables: frozenset[str]) -> Iterator[Misfit]:
+    for problem in condition.check(written(path), text, variables):
         if text:
             yield Misfit(path, problem.code, problem.message, problem.hint, max(problem.inside, 1))
 

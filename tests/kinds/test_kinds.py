@@ -25,6 +25,8 @@ from batuta.kinds.application import (
     ProcessUse,
     Replicas,
     Resources,
+    Rollout,
+    Slo,
     Toleration,
 )
 from batuta.kinds.base import BitsPerSecond, Bytes, Millicores, Millis, Problem, decode_hook
@@ -63,7 +65,8 @@ C = "spec.components[0]"
         (serving(process=PROCESS), [(C, "one_of"), (f"{C}.inputs", "value")]),
         (Component(name="p", container={"image": "x"}), [(f"{C}.container", "not_yet")]),
         (Component(name="p", pipeline={}), [(f"{C}.pipeline", "not_yet")]),
-        (serving(slo={}), [(f"{C}.slo", "not_yet")]),
+        (serving(slo=Slo(p99_ms=Millis(50))), []),
+        (Component(name="p", process=PROCESS, slo=Slo(p99_ms=Millis(50))), [(f"{C}.slo", "value")]),
         (Component(name="p", process=PROCESS, replicas=Replicas()), [(f"{C}.replicas", "one_of")]),
         (Component(name="p", process=PROCESS, replicas=Replicas(count=1, per_site=1)), [(f"{C}.replicas", "one_of")]),
         (
@@ -110,7 +113,7 @@ def test_components(component, problems):
 def test_applications():
     twice = Component(name="p", process=PROCESS)
     assert found(application(twice, twice)) == [("spec.components[1].name", "duplicate")]
-    assert found(application(twice, rollout={})) == [("spec.rollout", "not_yet")]
+    assert found(application(twice, rollout=Rollout(waves=("1 node",)))) == [("spec.rollout.waves", "not_yet")]
 
 
 def test_models():

@@ -1,0 +1,99 @@
+"""Policy: what holds wherever things run. Rules over nodes, sites, applications, components and the hour."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+
+from msgspec import Meta
+
+from batuta.kinds import condition
+from batuta.kinds.base import Problem, Record, Resource
+from batuta.kinds.nearest import did_you_mean
+from batuta.kinds.reads import reads
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+Rule = Annotated[
+    str,
+    Meta(
+        min_length=1,
+        max_length=4096,
+        description="A rule in CEL over node, site, application, component and now.",
+        extra={"condition": "policy"},
+    ),
+]
+Weight = Annotated[int, Meta(ge=0, le=100)]
+PREFERENCES = (
+    "stays", "near", "spread", "apart", "quality", "slo", "artifact", "energy", "carbon", "uplink", "headroom",
+    "steady", "room",
+)  # fmt: skip
+"""What a weight can be given to, in the order of `core.preferences`."""
+RULES = ("require", "forbid", "prefer", "weights")
+
+
+class PolicySpec(Record):
+    """At least one of require, forbid, prefer and weights."""
+
+    applies: Rule | None = None
+    """To which components it applies; to all of them when left out."""
+    require: Rule | None = None
+    """They run only where this holds."""
+    forbid: Rule | None = None
+    """They do not run where this holds."""
+    prefer: Rule | None = None
+    """They had better run where this holds."""
+    weight: Weight = 4
+    """How much `prefer` counts, beside the weights of the other preferences."""
+    weights: dict[str, Weight] = {}
+    """Other weights for the preferences of placement: `{energy: 20, near: 0}`. Where several policies name the same
+    one, the greatest holds."""
+    existing: Literal["move", "stay"] = "move"
+    """What runs already where it may run no more: it moves, the new one ready before the old one stops; or it stays."""
+    message: Annotated[str, Meta(max_length=256)] = ""
+    """For people: why."""
+
+
+class Policy(Resource, tag="Policy", kw_only=True):
+    """A constraint on where things run, or a preference, for all tenants."""
+
+    plural: ClassVar[str] = "policies"
+    namespaced: ClassVar[bool] = False
+    short_names: ClassVar[tuple[str, ...]] = ("pol",)
+    columns: ClassVar[tuple[tuple[str, str], ...]] = (
+        ("STATE", "status.state"),
+        ("RULES", "status.rules"),
+        ("COMPONENTS", "status.components"),
+        ("REFUSES", "status.refuses"),
+        ("REASON", "status.reason"),
+    )
+    wide_columns: ClassVar[tuple[tuple[str, str], ...]] = (
+        ("EXISTING", "spec.existing"),
+        ("UNANSWERED", "status.unanswered"),
+        ("MESSAGE", "spec.message"),
+    )
+
+    spec: PolicySpec
+
+    def problems(self) -> Iterator[Problem]:
+        spec = self.spec
+        if not any((spec.require, spec.forbid, spec.prefer, spec.weights)):
+            yield Problem(path="spec", code="one_of", message=f"say at least one of {', '.join(RULES)}")
+        for field in ("applies", "require", "forbid", "prefer"):
+            text = getattr(spec, field)
+            if text is not None:
+                yield from condition.check(f"spec.{field}", text, condition.POLICY_VARIABLES)
+        for name in spec.weights:
+            if name not in PREFERENCES:
+                yield Problem(
+                    path=f"spec.weights.{name}", code="unknown_field", message=f"there is no preference {name!r}",
+                    hint=did_you_mean(name, PREFERENCES),
+                )  # fmt: skip
+        if spec.weights and spec.applies is not None:
+            wider = {path[0] for path in reads(spec.applies)} - condition.COMPONENT_VARIABLES
+            if wider:
+                yield Problem(
+                    path="spec.applies", code="value",
+                    message=f"weights hold for a component wherever it runs, and this asks about {sorted(wider)[0]}",
+                    hint="ask about component and application only",
+                )  # fmt: skip
