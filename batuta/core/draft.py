@@ -6,16 +6,19 @@ computed at the end, as rows of the decided table.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from batuta.core.decided import Capture, Fence, Instance, Release, fence_key, release_key
 from batuta.core.liveness import Ears, heard_at, missed_ms
+from batuta.core.standing import Standing
 from batuta.core.state import Change, Held
 
 if TYPE_CHECKING:
     from batuta.core.fleet import Fleet
     from batuta.core.observed import InstanceReport
     from batuta.core.state import State
+
+Row = TypeVar("Row", bound=Standing)
 
 
 class Draft:
@@ -36,7 +39,8 @@ class Draft:
         self._instances: dict[str, dict[str, Instance]] = {}
         self._insisted: dict[str, int] = {}
         self._held: dict[str, list[Held]] = {}
-        self._decided: dict[str, Release | Fence | None] = {}
+        self._decided: dict[str, Release | Fence | Standing | None] = {}
+        self._standing: dict[str, dict[str, Standing | None]] = {}
         self._releases: dict[str, list[Release]] = {}
         self._fences: dict[str, dict[str, Fence]] = {}
         self._fenced: dict[str, list[Capture]] | None = None
@@ -172,8 +176,22 @@ class Draft:
                     self._fenced.setdefault(node.spec.site, []).append(capture)
         return self._fenced.get(site, [])
 
+    # --- What is remembered beside ---
+
+    def standing(self, app: str, kind: type[Row]) -> list[Row]:
+        """The rows of one kind that an application has, as drafted, in order of key."""
+        known = self.state.standing.get(app, {})
+        rows = known | self._standing[app] if app in self._standing else known
+        return [row for _, row in sorted(rows.items()) if isinstance(row, kind)]
+
+    def write_standing(self, row: Standing) -> None:
+        self._decided[row.key] = self._standing.setdefault(row.app, {})[row.key] = row
+
+    def drop_standing(self, row: Standing) -> None:
+        self._decided[row.key] = self._standing.setdefault(row.app, {})[row.key] = None
+
     def decided(self) -> list[Change]:
-        """The releases and fences that differ from what is decided already."""
+        """The releases, fences and standing rows that differ from what is decided already."""
         return [Change("decided", key, row) for key, row in self._decided.items() if self.state.decided.get(key) != row]
 
     def _fence_rows(self, fence: Fence) -> dict[str, Fence]:

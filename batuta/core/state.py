@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeGuard
 
 from batuta.core.decided import Assignment, Fence, Instance, Release
 from batuta.core.observed import Report, Sighting
+from batuta.core.standing import Standing
 from batuta.core.trail import Trail
 from batuta.kinds.application import Application
 from batuta.kinds.base import DEFAULT_NAMESPACE, Ref, Resource
@@ -61,6 +62,7 @@ class State:
         "observed",
         "releases",
         "sightings",
+        "standing",
         "step",
         "strays",
         "trail",
@@ -74,7 +76,7 @@ class State:
         """When this hub began to listen: nobody's silence is older than that."""
         self.desired: Mapping[str, Resource] = _EMPTY
         """By `Ref.key`."""
-        self.decided: Mapping[str, Assignment | Release | Fence] = _EMPTY
+        self.decided: Mapping[str, Assignment | Release | Fence | Standing] = _EMPTY
         """By the keys of `core.decided`."""
         self.observed: Mapping[str, Report] = _EMPTY
         """By node name."""
@@ -95,6 +97,8 @@ class State:
         """By `namespace/application`, oldest first."""
         self.fences: Mapping[str, Mapping[str, Fence]] = _EMPTY
         """By `namespace/application`, then `component/slot`."""
+        self.standing: Mapping[str, Mapping[str, Standing]] = _EMPTY
+        """By `namespace/application`, then the row's key: what is remembered beside who holds what."""
         self.held: Mapping[str, tuple[Held, ...]] = _EMPTY
         """By `namespace/application`: every instance in any assignment, sorted."""
         self.users_of_model: Mapping[str, frozenset[str]] = _EMPTY
@@ -132,7 +136,8 @@ class State:
 
     def applications(self) -> list[str]:
         """Every application that is wished for or still leaves something behind, sorted."""
-        return sorted(set(self.declared) | set(self.held) | set(self.releases) | set(self.fences))
+        left = set(self.held) | set(self.releases) | set(self.fences) | set(self.standing)
+        return sorted(set(self.declared) | left)
 
     # --- Folding ---
 
@@ -248,6 +253,7 @@ class State:
         assignments: dict[str, Assignment] | None = None
         releases: dict[str, tuple[Release, ...]] | None = None
         fences: dict[str, Mapping[str, Fence]] | None = None
+        standing: dict[str, Mapping[str, Standing]] | None = None
         gone: dict[str, set[tuple[str, int]]] = {}
         come: dict[str, list[Held]] = {}
         for key in keys:
@@ -288,6 +294,15 @@ class State:
                 fences[app] = rows
                 if not rows:
                     del fences[app]
+            elif isinstance(row, Standing):
+                standing = dict(self.standing) if standing is None else standing
+                kept_rows = {k: r for k, r in standing.get(row.app, {}).items() if k != key}
+                kept_rows |= {key: new} if isinstance(new, Standing) else {}
+                standing[row.app] = kept_rows
+                if not kept_rows:
+                    del standing[row.app]
+        if standing is not None:
+            self.standing = standing
         if assignments is not None:
             self.assignments = assignments
             self._find_strays(key.removeprefix("assignment.") for key in keys)

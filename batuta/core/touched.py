@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from batuta.core.decide import APPLICATION, SITE
 from batuta.core.decided import Assignment, Fence, Release
 from batuta.core.liveness import heard_at, missed_ms
+from batuta.core.standing import Standing
 from batuta.kinds.application import Application
 from batuta.kinds.base import DEFAULT_NAMESPACE
 from batuta.kinds.model import Model
@@ -47,7 +48,7 @@ def _touched(before: State, after: State, now: int) -> Iterator[str]:
             if isinstance(row, Assignment):
                 yield from (APPLICATION + i.app for i in row.instances)
                 yield SITE + row.site
-            elif isinstance(row, (Release, Fence)):
+            elif isinstance(row, (Release, Fence, Standing)):
                 yield f"{APPLICATION}{row.namespace}/{row.application}"
     for old, new in _differences(before.observed, after.observed):
         yield from _by_report(after, old, new)

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from batuta.core.decided import Assignment, Fence, Release
 from batuta.core.observed import Report
 from batuta.core.reasons import Reason
+from batuta.core.standing import DECIDED
 from batuta.core.state import Change
 from batuta.errors import Refused
 from batuta.fabric.base import SNAPSHOT_DONE, Entry, Table
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 
 REPORT_BYTES_MAX: Final = 1 << 20
 EPOCH_KEY: Final = "hub.epoch"
-_DECIDED: Final[dict[str, type[Any]]] = {"assignment": Assignment, "release": Release, "fence": Fence}
 
 
 class Store:
@@ -171,7 +170,7 @@ class Store:
         if table == "desired":
             return manifest.from_json(entry.value)
         if table == "decided":
-            kind = _DECIDED.get(entry.key.split(".", 1)[0])
+            kind = DECIDED.get(entry.key.split(".", 1)[0])
             if kind is None:
                 raise ValueError(f"no kind of decision is kept under {entry.key!r}")
             return msgspec.json.decode(entry.value, type=kind, dec_hook=decode_hook)

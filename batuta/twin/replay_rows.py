@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from batuta.core.decided import Assignment, Fence, Release
 from batuta.core.observed import Report, Sighting
+from batuta.core.standing import DECIDED
 from batuta.core.state import Change, State, Table
 from batuta.kinds import manifest
 from batuta.kinds.base import Record, Resource, decode_hook, encode_hook
@@ -18,7 +18,6 @@ from batuta.kinds.base import Record, Resource, decode_hook, encode_hook
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-DECIDED: dict[str, type[Any]] = {"assignment": Assignment, "release": Release, "fence": Fence}
 TABLES: tuple[Table, ...] = ("desired", "decided", "observed", "sightings")
 
 
