@@ -16,6 +16,7 @@ EMPTY = {
     "Site": "A site appears with its first node: `batuta token create --site NAME`.",
     "Model": "Push one: `batuta model push FILE --name NAME --version 1`.",
     "Application": "Declare one: `batuta apply -f FILE`.",
+    "Scenario": "Play one straight from its file: `batuta twin run FILE`.",
 }
 """What to do when there is none of a kind."""
 

@@ -17,6 +17,7 @@ from batuta.kinds.application import Application
 from batuta.kinds.base import encode_hook
 from batuta.kinds.model import Model
 from batuta.kinds.node import Node
+from batuta.kinds.scenario import Scenario
 from batuta.kinds.site import Site
 
 if TYPE_CHECKING:
@@ -38,7 +39,14 @@ def status(state: State, ref: Ref, now: int, fleet: Fleet | None = None) -> dict
         return model_status(state, resource)
     if isinstance(resource, Application):
         return application_status(state, resource, now, fleet)
+    if isinstance(resource, Scenario):
+        return scenario_status(resource)
     return {}
+
+
+def scenario_status(scenario: Scenario) -> dict[str, Any]:
+    """A hub keeps scenarios and plays none: whoever wants to know plays it."""
+    return {"state": "ok", "nodes": sum(group.nodes for group in scenario.spec.fleet)}
 
 
 # --- Node -------------------------------------------------------------------------------------------------------------

@@ -13,10 +13,11 @@ from batuta.kinds.application import Application, Component
 from batuta.kinds.base import API_VERSION, DEFAULT_NAMESPACE, Metadata, Problem, Record, Ref, Resource
 from batuta.kinds.model import Model
 from batuta.kinds.node import Node
+from batuta.kinds.scenario import Scenario
 from batuta.kinds.site import Site
 
-KINDS: tuple[type[Resource], ...] = (Node, Site, Model, Application)
-AnyResource = Node | Site | Model | Application
+KINDS: tuple[type[Resource], ...] = (Node, Site, Model, Application, Scenario)
+AnyResource = Node | Site | Model | Application | Scenario
 
 __all__ = [
     "API_VERSION",
@@ -32,6 +33,7 @@ __all__ = [
     "Record",
     "Ref",
     "Resource",
+    "Scenario",
     "Site",
     "kind_called",
 ]

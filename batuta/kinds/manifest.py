@@ -39,7 +39,6 @@ NOT_YET_KINDS = {
     "Policy": "placement.where of a component says where it may run",
     "Flag": "",
     "Training": "",
-    "Scenario": "",
     "Rollout": "a changed application replaces its instances one by one",
 }
 # What people bring from elsewhere, and what it is called here.
@@ -126,7 +125,7 @@ def parse_manifest(text: str | bytes, file: str = "") -> Manifest:
                 path="",
                 code="empty",
                 message="there is no document here",
-                hint=f"a document starts with apiVersion: {API_VERSION} and kind: {KINDS[-1].__name__}",
+                hint=f"a document starts with apiVersion: {API_VERSION} and kind: Application",
                 line=1,
                 column=1,
             )
