@@ -8,6 +8,7 @@ import msgspec
 
 from batuta.core.decided import Fence
 from batuta.core.heal import UNLEASED_MS, gone_by
+from batuta.core.load import load_of
 from batuta.core.place import Choice, choose, refusals
 from batuta.core.reasons import Reason
 
@@ -120,10 +121,10 @@ class Care:
         row = self.row(old)
         if row is None:
             return choose(wish, self.fleet)
-        cpu, memory = int(old.instance.cpu_millis), int(old.instance.memory_bytes)
-        self.fleet.shift(row, cpu, memory, -1)
+        load = load_of(old.instance)
+        self.fleet.shift(row, load, -1)
         found = choose(wish, self.fleet)
-        self.fleet.shift(row, cpu, memory, 1)
+        self.fleet.shift(row, load, 1)
         return found
 
     # --- Words ---

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from batuta.core.decided import Capture, Fence, Instance, Release, fence_key, release_key
 from batuta.core.liveness import Ears, heard_at, missed_ms
+from batuta.core.load import load_of
 from batuta.core.standing import Standing
 from batuta.core.state import Change, Held
 
@@ -213,4 +214,4 @@ class Draft:
     def _shift(self, node: str, instance: Instance, count: int) -> None:
         row = self.fleet.row_of.get(node)
         if row is not None:
-            self.fleet.shift(row, int(instance.cpu_millis), int(instance.memory_bytes), count)
+            self.fleet.shift(row, load_of(instance), count)

@@ -1,7 +1,7 @@
 """Fleet: every node as one row of number columns, so that a placement asks all of them in one go.
 
-Columns are kept incrementally: `refresh` finds what changed by identity, row by row, and a draft shifts loads as it
-places.
+Columns are kept incrementally: `refresh` follows the trail of changes from the State it saw last, or finds them by
+identity when there is none, and a draft shifts loads as it places.
 What depends on a question (a condition, a set of tolerations, a digest) is a column of its own, made when it is first
 asked and afterwards asked again only for the rows whose facts changed.
 """
@@ -12,18 +12,25 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from batuta.core.columns import Columns
+from batuta.core.facts import look_up, node_facts, paths_of, site_facts
 from batuta.core.liveness import heard_at, missed_ms
-from batuta.kinds.base import Ref
+from batuta.core.load import load_of
+from batuta.core.trail import named
 from batuta.kinds.condition import ConditionFault, compile_condition, evaluate
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from numpy.typing import NDArray
 
-    from batuta.core.decided import Assignment
+    from batuta.core.decided import Assignment, Instance
+    from batuta.core.columns import Columns
+from batuta.core.facts import Path
+    from batuta.core.load import Load
     from batuta.core.observed import Report
     from batuta.core.state import State
+    from batuta.core.trail import Keys
     from batuta.kinds.application import Toleration
     from batuta.kinds.node import Node, Taint
     from batuta.kinds.site import Site
@@ -31,8 +38,6 @@ if TYPE_CHECKING:
     Ints = NDArray[np.int64]
     Bools = NDArray[np.bool_]
 
-COLUMNS_MAX = 1024
-"""Questions remembered; the one asked longest ago is forgotten first."""
 TRUE, FALSE, FAULT = 1, 0, -1
 FOREVER = 2**63 - 1
 
@@ -86,59 +91,86 @@ class Fleet:
         self.site_code: dict[str, int] = {}
         self.taints: dict[int, tuple[Taint, ...]] = {}
         """By row, for the few that have some."""
+        self.moves: list[int] = []
+        """Rows whose loads were shifted since the last refresh, in order; `~row` where something was taken away."""
+        self.unsettled: dict[str, set[str]] = {}
+        """By site: nodes whose assignment, serial or address changed since `core.assemble` looked at them."""
+        self.books: dict[str, Any] = {}
+        """By site: what that somebody found there; kept here because it goes when the fleet goes."""
         self._free_rows: list[int] = []
-        self._dirty: set[int] = set()
-        self._tables: tuple[Any, ...] = (None, None, None, None, None, None)
+        self._drafted: dict[int, tuple[Instance, ...] | None] = {}
+        """Rows whose loads were shifted, and the instances to which that led, where it was said (`settle`)."""
+        self._state: State | None = None
         self._sites: dict[str, Site | None] = {}
         self._node: list[Node | None] = []
         self._report: list[Report | None] = []
         self._sighting: list[Any] = []
         self._assignment: list[Assignment | None] = []
-        self._columns: dict[object, tuple[Any, NDArray[np.int32]]] = {}
+        self._columns = Columns()
+        self._codes: dict[Path, dict[Any, int]] = {}
         self._variables: dict[int, tuple[int, int, dict[str, Any]]] = {}
         self._grow(64)
 
     # --- Following the state ---
 
     def refresh(self, state: State, now: int) -> Fleet:
-        """Take over what changed. Costs one identity check a row and table, and work only where something differs."""
+        """Take over what changed."""
         self.now = now
-        desired, nodes, observed, sightings, assignments, hub_since = self._tables
-        new_rows = False
-        if state.nodes is not nodes or (state.desired is not desired and self._sites_changed(state)):
-            new_rows = self._follow_nodes(state)
-        if new_rows or state.observed is not observed:
-            for name, row in self.row_of.items():
-                report = state.observed.get(name)
-                if report is not self._report[row]:
-                    self._take_report(row, report)
-        if new_rows or state.sightings is not sightings or state.hub_since != hub_since:
-            for name, row in self.row_of.items():
-                sighting = state.sightings.get(name)
-                if new_rows or sighting is not self._sighting[row] or state.hub_since != hub_since:
-                    self._sighting[row] = sighting
-                    self.sighted[row] = sighting is not None
-                    self.closed[row] = sighting is not None and sighting.disconnected_at is not None
-                    self.heard[row] = heard_at(state, name)
-        if new_rows or state.assignments is not assignments or self._dirty:
-            for name, row in self.row_of.items():
-                assignment = state.assignments.get(name)
-                if assignment is not self._assignment[row] or row in self._dirty:
-                    self._take_assignment(row, assignment)
-            self._dirty.clear()
-        self._tables = (
-            state.desired, state.nodes, state.observed, state.sightings, state.assignments, state.hub_since,
-        )  # fmt: skip
+        before, self._state = self._state, state
+        keys = state.trail.between(before.step, state.step) if before and before.trail is state.trail else None
+        since = before.hub_since if before is not None else None
+        came: set[str] = set()
+        if before is None or state.nodes is not before.nodes or state.desired is not before.desired:
+            came = self._follow_nodes(state, keys)
+        for name in self._names(keys, "observed", before is None or state.observed is not before.observed) | came:
+            row, report = self.row_of.get(name), state.observed.get(name)
+            if row is not None and report is not self._report[row]:
+                self._take_report(row, report)
+        if state.hub_since != since:
+            keys = None
+        for name in self._names(keys, "sightings", keys is None or state.sightings is not before.sightings) | came:  # type: ignore[union-attr]
+            row, sighting = self.row_of.get(name), state.sightings.get(name)
+            if row is not None and (name in came or sighting is not self._sighting[row] or state.hub_since != since):
+                self._sighting[row] = sighting
+                self.sighted[row] = sighting is not None
+                self.closed[row] = sighting is not None and sighting.disconnected_at is not None
+                self.heard[row] = heard_at(state, name)
+        assigned = self._names(keys, "decided", before is None or state.assignments is not before.assignments)
+        for name in assigned | came | {self.names[row] for row in self._drafted}:
+            row, assignment = self.row_of.get(name), state.assignments.get(name)
+            if row is not None and (assignment is not self._assignment[row] or row in self._drafted):
+                self._take_assignment(row, assignment)
+        self._drafted.clear()
+        self.moves.clear()
         self.missed_ms = missed_ms(state)
         self.fresh = self.present & self.sighted & ~self.closed & (self.heard > now - self.missed_ms)
         return self
 
-    def shift(self, row: int, cpu_millis: int, memory_bytes: int, count: int) -> None:
+    def _names(self, keys: Keys | None, table: str, changed: bool) -> set[str]:
+        """Names of the nodes whose row of a table may have changed."""
+        if not changed:
+            return set()
+        if keys is None:
+            return set(self.row_of)
+        found = keys.get(table, set())
+        return set(named(found, "assignment.")) if table == "decided" else found
+
+    def shift(self, row: int, load: Load, count: int) -> None:
         """A draft gives (`count` 1) or takes (-1) an instance; the next refresh reads the row's assignment again."""
-        self.cpu_free[row] -= cpu_millis * count
-        self.memory_free[row] -= memory_bytes * count
-        self.instances[row] += count
-        self._dirty.add(row)
+        self.lay(row, load, count)
+        self.moves.append(row if count > 0 else ~row)
+        self._drafted[row] = None
+
+    def lay(self, rows: int | Ints, load: Load, count: int) -> None:
+        """Add a load to rows, none of them named twice, or take it away. Whoever tries things out puts them back."""
+        self.cpu_free[rows] -= load.cpu_millis * count
+        self.memory_free[rows] -= load.memory_bytes * count
+        self.instances[rows] += count
+
+    def settle(self, row: int, instances: tuple[Instance, ...]) -> None:
+        """All that was shifted at a row came to these instances: if just they are assigned, its loads are right."""
+        if row in self._drafted:
+            self._drafted[row] = instances
 
     def next_silence(self, now: int) -> int | None:
         """The next instant at which a node that holds something will be missed, if it says no more."""
@@ -157,18 +189,17 @@ class Fleet:
         """TRUE, FALSE or FAULT by row: does the condition hold there? Nodes that have not reported are FALSE."""
         if text is None:
             return self.reported.astype(np.int8)
-        condition = compile_condition(text)
+        condition, paths = compile_condition(text), paths_of(text)
 
         def ask(row: int) -> int:
-            if not self.reported[row]:
-                return FALSE
             answer = evaluate(condition, self.variables(row))
             return FAULT if isinstance(answer, ConditionFault) else TRUE if answer else FALSE
 
-        vital = any(field in text for field in _VITAL_FIELDS)
-        versions = self.machine + self.vitals if vital else self.machine
-        answer: NDArray[np.int8] = self._column(("where", text), versions, ask, np.int8)
-        return answer
+        facts = (self._coded(path) for path in paths)
+        answer: NDArray[np.int8] = self._columns.asked_by_class(
+            ("where", text), self.present, self._versions(paths), facts, ask, np.int8
+        )
+        return np.where(self.reported, answer, np.int8(FALSE))
 
     def fault(self, text: str, row: int) -> ConditionFault | None:
         """Why a condition cannot be answered for a row."""
@@ -228,23 +259,30 @@ class Fleet:
         if known is None or known[:2] != version:
             node, report = self._node[row], self._report[row]
             assert node is not None, "a row without a node was asked"
-            known = (*version, {"node": _node_facts(node, report), "site": _site_facts(node, self._sites)})
+            known = (*version, {"node": node_facts(node, report), "site": site_facts(node, self._sites)})
             self._variables[row] = known
         return known[2]
 
     def _column(self, key: object, versions: Ints, ask: Callable[[int], Any], dtype: Any) -> Any:
-        found = self._columns.pop(key, None)
-        if found is None:
-            while len(self._columns) >= COLUMNS_MAX:
-                del self._columns[next(iter(self._columns))]
-            found = (np.zeros(self.capacity, dtype), np.full(self.capacity, -1, np.int32))
-        self._columns[key] = found
-        values, seen = found
-        stale = np.flatnonzero((seen != versions) & self.present)
-        for row in stale.tolist():
-            values[row] = ask(row)
-        seen[stale] = versions[stale]
-        return values
+        return self._columns.asked(key, self.present, versions, ask, dtype)
+
+    def _coded(self, path: Path) -> Ints:
+        """A fact of every row as a number: the same number, the same value."""
+        table = self._codes.setdefault(path, {})
+        if len(table) > 2 * self.capacity:
+            # Values that nobody has any more: numbered anew.
+            table.clear()
+            self._columns.forget(("fact", path))
+
+        def ask(row: int) -> int:
+            return table.setdefault(look_up(self.variables(row), path), len(table))
+
+        codes: Ints = self._column(("fact", path), self._versions((path,)), ask, np.int64)
+        return codes
+
+    def _versions(self, paths: tuple[Path, ...]) -> Ints:
+        vital = any(len(path) == 1 or path[1] in _VITAL_FIELDS for path in paths)
+        return self.machine + self.vitals if vital else self.machine
 
     # --- Rows ---
 
@@ -261,25 +299,37 @@ class Fleet:
             rows.extend([None] * more)
         self._free_rows = list(range(capacity - 1, old - 1, -1)) + self._free_rows
         self.capacity = capacity
-        self._columns.clear()
+        self._columns.grow(capacity)
 
-    def _sites_changed(self, state: State) -> bool:
-        return any(state.desired.get(Ref("sites", "", name).key) is not known for name, known in self._sites.items())
-
-    def _follow_nodes(self, state: State) -> bool:
-        """Rows for nodes that came, changed or went; True when some are new."""
-        for name in self.row_of.keys() - state.nodes.keys():
+    def _follow_nodes(self, state: State, keys: Keys | None) -> set[str]:
+        """Rows for nodes that came, changed or went; returns the names of those that came."""
+        if keys is None:
+            names: set[str] = self.row_of.keys() | state.nodes.keys()
+            sites: Iterable[str] = self._sites.keys()
+        else:
+            desired = keys.get("desired", set())
+            names, sites = set(named(desired, "nodes.")), named(desired, "sites.")
+        moved = {site for site in sites if site in self._sites and state.site(site) is not self._sites[site]}
+        for site in moved:
+            self._sites[site] = state.site(site)
+            names |= set(state.nodes_of_site.get(site, ()))
+        came: set[str] = set()
+        gone = [name for name in names if name in self.row_of and name not in state.nodes]
+        for name in gone:
             self._forget(name)
-        moved = {n for n, known in self._sites.items() if state.site(n) is not known}
-        came = False
-        for name, node in state.nodes.items():
-            row = self.row_of.get(name)
+        for name in names - set(gone):
+            node, row = state.nodes.get(name), self.row_of.get(name)
+            if node is None:
+                continue
             if row is None:
-                row, came = self._new_row(name), True
+                row = self._new_row(name)
+                came.add(name)
             if self._node[row] is not node or node.spec.site in moved:
+                if node.spec.site not in self._sites:
+                    self._sites[node.spec.site] = state.site(node.spec.site)
                 self._take_node(row, node)
-        self._sites = {name: state.site(name) for name in self.site_code if name in state.nodes_of_site}
-        self._rank()
+        if came or gone:
+            self._rank()
         return came
 
     def _new_row(self, name: str) -> int:
@@ -302,6 +352,8 @@ class Fleet:
         # Versions only ever rise, so that no remembered answer survives the row's next tenant.
         for versions in (self.machine, self.vitals, self.stock):
             versions[row] += 1
+        self._columns.revision += 1
+        self._drafted.pop(row, None)
         self.taints.pop(row, None)
         self._variables.pop(row, None)
         for rows in (self._node, self._report, self._sighting, self._assignment):
@@ -328,9 +380,13 @@ class Fleet:
         else:
             self.taints.pop(row, None)
         self.machine[row] += 1
+        self._columns.revision += 1
 
     def _take_report(self, row: int, report: Report | None) -> None:
         before, self._report[row] = self._report[row], report
+        self._columns.revision += 1
+        if before is None or report is None or (before.address, before.serial) != (report.address, report.serial):
+            self._unsettle(row)
         inventory = report.inventory if report is not None else None
         if before is None or report is None or before.inventory != inventory:
             self.reported[row] = report is not None
@@ -349,52 +405,24 @@ class Fleet:
             self.stock[row] += 1
 
     def _take_assignment(self, row: int, assignment: Assignment | None) -> None:
+        if assignment is not self._assignment[row]:
+            self._unsettle(row)
         self._assignment[row] = assignment
         held = assignment.instances if assignment is not None else ()
-        self.cpu_free[row] = self.cpu_total[row] - sum(i.cpu_millis for i in held)
-        self.memory_free[row] = self.memory_total[row] - sum(i.memory_bytes for i in held)
-        self.instances[row] = len(held)
+        if self._drafted.get(row) is held:
+            return
+        self.cpu_free[row], self.memory_free[row] = self.cpu_total[row], self.memory_total[row]
+        self.instances[row] = 0
+        for instance in held:
+            self.lay(row, load_of(instance), 1)
+
+    def _unsettle(self, row: int) -> None:
+        node = self._node[row]
+        if node is not None:
+            self.unsettled.setdefault(node.spec.site, set()).add(self.names[row])
 
 
 def fleet_of(state: State, now: int) -> Fleet:
     """The fleet of a state, kept from one State of its line to the next: for readers that have none of their own."""
     fleet: Fleet = state.memo.setdefault("fleet", Fleet())
     return fleet.refresh(state, now)
-
-
-def _node_facts(node: Node, report: Report | None) -> dict[str, Any]:
-    facts: dict[str, Any] = {
-        "name": node.metadata.name, "site": node.spec.site, "labels": dict(node.metadata.labels), "architecture": "",
-        "cpu": 0, "memory": 0, "disk": 0, "accelerators": [], "runtimes": [], "os": "", "kernel": "",
-    }  # fmt: skip
-    if report is not None:
-        inventory, vitals = report.inventory, report.vitals
-        facts |= {
-            "architecture": inventory.architecture, "cpu": int(inventory.cpu_millis),
-            "memory": int(inventory.memory_bytes), "disk": int(inventory.disk_bytes),
-            "accelerators": [
-                {"kind": a.kind, "name": a.name, "memory": int(a.memory_bytes)} for a in inventory.accelerators
-            ],
-            "runtimes": list(inventory.runtimes), "os": inventory.os, "kernel": inventory.kernel,
-        }  # fmt: skip
-        if vitals.temperature_c is not None:
-            facts["temperature"] = vitals.temperature_c
-        if vitals.battery_percent is not None:
-            facts["battery"] = vitals.battery_percent
-    return facts
-
-
-def _site_facts(node: Node, sites: dict[str, Site | None]) -> dict[str, Any]:
-    site = sites.get(node.spec.site)
-    if site is None:
-        return {"name": node.spec.site, "parent": "", "residency": "", "labels": {}, "metered": False}
-    uplink = site.spec.uplink
-    facts: dict[str, Any] = {
-        "name": site.metadata.name, "parent": site.spec.parent or "", "residency": site.spec.residency or "",
-        "labels": dict(site.metadata.labels), "metered": uplink.metered,
-    }  # fmt: skip
-    if uplink.bandwidth_bps is not None:
-        facts["bandwidth"] = int(uplink.bandwidth_bps)
-    if uplink.latency_ms is not None:
-        facts["latency"] = int(uplink.latency_ms)
-    return facts

@@ -13,6 +13,7 @@ import numpy as np
 from batuta.core.constraints import FILTERS, MIB
 from batuta.core.draft import Draft
 from batuta.core.fleet import fleet_of
+from batuta.core.load import load_of
 from batuta.core.place import Scored, explain
 from batuta.core.reasons import Reason
 from batuta.core.release import resolve
@@ -102,10 +103,10 @@ def _holder(draft: Draft, ask: Ask, f: Filled, holder: Holder) -> dict[str, Any]
     if row is None:
         return found
     i = holder.instance
-    fleet.shift(row, int(i.cpu_millis), int(i.memory_bytes), -1)
+    fleet.shift(row, load_of(i), -1)
     wish = Wish(ask, f.slot, before=row, own=(row,))
     answer = explain(wish, fleet, np.array([row], np.int64))[0][1]
-    fleet.shift(row, int(i.cpu_millis), int(i.memory_bytes), 1)
+    fleet.shift(row, load_of(i), 1)
     return found | _answer(answer)
 
 

@@ -1,0 +1,92 @@
+"""Columns: answers to questions about nodes, by row. Kept, and asked again only where a node's facts have changed.
+
+A question is a condition, a set of tolerations, a digest: whatever somebody asked once is likely to be asked again.
+Which facts it depends on is told by versions, numbers that rise with every change of a row's facts.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from numpy.typing import NDArray
+
+    Ints = NDArray[np.int64]
+    Bools = NDArray[np.bool_]
+
+COLUMNS_MAX = 1024
+"""Questions remembered; the one asked longest ago is forgotten first."""
+_NONE: Ints = np.zeros(0, np.int64)
+
+
+class Column:
+    """The answers to one question, the version of each row's facts that was asked, and when all of them were right."""
+
+    __slots__ = ("revision", "seen", "values")
+
+    def __init__(self, values: Any, seen: Ints) -> None:
+        self.values, self.seen, self.revision = values, seen, -1
+
+
+class Columns:
+    """Every question that was asked of a fleet so far."""
+
+    def __init__(self) -> None:
+        self.revision = 0
+        """Counts the changes of any fact of any row, so that nobody looks for stale rows when there are none."""
+        self._columns: dict[object, Column] = {}
+        self._capacity = 0
+
+    def grow(self, capacity: int) -> None:
+        self._capacity = capacity
+        self._columns.clear()
+
+    def forget(self, key: object) -> None:
+        self._columns.pop(key, None)
+
+    def asked(self, key: object, present: Bools, versions: Ints, ask: Callable[[int], Any], dtype: Any) -> Any:
+        """The answer of every row; `ask` is asked for those that are present and whose facts changed."""
+        column = self._kept(key, dtype)
+        stale = self._stale(column, present, versions)
+        for row in stale.tolist():
+            column.values[row] = ask(row)
+        return column.values
+
+    def asked_by_class(  # noqa: PLR0917
+        self, key: object, present: Bools, versions: Ints, facts: Iterable[Ints], ask: Callable[[int], Any], dtype: Any
+    ) -> Any:
+        """The same for a question that depends on these facts alone, given as numbers: asked once for all rows that do
+        not differ in them."""
+        column = self._kept(key, dtype)
+        stale = self._stale(column, present, versions)
+        if stale.size:
+            classes = np.zeros(len(stale), np.int64)
+            for fact in facts:
+                codes = fact[stale]
+                # Made dense again after each fact, so that many of them do not overflow.
+                _, classes = np.unique(classes * (int(codes.max()) + 1) + codes, return_inverse=True)
+            _, first, classes = np.unique(classes, return_index=True, return_inverse=True)
+            column.values[stale] = np.array([ask(row) for row in stale[first].tolist()], dtype)[classes]
+        return column.values
+
+    def _kept(self, key: object, dtype: Any) -> Column:
+        found = self._columns.pop(key, None)
+        if found is None:
+            while len(self._columns) >= COLUMNS_MAX:
+                del self._columns[next(iter(self._columns))]
+            found = Column(np.zeros(self._capacity, dtype), np.full(self._capacity, -1, np.int64))
+        self._columns[key] = found
+        return found
+
+    def _stale(self, column: Column, present: Bools, versions: Ints) -> Ints:
+        """The rows to be asked again, marked as asked."""
+        if column.revision == self.revision:
+            return _NONE
+        stale = np.flatnonzero((column.seen != versions) & present)
+        column.seen[stale] = versions[stale]
+        column.revision = self.revision
+        return stale

@@ -1,0 +1,100 @@
+"""Facts: what conditions see of a node and its site, and which of it a condition can see at all.
+
+Most conditions ask for two or three fields, and most nodes of a fleet have the same few values there. So a condition is
+asked once for each set of values that occurs, not once for each node.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from batuta.core.observed import Report
+    from batuta.kinds.node import Node
+    from batuta.kinds.site import Site
+
+Path = tuple[str, ...]
+"""`("node", "memory")`, `("node", "labels", "camera")`; `("node",)` for all that is known of it."""
+
+_NAMED = re.compile(r"\b(node|site)\b")
+_FIELD = re.compile(r"\s*\.\s*([A-Za-z_]\w*)(?!\w)(?!\s*\()")
+_KEY = re.compile(r"""\s*\[\s*(["'])([^"'\\]*)\1\s*\]""")
+_GOES_ON = re.compile(r"\s*[.\[]")
+_ASKED_IN = re.compile(r"""(?:^|[(?:,]|&&|\|\|)\s*(["'])([^"'\\]*)\1\s+in\s+$""")
+
+
+@lru_cache(maxsize=4096)
+def paths_of(text: str) -> tuple[Path, ...]:
+    """What a condition can depend on. Rather too much than too little: what is not plainly a field is everything."""
+    found: set[Path] = set()
+    for match in _NAMED.finditer(text):
+        root = match[1]
+        field = _FIELD.match(text, match.end())
+        if field is None:
+            found.add((root,))
+        elif field[1] != "labels":
+            found.add((root, field[1]))
+        else:
+            found.add((root, "labels", *_label(text, match.start(), field.end())))
+    return tuple(sorted(path for path in found if not any(path[:n] in found for n in range(1, len(path)))))
+
+
+def _label(text: str, start: int, end: int) -> tuple[str, ...]:
+    """The one label that is asked for; nothing when it may be any."""
+    key, field = _KEY.match(text, end), _FIELD.match(text, end)
+    if key is not None:
+        return (key[2],)
+    if field is not None:
+        return (field[1],)
+    asked = None if _GOES_ON.match(text, end) else _ASKED_IN.search(text, 0, start)
+    return () if asked is None else (asked[2],)
+
+
+def look_up(facts: dict[str, Any], path: Path) -> Any:
+    """A value that is the same for two nodes only if no condition that asks for the path can tell them apart."""
+    found: Any = facts
+    for name in path:
+        if not isinstance(found, dict) or name not in found:
+            return None, "absent"
+        found = found[name]
+    return type(found).__name__, found if isinstance(found, (str, int, float, bool)) else repr(found)
+
+
+def node_facts(node: Node, report: Report | None) -> dict[str, Any]:
+    facts: dict[str, Any] = {
+        "name": node.metadata.name, "site": node.spec.site, "labels": dict(node.metadata.labels), "architecture": "",
+        "cpu": 0, "memory": 0, "disk": 0, "accelerators": [], "runtimes": [], "os": "", "kernel": "",
+    }  # fmt: skip
+    if report is not None:
+        inventory, vitals = report.inventory, report.vitals
+        facts |= {
+            "architecture": inventory.architecture, "cpu": int(inventory.cpu_millis),
+            "memory": int(inventory.memory_bytes), "disk": int(inventory.disk_bytes),
+            "accelerators": [
+                {"kind": a.kind, "name": a.name, "memory": int(a.memory_bytes)} for a in inventory.accelerators
+            ],
+            "runtimes": list(inventory.runtimes), "os": inventory.os, "kernel": inventory.kernel,
+        }  # fmt: skip
+        if vitals.temperature_c is not None:
+            facts["temperature"] = vitals.temperature_c
+        if vitals.battery_percent is not None:
+            facts["battery"] = vitals.battery_percent
+    return facts
+
+
+def site_facts(node: Node, sites: dict[str, Site | None]) -> dict[str, Any]:
+    site = sites.get(node.spec.site)
+    if site is None:
+        return {"name": node.spec.site, "parent": "", "residency": "", "labels": {}, "metered": False}
+    uplink = site.spec.uplink
+    facts: dict[str, Any] = {
+        "name": site.metadata.name, "parent": site.spec.parent or "", "residency": site.spec.residency or "",
+        "labels": dict(site.metadata.labels), "metered": uplink.metered,
+    }  # fmt: skip
+    if uplink.bandwidth_bps is not None:
+        facts["bandwidth"] = int(uplink.bandwidth_bps)
+    if uplink.latency_ms is not None:
+        facts["latency"] = int(uplink.latency_ms)
+    return facts
