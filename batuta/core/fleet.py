@@ -25,8 +25,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from batuta.core.decided import Assignment, Instance
-    from batuta.core.columns import Columns
-from batuta.core.facts import Path
+    from batuta.core.facts import Path
     from batuta.core.load import Load
     from batuta.core.observed import Report
     from batuta.core.state import State
