@@ -50,6 +50,19 @@ def choose(wish: Wish, fleet: Fleet) -> Choice | None:
     return Choice(int(row_chosen), int(fitting(wish, fleet, np.array([row_chosen]))[0]))
 
 
+def weigh(wish: Wish, fleet: Fleet, without: frozenset[str] = frozenset()) -> tuple[Ints, Ints, dict[str, Ints]]:
+    """The rows that could take a wish, what each scores in all, and by scorer; some scorers may be left out."""
+    rows = wish.rows()
+    for row in FILTERS:
+        rows = rows[row.mask(wish, fleet, rows)]
+    weighed = [s for s in scorers_for(wish.ask) if s.name not in without]
+    parts = {s.name: s.weight * s.score(wish, fleet, rows) for s in weighed}
+    total = np.zeros(len(rows), np.int64)
+    for part in parts.values():
+        total += part
+    return rows, total, parts
+
+
 def refusals(wish: Wish, fleet: Fleet) -> dict[str, int]:
     """How many of the nodes in question each filter turned away, in the filters' order."""
     rows = wish.rows()
