@@ -1,4 +1,4 @@
-"""OpenAPI v3: an index and one document for each group and version, made from the kinds' own schemas.
+"""OpenAPI v3: an index and one document for each group and version, made from Operations and the kinds' own schemas.
 
 kubectl validates, explains and diffs by it. Version 2 is protobuf and asked for by nobody who can do without, so it is
 not there.
@@ -7,40 +7,33 @@ not there.
 from __future__ import annotations
 
 import hashlib
+import re
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 from starlette.routing import Route
 
 from batuta import __version__
-from batuta.kinds import API_VERSION, KINDS
-from batuta.kinds.schema import Field, explain, json_schema
+from batuta.kinds import API_VERSION
 from batuta.web.answers import Wrong, raw, said
+from batuta.web.operations import PLACES, STATUSES, meta, operations_of
+from batuta.web.own_operations import OWN
+from batuta.web.schemas import SHARED, gvk_of, schemas_of
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from starlette.requests import Request
     from starlette.responses import Response
 
+    from batuta.web.operations import Operation
     from batuta.web.sources import Source
 
-_KEPT: Final = (
-    "type", "required", "enum", "description", "default", "pattern", "minimum", "maximum", "minLength", "maxLength",
-    "minItems", "maxItems", "format",
-)  # fmt: skip
-_PATCHES: Final = (
-    "application/apply-patch+yaml",
-    "application/json-patch+json",
-    "application/merge-patch+json",
-)
+_DOOR: Final = {"BearerToken": {"type": "http", "scheme": "bearer"}}
 
 
 def openapi_routes(sources: Sequence[Source]) -> list[Route]:
-    documents = {
-        f"apis/{API_VERSION}": _document([s for s in sources if s.api_version == API_VERSION]),
-        "api/v1": _document([s for s in sources if s.api_version == "v1"]),
-    }
+    documents = {path: msgspec.json.encode(document) for path, document in openapi_documents(sources).items()}
     hashes = {path: hashlib.sha256(body).hexdigest()[:32].upper() for path, body in documents.items()}
     index = {path: {"serverRelativeURL": f"/openapi/v3/{path}?hash={said}"} for path, said in hashes.items()}
 
@@ -56,135 +49,64 @@ def openapi_routes(sources: Sequence[Source]) -> list[Route]:
     return [Route("/openapi/v3", paths), Route("/openapi/v3/{path:path}", document)]
 
 
-def _document(sources: Sequence[Source]) -> bytes:
-    schemas: dict[str, Any] = {}
-    operations: dict[str, Any] = {}
+def openapi_documents(sources: Sequence[Source]) -> dict[str, dict[str, Any]]:
+    """Each document by its place below /openapi/v3. What is not of Kubernetes' making is in `batuta`."""
+    found = {}
+    for path, version in ((f"apis/{API_VERSION}", API_VERSION), ("api/v1", "v1")):
+        mine = [source for source in sources if source.api_version == version]
+        found[path] = _document(mine, [operation for source in mine for operation in operations_of(source)])
+    return {**found, "batuta": _document((), OWN)}
+
+
+def _document(sources: Sequence[Source], operations: Iterable[Operation]) -> dict[str, Any]:
+    schemas: dict[str, Any] = dict(SHARED)
+    paths: dict[str, dict[str, Any]] = {}
     for source in sources:
-        schemas |= _schemas(source)
-        operations |= _paths(source)
-    title = {"title": "Batuta", "version": __version__}
-    return msgspec.json.encode(
-        {"openapi": "3.0.0", "info": title, "paths": operations, "components": {"schemas": schemas}}
-    )
-
-
-def _paths(source: Source) -> dict[str, Any]:
-    root = f"/apis/{source.api_version}" if "/" in source.api_version else f"/api/{source.api_version}"
-    inside = "/namespaces/{namespace}" if source.namespaced else ""
-    where = ["namespace", "name"] if source.namespaced else ["name"]
-    parameters = [
-        {"name": name, "in": "path", "required": True, "schema": {"type": "string", "uniqueItems": True}}
-        for name in where
-    ]
-    answer = {
-        "200": {
-            "description": "OK",
-            "content": {
-                "application/json": {"schema": {"$ref": f"#/components/schemas/{_named(source, source.kind)}"}}
-            },
-        }
+        schemas |= schemas_of(source)
+    for operation in operations:
+        item = paths.setdefault(operation.path, _place(operation.path))
+        item[operation.method.lower()] = _operation(operation)
+    return {
+        "openapi": "3.0.0",
+        "info": {"title": "Batuta", "version": __version__},
+        "paths": paths,
+        "components": {"schemas": schemas, "securitySchemes": _DOOR},
     }
-    item: dict[str, Any] = {"parameters": parameters}
-    gvk = {"x-kubernetes-group-version-kind": _gvk(source)}
-    item["get"] = {"operationId": f"read{source.kind}", "responses": answer, "x-kubernetes-action": "get", **gvk}
-    if "patch" in source.verbs:
-        asked = [
-            {"name": name, "in": "query", "schema": {"type": kind, "uniqueItems": True}}
-            for name, kind in (
-                ("dryRun", "string"),
-                ("fieldManager", "string"),
-                ("fieldValidation", "string"),
-                ("force", "boolean"),
-            )
-        ]
-        item["patch"] = {
-            "operationId": f"patch{source.kind}",
-            "parameters": asked,
-            "requestBody": {"content": {media: {"schema": {"type": "object"}} for media in _PATCHES}},
-            "responses": answer,
-            "x-kubernetes-action": "patch",
-            **gvk,
-        }
-    return {f"{root}{inside}/{source.plural}/{{name}}": item}
 
 
-def _schemas(source: Source) -> dict[str, Any]:
-    """The components that one source needs, its own first."""
-    kind = next((k for k in KINDS if k.plural == source.plural and source.api_version == API_VERSION), None)
-    name = _named(source, source.kind)
-    gvk = {"x-kubernetes-group-version-kind": [_gvk(source)]}
-    if kind is None:
-        described = f"{source.kind}: a view of what Batuta runs, made for clients of Kubernetes."
-        return {name: {"type": "object", "description": described, **gvk}}
-    definitions: dict[str, Any] = json_schema(kind)["$defs"]
-    found = {_named(source, each): _schema(source, schema) for each, schema in definitions.items()}
-    root = found[name]
-    strings = {word: {"type": "string", "description": said} for word, said in _HEAD.items()}
-    status = {
-        "type": "object",
-        "description": "What is so, computed by the hub from what nodes report; never written.",
-        "x-kubernetes-preserve-unknown-fields": True,
+def _place(path: str) -> dict[str, Any]:
+    names = re.findall(r"{(\w+)}", path)
+    rows = [{"name": n, "in": "path", "required": True, "schema": PLACES.get(n, {"type": "string"})} for n in names]
+    return {"parameters": rows} if rows else {}
+
+
+def _operation(operation: Operation) -> dict[str, Any]:
+    refused = {operation.refuses_with: {"schema": meta("Status")}}
+    done = {operation.answers_with: {"schema": operation.answer}}
+    if operation.refuses_with != "application/json":
+        refused = {operation.refuses_with: {"schema": {"type": "string"}}}
+    row: dict[str, Any] = {
+        "operationId": _identity(operation),
+        "description": operation.sentence,
+        "parameters": [
+            {"name": p.name, "in": "query", "description": p.sentence, "schema": p.schema} for p in operation.query
+        ],
+        "responses": {
+            str(code): {"description": STATUSES[code], "content": done if code < 300 else refused}
+            for code in operation.all_statuses
+        },
     }
-    properties = {**root["properties"], **strings, "status": status}
-    said = explain(kind.__name__.lower())
-    _add_descriptions(properties, said)
-    return {**found, name: {**root, "properties": properties, "description": said.description, **gvk}}
+    if operation.bodies:
+        content = {media: {"schema": schema} for media, schema in operation.bodies.items()}
+        row["requestBody"] = {"content": content, "required": operation.needs_body}
+    if not operation.is_open:
+        row["security"] = [{name: [] for name in _DOOR}]
+    if operation.source is not None:
+        row |= {"x-kubernetes-action": operation.action, "x-kubernetes-group-version-kind": gvk_of(operation.source)}
+    return row
 
 
-_HEAD: Final = {
-    "apiVersion": f"The version of the language: {API_VERSION}.",
-    "kind": "Which kind of resource this is.",
-}
-
-
-def _add_descriptions(properties: dict[str, Any], field: Field) -> None:
-    for inner in field.fields:
-        if inner.description and "description" not in properties.get(inner.name, {"description": ""}):
-            properties[inner.name] = {**properties[inner.name], "description": inner.description}
-
-
-def _schema(source: Source, schema: dict[str, Any]) -> dict[str, Any]:
-    """One JSON Schema in the words that Kubernetes clients know."""
-    if "$ref" in schema:
-        target = {"$ref": f"#/components/schemas/{_named(source, schema['$ref'].rpartition('/')[2])}"}
-        said: dict[str, Any] = {key: schema[key] for key in ("description", "default") if key in schema}
-        return {"allOf": [target], **said} if said else target
-    found: dict[str, Any] = {key: schema[key] for key in _KEPT if key in schema}
-    if "const" in schema:
-        found |= {"type": "string", "enum": [schema["const"]]}
-    if "properties" in schema:
-        found["properties"] = {name: _schema(source, inner) for name, inner in schema["properties"].items()}
-    if isinstance(schema.get("items"), dict):
-        found["items"] = _schema(source, schema["items"])
-    if isinstance(schema.get("additionalProperties"), dict):
-        found["additionalProperties"] = _schema(source, schema["additionalProperties"])
-    if "anyOf" in schema:
-        found |= _one_of(source, schema["anyOf"], found)
-    if "type" not in found and "enum" in found:
-        found["type"] = "string"
-    return found
-
-
-def _one_of(source: Source, choices: Sequence[dict[str, Any]], said: dict[str, Any]) -> dict[str, Any]:
-    """Alternatives: none of it is `nullable`, and text or a number is what Kubernetes calls int-or-string."""
-    real = [choice for choice in choices if choice.get("type") != "null"]
-    more: dict[str, Any] = {"nullable": True} if len(real) < len(choices) else {}
-    if len(real) == 1:
-        return {**_schema(source, {**real[0], **said}), **more}
-    kinds = {choice.get("type") for choice in real}
-    if kinds == {"string", "number"}:
-        pattern = next(choice["pattern"] for choice in real if "pattern" in choice)
-        return {"type": "string", "pattern": pattern, "x-kubernetes-int-or-string": True, **more}
-    return {"anyOf": [_schema(source, choice) for choice in real], **more}
-
-
-def _named(source: Source, name: str) -> str:
-    return f"{_PREFIXES[source.api_version]}.{name}"
-
-
-_PREFIXES: Final = {API_VERSION: "dev.batuta.v1", "v1": "io.k8s.api.core.v1"}
-
-
-def _gvk(source: Source) -> dict[str, str]:
-    group, _, version = source.api_version.rpartition("/")
-    return {"group": group, "kind": source.kind, "version": version}
+def _identity(operation: Operation) -> str:
+    """A name of its own for each: the method, then the words of the path."""
+    words = re.findall(r"[A-Za-z0-9]+", operation.path.replace(f"/apis/{API_VERSION}", "").replace("/api/v1", ""))
+    return operation.method.lower() + "".join(word[0].upper() + word[1:] for word in words)
