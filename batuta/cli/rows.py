@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 EMPTY = {
     "Node": "Make a token with `batuta token create`, and paste the line it prints on a machine.",
     "Site": "A site appears with its first node: `batuta token create --site NAME`.",
+    "Policy": "Declare one, such as those of examples/policies.yaml: `batuta apply -f FILE`.",
     "Model": "Push one: `batuta model push FILE --name NAME --version 1`.",
     "Application": "Declare one: `batuta apply -f FILE`.",
     "Scenario": "Play one straight from its file: `batuta twin run FILE`.",

@@ -25,6 +25,16 @@ class ModelOrder(Record):
     linger_ms: int = 0
 
 
+class Grant(Record):
+    """An accelerator that an instance may use: the whole card, or so much of its memory."""
+
+    kind: str
+    card: int
+    """Its place in the list that the node reports, from 0."""
+    memory_bytes: Bytes | None = msgspec.field(default=None, name="memory")
+    """A share; None for all of it."""
+
+
 class Instance(Record):
     """One component on one node: all that the node must know to run it, with or without a hub."""
 
@@ -43,6 +53,12 @@ class Instance(Record):
     outputs: tuple[Output, ...] = ()
     cpu_millis: Millicores = msgspec.field(default_factory=lambda: Millicores(0), name="cpu")
     memory_bytes: Bytes = msgspec.field(default_factory=lambda: Bytes(0), name="memory")
+    disk_bytes: Bytes = msgspec.field(default_factory=lambda: Bytes(0), name="disk")
+    accelerators: tuple[Grant, ...] = ()
+    ports: tuple[int, ...] = ()
+    """Ports that are its own on the node, those of its probes aside."""
+    devices: tuple[str, ...] = ()
+    """Devices that are its own on the node."""
     lease_ms: int | None = None
     """For `never-twice`: stop by yourself when the hub has not answered for so long."""
 

@@ -195,5 +195,12 @@ class Ears:
 def sighted(before: Sighting | None, now: int, gap_ms: int = MISSED_MS) -> Sighting:
     """The Sighting after a heartbeat: a gap (`missed_ms` of the fleet) begins a new presence."""
     if before is None or before.disconnected_at is not None or now - before.last_seen >= gap_ms:
-        return Sighting(last_seen=now, online_since=now, reported_at=before.reported_at if before else None)
-    return Sighting(last_seen=now, online_since=before.online_since, reported_at=before.reported_at)
+        drops = recent_drops(before, now) + 1 if before is not None else 0
+        reported_at = before.reported_at if before is not None else None
+        return Sighting(last_seen=now, online_since=now, drops=drops, reported_at=reported_at)
+    return Sighting(last_seen=now, online_since=before.online_since, drops=before.drops, reported_at=before.reported_at)
+
+
+def recent_drops(sighting: Sighting, now: int) -> int:
+    """How often a node's presence broke of late."""
+    return sighting.drops >> min(63, max(0, now - sighting.online_since) // 3_600_000)

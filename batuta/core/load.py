@@ -1,7 +1,7 @@
 """Load: what an instance takes of its node, and what is free again when it goes.
 
-Whatever instances share on a node is here: a fleet lays loads on its columns, and whoever places many instances lays
-them tentatively, to see what would come next.
+Whatever instances share on a node is here, and what they do not share: a fleet lays loads on its columns, and whoever
+places many instances lays them tentatively, to see what would come next.
 """
 
 from __future__ import annotations
@@ -9,15 +9,44 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from batuta.core.decided import Instance
+    from collections.abc import Iterable
+
+    from batuta.core.decided import Grant, Instance
+    from batuta.kinds.application import ProcessUse
+
+Claim = tuple[str, int | str] | tuple[str, int, int]
+"""What one instance has for itself: `("port", 8080)`, `("device", "/dev/video0")`, and of accelerators
+`("card", 0, WHOLE)` or a share, `("card", 0, bytes)`."""
+
+WHOLE = -1
 
 
 class Load(NamedTuple):
-    """Of processor time and memory."""
+    """Of processor time, memory and disk; and what nobody else on the node may have."""
 
     cpu_millis: int
     memory_bytes: int
+    disk_bytes: int = 0
+    claims: tuple[Claim, ...] = ()
 
 
 def load_of(instance: Instance) -> Load:
-    return Load(int(instance.cpu_millis), int(instance.memory_bytes))
+    claims: tuple[Claim, ...] = ()
+    if instance.ports or instance.devices or instance.accelerators or instance.process is not None:
+        claims = claims_of((*instance.ports, *probed_ports(instance.process)), instance.devices, instance.accelerators)
+    return Load(int(instance.cpu_millis), int(instance.memory_bytes), int(instance.disk_bytes), claims)
+
+
+def claims_of(ports: Iterable[int], devices: Iterable[str], grants: Iterable[Grant] = ()) -> tuple[Claim, ...]:
+    found: list[Claim] = [("port", port) for port in sorted(set(ports))]
+    found += [("device", device) for device in sorted(set(devices))]
+    found += [("card", g.card, WHOLE if g.memory_bytes is None else int(g.memory_bytes)) for g in grants]
+    return tuple(found)
+
+
+def probed_ports(process: ProcessUse | None) -> tuple[int, ...]:
+    """A program that is asked at a port owns it."""
+    if process is None:
+        return ()
+    probes = [probe for probe in (process.ready, process.live) if probe is not None]
+    return tuple(p for probe in probes for p in (probe.tcp, probe.http.port if probe.http else None) if p is not None)

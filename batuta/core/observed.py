@@ -37,6 +37,12 @@ class Inventory(Record):
     os: str = ""
     kernel: str = ""
     hostname: str = ""
+    hardware: str = ""
+    """Its class of hardware, in lower case and dashes: `raspberry-pi-4-model-b`."""
+    devices: tuple[str, ...] = ()
+    """Paths of what is attached: cameras, serial lines, buses."""
+    opsets: dict[str, int] = {}
+    """By runtime: the newest operator set it knows, where that can be told."""
     link: str = ""
     """The interface of the default route, its kind and speed: `eth0 ethernet 1000 Mbit/s`."""
     agent_version: str = ""
@@ -131,5 +137,7 @@ class Sighting(Record):
     """Begin of the present unbroken presence."""
     disconnected_at: int | None = None
     """Instant at which the broker saw the link close, if it has not come back."""
+    drops: int = 0
+    """How often its presence broke of late: each hour without a break halves what was counted before."""
     reported_at: int | None = None
     """Instant at which its newest Report arrived: what `Report.hears` counts back from, on the hub's clock."""

@@ -12,11 +12,13 @@ import msgspec
 
 from batuta.core.liveness import link_rule
 from batuta.core.view_application import application_status
+from batuta.core.view_policy import policy_status
 from batuta.core.words import WORDS, worst
 from batuta.kinds.application import Application
 from batuta.kinds.base import encode_hook
 from batuta.kinds.model import Model
 from batuta.kinds.node import Node
+from batuta.kinds.policy import Policy
 from batuta.kinds.scenario import Scenario
 from batuta.kinds.site import Site
 
@@ -37,6 +39,8 @@ def status(state: State, ref: Ref, now: int, fleet: Fleet | None = None) -> dict
         return site_status(state, resource, now)
     if isinstance(resource, Model):
         return model_status(state, resource)
+    if isinstance(resource, Policy):
+        return policy_status(state, resource, now, fleet)
     if isinstance(resource, Application):
         return application_status(state, resource, now, fleet)
     if isinstance(resource, Scenario):

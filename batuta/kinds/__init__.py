@@ -13,11 +13,12 @@ from batuta.kinds.application import Application, Component
 from batuta.kinds.base import API_VERSION, DEFAULT_NAMESPACE, Metadata, Problem, Record, Ref, Resource
 from batuta.kinds.model import Model
 from batuta.kinds.node import Node
+from batuta.kinds.policy import Policy
 from batuta.kinds.scenario import Scenario
 from batuta.kinds.site import Site
 
-KINDS: tuple[type[Resource], ...] = (Node, Site, Model, Application, Scenario)
-AnyResource = Node | Site | Model | Application | Scenario
+KINDS: tuple[type[Resource], ...] = (Node, Site, Policy, Model, Application, Scenario)
+AnyResource = Node | Site | Policy | Model | Application | Scenario
 
 __all__ = [
     "API_VERSION",
@@ -29,6 +30,7 @@ __all__ = [
     "Metadata",
     "Model",
     "Node",
+    "Policy",
     "Problem",
     "Record",
     "Ref",

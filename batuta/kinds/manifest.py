@@ -36,7 +36,6 @@ SIZE_MAX = 4 * 2**20
 PROBLEMS_MAX = 200
 
 NOT_YET_KINDS = {
-    "Policy": "placement.where of a component says where it may run",
     "Flag": "",
     "Training": "",
     "Rollout": "a changed application replaces its instances one by one",

@@ -25,6 +25,7 @@ from batuta.kinds.application import (
 from batuta.kinds.base import Bytes, Metadata, Millicores, Millis
 from batuta.kinds.model import Model, ModelSpec, Needs, Variant, Version
 from batuta.kinds.node import Node, NodeSpec
+from batuta.kinds.policy import Policy, PolicySpec
 from batuta.kinds.site import Site
 
 MIB = 2**20
@@ -92,6 +93,11 @@ def component(name="read", *, count=1, per_site=None, every_node=None, after_ms=
 
 def application(*components: Component, name="app") -> Change:
     kind = Application(metadata=Metadata(name=name), spec=ApplicationSpec(components=components or (component(),)))
+    return Change("desired", kind.ref.key, kind)
+
+
+def policy(name="rule", **spec) -> Change:
+    kind = Policy(metadata=Metadata(name=name), spec=PolicySpec(**spec))
     return Change("desired", kind.ref.key, kind)
 
 

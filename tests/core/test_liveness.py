@@ -102,7 +102,7 @@ def test_a_gap_begins_a_new_presence():
     assert sighted(first, NOW + 1_999).online_since == NOW
     assert sighted(first, NOW + 2_000).online_since == NOW + 2_000
     closed = msgspec.structs.replace(first, disconnected_at=NOW + 1, reported_at=NOW)
-    assert sighted(closed, NOW + 2) == Sighting(last_seen=NOW + 2, online_since=NOW + 2, reported_at=NOW)
+    assert sighted(closed, NOW + 2) == Sighting(last_seen=NOW + 2, online_since=NOW + 2, drops=1, reported_at=NOW)
 
 
 def test_a_large_fleet_beats_more_slowly_and_is_given_more_time():

@@ -12,7 +12,8 @@ from batuta.core.state import Change, State
 from batuta.core.view import status
 from batuta.core.why import why
 from batuta.kinds import KINDS
-from batuta.kinds.base import Ref
+from batuta.kinds.base import Metadata, Ref
+from batuta.kinds.scenario import Group, Scenario, ScenarioSpec
 from tests.core.fleets import (
     APP,
     NOW,
@@ -26,6 +27,7 @@ from tests.core.fleets import (
     node,
     obeys,
     places,
+    policy,
     report,
     settled,
     site,
@@ -112,8 +114,9 @@ def test_the_states_of_a_node():
 
 
 def test_the_columns_of_every_kind_are_there():
-    rows = (machines("a"), site("berlin"), model("1"), application(component(model="1")))
-    state = settled(state_of(*rows))
+    rows = (machines("a"), site("berlin"), model("1"), application(component(model="1")), policy(require="true"))
+    played = Scenario(metadata=Metadata(name="one"), spec=ScenarioSpec(fleet=(Group(name="n", nodes=1),)))
+    state = settled(state_of(*rows, Change("desired", played.ref.key, played)))
     for kind in KINDS:
         refs = [r.ref for r in state.desired.values() if isinstance(r, kind)]
         assert refs

@@ -35,7 +35,7 @@ def test_examples_fit_their_schema(path):
 
 def test_explain_reads_the_class_tree():
     replicas = explain("application.spec.components.replicas")
-    assert [field.name for field in replicas.fields] == ["count", "perSite", "everyNode"]
+    assert [field.name for field in replicas.fields] == ["count", "perSite", "everyNode", "autoscale"]
     assert str(explain("site.spec.uplink")) == "\n".join(
         [
             "uplink: mapping",
