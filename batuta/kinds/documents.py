@@ -29,7 +29,7 @@ DOCUMENT_PROBLEMS_MAX = 200
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _TEXT_TAG = "tag:yaml.org,2002:str"
 _UNPRINTABLE = re.compile("[^\t\n\x20-\x7e\xa0-\u2027\u202a-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
-# No key that was read can hold it: it is not printable.
+# No key that was read can hold it: it is half a pair, which no text has.
 _REFUSED_KEY = "\ud800"
 _NEW_DOCUMENT = re.compile(r"^---(?=\s|\Z)", re.MULTILINE)
 
