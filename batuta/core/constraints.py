@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from batuta.core.fleet import Bools, Fleet, Ints
-    from batuta.core.wish import Wish
+    from batuta.core.preferences import Scorer
+    from batuta.core.wish import Ask, Wish
 
 MIB = 2**20
 
@@ -37,9 +38,22 @@ class Filter(NamedTuple):
     """For the given rows: does it let them pass?"""
     detail: Callable[[Wish, Fleet, int], str]
     """The figures of one row that it does not let pass."""
-    reach: Reach = "fixed"
+    reach: Reach | Callable[[Ask], Reach] = "fixed"
     by_slot: bool = False
-    """Does the answer depend on the slot, or on who fills it now, and not on the component alone?"""
+    """Does the answer depend on the slot, or on who fills it now, and not on the component alone? Then it differs from
+    that for a slot which may be anywhere and which nobody fills only at its own rows (as far as it reaches), or says no
+    to rows that are not in question for the slot anyhow."""
+    if_any: Callable[[Ask], bool] | None = None
+    """For which components it says anything at all; for all of them when left out."""
+
+
+def reach_of(row: Filter | Scorer, ask: Ask) -> Reach:
+    return row.reach(ask) if callable(row.reach) else row.reach
+
+
+def says(row: Filter | Scorer, ask: Ask) -> bool:
+    """Can a row of the tables turn a component's instances away, or prefer one place to another?"""
+    return row.if_any is None or row.if_any(ask)
 
 
 def _at_site(wish: Wish, fleet: Fleet, rows: Ints) -> Bools:

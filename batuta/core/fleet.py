@@ -90,8 +90,8 @@ class Fleet:
         self.site_code: dict[str, int] = {}
         self.taints: dict[int, tuple[Taint, ...]] = {}
         """By row, for the few that have some."""
-        self.moves: list[int] = []
-        """Rows whose loads were shifted since the last refresh, in order; `~row` where something was taken away."""
+        self.moves: list[tuple[int, Load, int]] = []
+        """What was shifted since the last refresh, in order: the row, the load, and 1 or -1 for given or taken."""
         self.unsettled: dict[str, set[str]] = {}
         """By site: nodes whose assignment, serial or address changed since `core.assemble` looked at them."""
         self.books: dict[str, Any] = {}
@@ -140,7 +140,7 @@ class Fleet:
             if row is not None and (assignment is not self._assignment[row] or row in self._drafted):
                 self._take_assignment(row, assignment)
         self._drafted.clear()
-        self.moves.clear()
+        self.moves = []
         self.missed_ms = missed_ms(state)
         self.fresh = self.present & self.sighted & ~self.closed & (self.heard > now - self.missed_ms)
         return self
@@ -157,7 +157,7 @@ class Fleet:
     def shift(self, row: int, load: Load, count: int) -> None:
         """A draft gives (`count` 1) or takes (-1) an instance; the next refresh reads the row's assignment again."""
         self.lay(row, load, count)
-        self.moves.append(row if count > 0 else ~row)
+        self.moves.append((row, load, count))
         self._drafted[row] = None
 
     def lay(self, rows: int | Ints, load: Load, count: int) -> None:

@@ -12,18 +12,12 @@ import numpy as np
 
 from batuta.core.constraints import FILTERS, fitting
 from batuta.core.preferences import scorers_for
+from batuta.core.rank import Choice
 from batuta.core.reasons import Reason
 
 if TYPE_CHECKING:
     from batuta.core.fleet import Fleet, Ints
     from batuta.core.wish import Wish
-
-
-class Choice(NamedTuple):
-    """The node chosen, as a row, and the variant that fits there."""
-
-    row: int
-    variant: int
 
 
 class Scored(NamedTuple):
@@ -35,6 +29,11 @@ class Scored(NamedTuple):
 
 def choose(wish: Wish, fleet: Fleet) -> Choice | None:
     """The best node for a wish; None when every filter table says no."""
+    return wish.ask.ranking(fleet).choose(wish)
+
+
+def choose_plainly(wish: Wish, fleet: Fleet) -> Choice | None:
+    """The same by asking everybody everything: what `choose` means, and what laws hold it to."""
     rows = wish.rows()
     for row in FILTERS:
         if not rows.size:

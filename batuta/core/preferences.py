@@ -28,9 +28,11 @@ class Scorer(NamedTuple):
     weight: int
     score: Callable[[Wish, Fleet, Ints], Ints]
     """For the given rows: 0 to 100."""
-    reach: Reach = "fixed"
+    reach: Reach | Callable[[Ask], Reach] = "fixed"
     by_slot: bool = False
-    """Does the answer depend on the slot, or on who fills it now, and not on the component alone?"""
+    """Does the answer depend on the slot, or on who fills it now, and not on the component alone? (As in `Filter`.)"""
+    if_any: Callable[[Ask], bool] | None = None
+    """For which components it says anything at all: all others get 0 everywhere."""
 
 
 def _stays_put(wish: Wish, _: Fleet, rows: Ints) -> Ints:
@@ -63,10 +65,14 @@ def _spread(wish: Wish, fleet: Fleet, rows: Ints) -> Ints:
         return _apart(wish, fleet, rows)
     if spread is None:
         return np.zeros(len(rows), np.int64)
-    everywhere = np.flatnonzero(fleet.present)
+    there = np.flatnonzero((wish.ask.here > 0) & fleet.present)
     sites = np.zeros(len(fleet.site_names), np.int64)
-    np.add.at(sites, fleet.site[everywhere], np.maximum(wish.beside(everywhere), 0))
+    np.add.at(sites, fleet.site[there], np.maximum(wish.beside(there), 0))
     return 100 // (1 + sites[fleet.site[rows]])
+
+
+def _spread_reach(ask: Ask) -> Reach:
+    return "site" if ask.component.placement.spread == "site" else "row"
 
 
 def _has_artifact(wish: Wish, fleet: Fleet, rows: Ints) -> Ints:
@@ -88,10 +94,26 @@ def _room(wish: Wish, fleet: Fleet, rows: Ints) -> Ints:
 
 SCORERS: tuple[Scorer, ...] = (
     Scorer("stays", "its predecessor is there", 16, _stays_put, by_slot=True),
-    Scorer("near", "what it reads is published there, or at the same site", 8, _near),
-    Scorer("spread", "the places that `spread` names hold few of its replicas", 4, _spread, "site", by_slot=True),
+    Scorer(
+        "near",
+        "what it reads is published there, or at the same site",
+        8,
+        _near,
+        if_any=lambda ask: bool(ask.component.placement.near),
+    ),
+    Scorer(
+        "spread",
+        "the places that `spread` names hold few of its replicas",
+        4,
+        _spread,
+        _spread_reach,
+        by_slot=True,
+        if_any=lambda ask: ask.component.placement.spread is not None,
+    ),
     Scorer("apart", "few of its replicas are on the node", 4, _apart, "row", by_slot=True),
-    Scorer("artifact", "its artifact is there already", 2, _has_artifact, "row"),
+    Scorer(
+        "artifact", "its artifact is there already", 2, _has_artifact, "row", if_any=lambda ask: ask.version is not None
+    ),
     Scorer("room", "much would be left free there", 1, _room, "row"),
 )
 

@@ -71,6 +71,7 @@ def _tend_component(care: Care, held: list[Held]) -> set[str]:
             held_by[h.instance.slot].append(h)
         elif not care.notes.is_kept(h):
             care.take(h, fenced=h.instance.lease_ms is not None)
+    ask.open = sum(1 for those in held_by.values() if not those)
     judged = [(slot, judge_slot(care.draft, ask, slot, held_by[slot.name])) for slot in slots]
     care.waits_for = _unready(ask, judged)
     fill = refill_never_twice if ask.never_twice else refill

@@ -13,6 +13,7 @@ import numpy as np
 
 from batuta.core.decided import Instance, ModelOrder
 from batuta.core.fleet import FALSE, TRUE
+from batuta.core.load import load_of
 from batuta.kinds.base import Bytes
 
 if TYPE_CHECKING:
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
     from batuta.core.decided import Released
     from batuta.core.fleet import Bools, Fleet, Ints
+    from batuta.core.load import Load
+    from batuta.core.rank import Ranking
     from batuta.kinds.application import Probe
 
 LEASE_MS = 5_000
@@ -46,7 +49,11 @@ class Ask:
         """Replicas of this component by row, kept while a decision is made."""
         self.turned_away = ""
         """Why a slot that may be anywhere found no node: the next one need not ask again."""
+        self.open = 1
+        """How many slots are to be filled at once, as far as that is known: whoever ranks nodes looks so far ahead."""
         self._stays: Bools | None = None
+        self._ranking: Ranking | None = None
+        self._loads: dict[int, Load] = {}
 
     @property
     def app(self) -> str:
@@ -89,6 +96,21 @@ class Ask:
             holds = ~self.fleet.reported | (self.fleet.where(self.where) != FALSE)
             self._stays = self.fleet.present & holds & tolerated
         return self._stays
+
+    def ranking(self, fleet: Fleet) -> Ranking:
+        """The order of all nodes, kept right while a decision is made."""
+        if self._ranking is None:
+            from batuta.core.rank import Ranking
+
+            self._ranking = Ranking(self, fleet)
+        return self._ranking
+
+    def load(self, variant: int, row: int) -> Load:
+        """What an instance would take of a node."""
+        del row
+        if variant not in self._loads:
+            self._loads[variant] = load_of(self.instance("", 0, variant))
+        return self._loads[variant]
 
     def instance(self, slot: str, epoch: int, variant: int) -> Instance:
         """The order for one slot."""
@@ -133,10 +155,14 @@ class Wish(NamedTuple):
     """Rows of the slot's own holders: they do not count as other replicas."""
     shun: int | None = None
     """A row that is out of the question, because the predecessor there owns the same port."""
+    only: int | None = None
+    """The one row that comes into question."""
 
     def rows(self) -> Ints:
         """The rows that can come into question at all; asking only these changes no answer."""
         fleet = self.ask.fleet
+        if self.only is not None:
+            return np.array([self.only], np.int64)
         if self.slot.node is not None:
             row = fleet.row_of.get(self.slot.node)
             return np.array([] if row is None else [row], np.int64)

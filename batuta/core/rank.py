@@ -1,0 +1,274 @@
+"""Rank: the order of all nodes for one component, kept right while its instances are placed one after the other.
+
+Placing an instance changes what the tables say of few rows, and each row of the tables says of how few (`Reach`). So
+everything is asked once, what cannot change is never asked again, and what can is asked for many rows in one go: what
+would each of the best say if it took the next one? While the instances are placed, those answers are looked up.
+
+What comes out is what asking everything afresh for every instance gives (`place.choose_plainly`); a law says so.
+"""
+
+from __future__ import annotations
+
+import heapq
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from batuta.core.constraints import FILTERS, fitting, reach_of, says
+from batuta.core.preferences import scorers_for
+from batuta.core.wish import Slot, Wish
+
+if TYPE_CHECKING:
+    from batuta.core.constraints import Reach
+    from batuta.core.fleet import Fleet, Ints
+    from batuta.core.load import Load
+    from batuta.core.wish import Ask
+
+REFUSED = -(2**63)
+FEW = 2
+"""For so few instances the best is simply looked for."""
+AHEAD = 64
+"""How many of the best are asked ahead at least."""
+_WIDTH: dict[Reach, int] = {"fixed": 0, "row": 1, "site": 2, "fleet": 3}
+
+
+class Choice(NamedTuple):
+    """The node chosen, as a row, and the variant that fits there."""
+
+    row: int
+    variant: int
+
+
+class Ranking:
+    """Every node that could ever take an instance of one component: what it scores now, as one sortable number."""
+
+    def __init__(self, ask: Ask, fleet: Fleet) -> None:
+        self.ask = ask
+        self.fleet = fleet
+        self.asked = 0
+        """Counts the rows that were scored; for those who want to know what placing costs."""
+        self.plain = Wish(ask, Slot(""))
+        filters = [(f, reach_of(f, ask)) for f in FILTERS if says(f, ask)]
+        scorers = [(s, reach_of(s, ask)) for s in scorers_for(ask) if says(s, ask)]
+        self._filters = [f for f, reach in filters if reach != "fixed"]
+        self._slot_filters = [f for f, reach in filters if reach == "fixed" and f.by_slot]
+        self._scorers = [s for s, reach in scorers if reach != "fixed"]
+        self._slot_scorers = [s for s, reach in scorers if reach == "fixed" and s.by_slot]
+        self._width = max((_WIDTH[reach] for _, reach in (*filters, *scorers)), default=0)
+        rows = self.plain.rows()
+        for f, reach in filters:
+            if reach == "fixed" and rows.size:
+                rows = rows[f.mask(self.plain, fleet, rows)]
+        self.rows = rows
+        self._position = np.full(fleet.capacity, -1, np.int64)
+        self._position[rows] = np.arange(len(rows))
+        self._fixed = np.zeros(len(rows), np.int64)
+        for s, reach in scorers:
+            if reach == "fixed" and not s.by_slot and rows.size:
+                self._fixed += s.weight * s.score(self.plain, fleet, rows)
+        self._order: Ints | None = None
+        self._begins: Ints | None = None
+        self.keys, self.variants = self.evaluate(np.arange(len(rows)), self.plain)
+        self._moves, self._seen = fleet.moves, len(fleet.moves)
+        self._ladder: _Ladder | None = None
+
+    def choose(self, wish: Wish) -> Choice | None:
+        """The best node for a wish as things are now; None when nobody can take it."""
+        if self._moves is not self.fleet.moves:
+            self.__init__(self.ask, self.fleet)  # type: ignore[misc]
+        self._catch_up()
+        own = [row for row in (*wish.own, wish.before, wish.shun) if row is not None]
+        if not own and wish.slot.is_free:
+            return self._best()
+        among = self._in_question(wish)
+        special = self._reached(own)
+        kept, kept_variants = self.keys[special], self.variants[special]
+        self.keys[special], self.variants[special] = self.evaluate(special, wish)
+        found = self._pick(among)
+        self.keys[special], self.variants[special] = kept, kept_variants
+        return found
+
+    def evaluate(self, at: Ints, wish: Wish) -> tuple[Ints, Ints]:
+        """For some places of `rows`: total and name as one number, or REFUSED; and the variant that fits."""
+        fleet, rows = self.fleet, self.rows[at]
+        self.asked += len(rows)
+        keys, variants = np.full(len(rows), REFUSED, np.int64), np.full(len(rows), -1, np.int64)
+        good = np.arange(len(rows))
+        for f in self._filters if wish is self.plain else (*self._slot_filters, *self._filters):
+            if not good.size:
+                return keys, variants
+            good = good[f.mask(wish, fleet, rows[good])]
+        if good.size:
+            left = rows[good]
+            total = self._fixed[at[good]]
+            for s in (*self._slot_scorers, *self._scorers):
+                total += s.weight * s.score(wish, fleet, left)
+            span = fleet.capacity + 1
+            keys[good] = total * span + (span - 1 - fleet.rank[left])
+            variants[good] = fitting(wish, fleet, left)
+        return keys, variants
+
+    def members(self, unit: int) -> int | Ints:
+        """The places of `rows` that make up a unit: a single one, or all of a site."""
+        if self._width < _WIDTH["site"]:
+            return unit
+        order, begins = self._by_site()
+        return order[begins[unit] : begins[unit + 1]]
+
+    def units(self) -> Ints:
+        """What the best of each unit scores: of each row, or of each site."""
+        if self._width < _WIDTH["site"]:
+            return self.keys
+        order, begins = self._by_site()
+        return np.maximum.reduceat(self.keys[order], begins[:-1]) if len(order) else self.keys
+
+    def _by_site(self) -> tuple[Ints, Ints]:
+        """Places in the order of their sites, and where each site begins; at the end, where the last one ends."""
+        if self._order is None or self._begins is None:
+            sites = self.fleet.site[self.rows]
+            self._order = np.argsort(sites, kind="stable")
+            changes = np.flatnonzero(np.diff(sites[self._order])) + 1
+            self._begins = np.concatenate(([0], changes, [len(sites)])).astype(np.int64)
+        return self._order, self._begins
+
+    def _catch_up(self) -> None:
+        """Ask again what can have changed since."""
+        new, self._seen = self._moves[self._seen :], len(self._moves)
+        if not new or (self._ladder is not None and self._ladder.is_as_expected(new)):
+            return
+        reached = self._reached([row for row, _, _ in new])
+        if reached.size:
+            self.keys[reached], self.variants[reached] = self.evaluate(reached, self.plain)
+            self._ladder = None
+
+    def _reached(self, rows: list[int]) -> Ints:
+        """The places whose answers can differ when something differs at these rows."""
+        if not rows:
+            return np.zeros(0, np.int64)
+        if self._width >= _WIDTH["fleet"]:
+            return np.arange(len(self.rows))
+        if self._width >= _WIDTH["site"]:
+            return np.flatnonzero(np.isin(self.fleet.site[self.rows], self.fleet.site[rows]))
+        at = np.unique(self._position[rows])
+        found: Ints = at[at >= 0]
+        return found
+
+    def _in_question(self, wish: Wish) -> Ints | None:
+        """The places that a slot can be at; None for all of them."""
+        if wish.slot.is_free:
+            return None
+        at = self._position[wish.rows()]
+        found: Ints = at[at >= 0]
+        return found
+
+    def _pick(self, among: Ints | None) -> Choice | None:
+        keys = self.keys if among is None else self.keys[among]
+        if not keys.size:
+            return None
+        best = int(keys.argmax())
+        if keys[best] == REFUSED:
+            return None
+        at = best if among is None else int(among[best])
+        return Choice(int(self.rows[at]), int(self.variants[at]))
+
+    def _best(self) -> Choice | None:
+        if self._ladder is None and (self.ask.open <= FEW or self._width >= _WIDTH["fleet"]):
+            return self._pick(None)
+        if self._ladder is None:
+            self._ladder = _Ladder(self, max(AHEAD, self.ask.open))
+        return self._ladder.best()
+
+
+class _Ladder:
+    """The best units in order, each with what it would score next. A unit is as much as one placement can change."""
+
+    def __init__(self, ranking: Ranking, width: int) -> None:
+        self._ranking = ranking
+        self._climb(width)
+
+    def _climb(self, width: int) -> None:
+        keys = self._ranking.units()
+        count = min(width, len(keys))
+        order = np.argpartition(keys, len(keys) - count) if 0 < count < len(keys) else np.arange(len(keys))
+        best, rest = order[len(keys) - count :], order[: len(keys) - count]
+        self._width = width
+        self._floor = int(keys[rest].max(initial=REFUSED))
+        """What the best of all others scores: below it, they are looked at as well."""
+        self._heap = [(-key, unit) for key, unit in zip(keys[best].tolist(), best.tolist(), strict=True)]
+        heapq.heapify(self._heap)
+        self._next: dict[int, _Next] = {}
+        """By unit: where in it an instance would go, and what would come of it."""
+        self._expected: tuple[int, Load, int] | None = None
+        self._here = 0
+
+    def best(self) -> Choice | None:
+        if not self._heap:
+            return None
+        while -self._heap[0][0] < self._floor:
+            self._climb(self._width * 4)
+        key, unit = self._heap[0]
+        if -key == REFUSED:
+            return None
+        found = self._next.get(unit)
+        if found is None:
+            self._look_ahead()
+            found = self._next[unit]
+        self._expected = (found.choice.row, found.load, 1)
+        self._here = int(self._ranking.ask.here[found.choice.row])
+        return found.choice
+
+    def is_as_expected(self, moves: list[tuple[int, Load, int]]) -> bool:
+        """Was just the instance placed whose place was chosen last? Then what it leads to is known already."""
+        ranking = self._ranking
+        if len(moves) != 1 or moves[0] != self._expected or ranking.ask.here[moves[0][0]] != self._here + 1:
+            return False
+        self._expected = None
+        unit = self._heap[0][1]
+        found = self._next.pop(unit)
+        ranking.keys[found.at], ranking.variants[found.at] = found.keys, found.variants
+        heapq.heapreplace(self._heap, (-found.key, unit))
+        return True
+
+    def _look_ahead(self) -> None:
+        """Place one more in each of the best units, in thought, and ask them all at once what they score then."""
+        ranking, ask, fleet = self._ranking, self._ranking.ask, self._ranking.fleet
+        count = min(len(self._heap), max(AHEAD, self._width if not self._next else 0))
+        units = [u for key, u in heapq.nsmallest(count, self._heap) if u not in self._next and -key != REFUSED]
+        groups = [ranking.members(unit) for unit in units]
+        best = [group if isinstance(group, int) else int(group[ranking.keys[group].argmax()]) for group in groups]
+        rows, variants = ranking.rows[best], ranking.variants[best].tolist()
+        loads = [ask.load(variant, row) for row, variant in zip(rows.tolist(), variants, strict=True)]
+        alike: dict[Load, list[int]] = {}
+        for row, load in zip(rows.tolist(), loads, strict=True):
+            alike.setdefault(load, []).append(row)
+        for load, those in alike.items():
+            fleet.lay(np.array(those), load, 1)
+        ask.here[rows] += 1
+        at = np.array(groups) if isinstance(groups[0], int) else np.concatenate(groups)
+        keys, after = ranking.evaluate(at, ranking.plain)
+        ask.here[rows] -= 1
+        for load, those in alike.items():
+            fleet.lay(np.array(those), load, -1)
+        begin = 0
+        for k, group in enumerate(groups):
+            choice = Choice(int(rows[k]), variants[k])
+            if isinstance(group, int):
+                key = int(keys[k])
+                self._next[units[k]] = _Next(choice, loads[k], key, group, key, int(after[k]))
+                continue
+            end = begin + len(group)
+            best_key = int(keys[begin:end].max())
+            self._next[units[k]] = _Next(choice, loads[k], best_key, group, keys[begin:end], after[begin:end])
+            begin = end
+
+
+class _Next(NamedTuple):
+    """One unit, if it took one more."""
+
+    choice: Choice
+    load: Load
+    key: int
+    """What its best scores then."""
+    at: int | Ints
+    keys: int | Ints
+    variants: int | Ints
