@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from batuta.web.ages import age, instant_ms, timestamp
 from batuta.web.sources import ABSENT, AGE, NAME, Column
+from batuta.web.views import Sketch
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
+    from batuta.hub.feed import Row
     from batuta.hub.hub import Hub
 
 NODE_COLUMNS = (
@@ -22,9 +25,13 @@ NODE_COLUMNS = (
 ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64", "armv7l": "arm"}
 
 
-def node_documents(hub: Hub) -> Iterator[dict[str, Any]]:
+def node_sketches(hub: Hub) -> Iterator[Sketch]:
     for row in hub.feed.rows("nodes").values():
-        yield core_node(msgspec.json.decode(row.body))
+        yield Sketch("", row.ref.name, (row.head, row.spec, row.status), partial(_drawn, row))
+
+
+def _drawn(row: Row) -> dict[str, Any]:
+    return core_node(msgspec.json.decode(row.body))
 
 
 def core_node(document: Mapping[str, Any]) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import uuid
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -11,15 +12,16 @@ import msgspec
 from batuta.hub.questions import instances_of
 from batuta.kinds.base import encode_hook
 from batuta.web.ages import age, instant_ms, timestamp
-from batuta.web.core_nodes import NODE_COLUMNS, node_cells, node_documents
+from batuta.web.core_nodes import NODE_COLUMNS, node_cells, node_sketches
 from batuta.web.sources import ABSENT, AGE, NAME, Column
-from batuta.web.views import View
+from batuta.web.views import Sketch, View
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from batuta.core.decided import Instance
     from batuta.core.observed import InstanceReport
+    from batuta.hub.feed import Row
     from batuta.hub.hub import Hub
 
 POD_COLUMNS = (
@@ -33,20 +35,20 @@ INVOLVED = tuple(f"involvedObject.{f}" for f in ("kind", "namespace", "name", "u
 def core_views(hub: Hub) -> list[View]:
     return [
         View(
-            hub, "Namespace", namespace_documents, namespace_cells, (NAME, Column("Status"), AGE),
+            hub, "Namespace", namespace_sketches, namespace_cells, (NAME, Column("Status"), AGE),
             namespaced=False, short_names=("ns",), selectable=("status.phase",),
         ),
         View(
-            hub, "Node", node_documents, node_cells, NODE_COLUMNS,
+            hub, "Node", node_sketches, node_cells, NODE_COLUMNS,
             namespaced=False, short_names=("no",), verbs=("get", "list", "patch", "watch"),
             selectable=("spec.unschedulable",),
         ),
         View(
-            hub, "Pod", pod_documents, pod_cells, POD_COLUMNS,
+            hub, "Pod", pod_sketches, pod_cells, POD_COLUMNS,
             namespaced=True, short_names=("po",), categories=("all",), selectable=("spec.nodeName", "status.phase"),
         ),
         View(
-            hub, "Event", event_documents, event_cells, EVENT_COLUMNS,
+            hub, "Event", EventSketches(), event_cells, EVENT_COLUMNS,
             namespaced=True, short_names=("ev",), selectable=(*INVOLVED, "type", "reason", "source"),
         ),
     ]  # fmt: skip
@@ -55,7 +57,7 @@ def core_views(hub: Hub) -> list[View]:
 # --- Namespaces -------------------------------------------------------------------------------------------------------
 
 
-def namespace_documents(hub: Hub) -> Iterator[dict[str, Any]]:
+def namespace_sketches(hub: Hub) -> Iterator[Sketch]:
     """A namespace is there as soon as something is declared in it; `default` always is."""
     since: dict[str, str] = {"default": timestamp(hub.started_at) or ""}
     for resource in hub.loop.state.desired.values():
@@ -65,7 +67,8 @@ def namespace_documents(hub: Hub) -> Iterator[dict[str, Any]]:
     for name, born in sorted(since.items()):
         labels = {"kubernetes.io/metadata.name": name}
         metadata = {"name": name, "uid": _uid("namespace", name), "creationTimestamp": born, "labels": labels}
-        yield {"kind": "Namespace", "apiVersion": "v1", "metadata": metadata, "status": {"phase": "Active"}}
+        document = {"kind": "Namespace", "apiVersion": "v1", "metadata": metadata, "status": {"phase": "Active"}}
+        yield Sketch("", name, (born,), partial(dict, document))
 
 
 def namespace_cells(document: Mapping[str, Any], now: int) -> list[Any]:
@@ -76,7 +79,7 @@ def namespace_cells(document: Mapping[str, Any], now: int) -> list[Any]:
 # --- Pods: instances --------------------------------------------------------------------------------------------------
 
 
-def pod_documents(hub: Hub) -> Iterator[dict[str, Any]]:
+def pod_sketches(hub: Hub) -> Iterator[Sketch]:
     """One for each instance in an assignment. The newest holder of a slot has the plain name."""
     state = hub.loop.state
     for held in state.held.values():
@@ -88,7 +91,9 @@ def pod_documents(hub: Hub) -> Iterator[dict[str, Any]]:
             name = pod_name(instance.name)
             if newest[instance.name] != instance.epoch:
                 name = f"{name}.{node}"
-            yield _pod(name, node, instance, said, report.address if report is not None else "")
+            address = report.address if report is not None else ""
+            mark = (node, instance, said, address)
+            yield Sketch(instance.namespace, name, mark, partial(_pod, name, node, instance, said, address))
 
 
 def pod_name(instance: str) -> str:
@@ -195,27 +200,47 @@ def instance_of(hub: Hub, namespace: str, name: str) -> tuple[str, str] | None:
 # --- Events: reasons --------------------------------------------------------------------------------------------------
 
 
-def event_documents(hub: Hub) -> Iterator[dict[str, Any]]:
+class EventSketches:
     """Every Reason that is so now. A Reason is a state, so it is here as long as it holds, and counts as one."""
-    for plural in ("applications", "nodes"):
-        for row in hub.feed.rows(plural).values():
-            document = msgspec.json.decode(row.body)
-            status, metadata = document["status"], document["metadata"]
-            involved = {
-                "kind": document["kind"],
-                "apiVersion": document["apiVersion"],
-                "name": metadata["name"],
-                "uid": metadata["uid"],
-            }
-            if metadata.get("namespace"):
-                involved["namespace"] = metadata["namespace"]
-            for reason in (*status.get("reasons", ()), *status.get("problems", ())):
-                yield _event(involved, reason, status)
-            link = status.get("link") or {}
-            if link.get("word") in ("late", "offline", "never"):
-                subject = f"node/{metadata['name']}"
-                reason = {"code": f"link_{link['word']}", "subject": subject, "sentence": link["reason"]}
-                yield _event(involved, reason, {"since": link.get("since")})
+
+    def __init__(self) -> None:
+        self._known: dict[str, tuple[bytes, tuple[Sketch, ...]]] = {}
+        """By the key of what they are about, with the status that they were read from."""
+
+    def __call__(self, hub: Hub) -> Iterator[Sketch]:
+        before, self._known = self._known, {}
+        for plural in ("applications", "nodes"):
+            for key, row in hub.feed.rows(plural).items():
+                known = before.get(key)
+                if known is None or known[0] is not row.status:
+                    known = (row.status, tuple(_events_of(row)))
+                self._known[key] = known
+                yield from known[1]
+
+
+def _events_of(row: Row) -> Iterator[Sketch]:
+    for document in _event_documents(msgspec.json.decode(row.body)):
+        metadata = document["metadata"]
+        yield Sketch(metadata["namespace"], metadata["name"], (row.status,), partial(dict, document))
+
+
+def _event_documents(document: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    status, metadata = document["status"], document["metadata"]
+    involved = {
+        "kind": document["kind"],
+        "apiVersion": document["apiVersion"],
+        "name": metadata["name"],
+        "uid": metadata["uid"],
+    }
+    if metadata.get("namespace"):
+        involved["namespace"] = metadata["namespace"]
+    for reason in (*status.get("reasons", ()), *status.get("problems", ())):
+        yield _event(involved, reason, status)
+    link = status.get("link") or {}
+    if link.get("word") in ("late", "offline", "never"):
+        subject = f"node/{metadata['name']}"
+        reason = {"code": f"link_{link['word']}", "subject": subject, "sentence": link["reason"]}
+        yield _event(involved, reason, {"since": link.get("since")})
 
 
 def _event(involved: Mapping[str, str], reason: Mapping[str, Any], status: Mapping[str, Any]) -> dict[str, Any]:

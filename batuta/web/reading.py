@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import base64
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
 from batuta.errors import NotFound
 from batuta.kinds.base import Ref
 from batuta.web.answers import Wrong, raw, said
+from batuta.web.lookout import ROWS_AT_ONCE, Lookout, refresh
 from batuta.web.selectors import selector
 from batuta.web.tables import event_table, table, table_wanted
-from batuta.web.watch import watch
+from batuta.web.watch import Watch
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from starlette.requests import Request
     from starlette.responses import Response
 
     from batuta.hub.hub import Hub
-    from batuta.web.sources import Shown, Source
+    from batuta.web.selectors import Selector
+    from batuta.web.sources import Named, Shown, Source
 
 
 class Reading:
@@ -28,33 +33,34 @@ class Reading:
     def __init__(self, hub: Hub, source: Source) -> None:
         self._hub = hub
         self._source = source
+        self._lookout = Lookout(hub, source)
 
     async def list_or_watch(self, request: Request) -> Response:
         query, source = request.query_params, self._source
         chosen = selector(query.get("labelSelector", ""), query.get("fieldSelector", ""), source.selectable)
         namespace = request.path_params.get("namespace", "")
         as_table, included = table_wanted(request), query.get("includeObject", "")
-        now = self._hub.clock.now
         if query.get("watch") in ("true", "1"):
-
-            def row(body: bytes, headed: bool) -> bytes:
-                return event_table(source, body, now(), version=as_table, included=included, headed=headed)
-
-            return watch(self._hub, source, namespace, chosen, query, as_row=row if as_table else None)
-        rows = [
-            row
-            for row in source.rows().values()
-            if (not namespace or row.ref.namespace == namespace) and chosen.selects(row.ref, row.labels, row.body)
-        ]
-        rows, page = _page(rows, query.get("limit", ""), query.get("continue", ""))
+            look = (as_table, included) if as_table else None
+            write = partial(self._event_table, as_table, included) if as_table else None
+            return Watch(self._lookout, self._lookout.group(namespace, chosen, look, write), query)
+        size, after = _size(query.get("limit", "")), _key_in(query.get("continue", ""))
+        if not size:
+            await refresh(source)
+        rows, page = _page(source, _Wanted(namespace, chosen, after), size)
         metadata = {"resourceVersion": str(source.version), **page}
         if as_table:
-            documents = [msgspec.json.decode(row.body) for row in rows]
-            return said(table(source, documents, now(), version=as_table, metadata=metadata, included=included))
+            documents = (msgspec.json.decode(row.body) for row in rows)
+            now = self._hub.clock.now()
+            return said(table(source, documents, now, version=as_table, metadata=metadata, included=included))
         head = msgspec.json.encode(
             {"apiVersion": source.api_version, "kind": f"{source.kind}List", "metadata": metadata}
         )
         return raw(head[:-1] + b',"items":[' + b",".join(row.body for row in rows) + b"]}")
+
+    def _event_table(self, version: str, included: str, body: bytes, headed: bool) -> bytes:
+        now = self._hub.clock.now()
+        return event_table(self._source, body, now, version=version, included=included, headed=headed)
 
     async def get(self, request: Request) -> Response:
         body = self.row(self.ref(request)).body
@@ -80,20 +86,52 @@ def no_such(source: Source, name: str) -> NotFound:
     return NotFound(f'{what} "{name[:80]}" not found', next_step=f"batuta get {source.plural}")
 
 
-def _page(rows: list[Shown], limit: str, after: str) -> tuple[list[Shown], dict[str, Any]]:
-    """Up to `limit` rows after the key that the last page ended with."""
-    if after:
-        try:
-            key = base64.b64decode(after.encode(), altchars=b"-_", validate=True).decode()
-        except ValueError:
-            raise Wrong(400, "this continue token was not given out by this hub") from None
-        rows = [row for row in rows if row.ref.key > key]
-    if not limit:
-        return rows, {}
-    if not limit.isascii() or not limit.isdigit():
+class _Wanted(NamedTuple):
+    """What of a list is asked for."""
+
+    namespace: str
+    chosen: Selector
+    after: str
+    """The key that the last page ended with."""
+
+    def may_be(self, each: Named) -> bool:
+        """As far as it can be told without computing how it looks."""
+        if each.key <= self.after or (self.namespace and each.ref.namespace != self.namespace):
+            return False
+        return self.chosen.asks_body or self.chosen.selects(each.ref, each.labels)
+
+
+def _page(source: Source, wanted: _Wanted, size: int) -> tuple[Sequence[Shown], dict[str, Any]]:
+    """Up to `size` rows, 0 for all, and how to go on. What is not on the page is not computed."""
+    keys = [each.key for each in source.named() if wanted.may_be(each)]
+    if not wanted.chosen.asks_body:
+        rows = source.shown(keys[:size] if size else keys)
+        if not size or len(keys) <= size:
+            return rows, {}
+        return rows, {"continue": _token(keys[size - 1]), "remainingItemCount": len(keys) - size}
+    found: list[Shown] = []
+    for start in range(0, len(keys), ROWS_AT_ONCE):
+        for row in source.shown(keys[start : start + ROWS_AT_ONCE]):
+            if wanted.chosen.selects(row.ref, row.labels, row.body):
+                if size and len(found) == size:
+                    # How many more there are is not known, and need not be said.
+                    return found, {"continue": _token(found[-1].ref.key)}
+                found.append(row)
+    return found, {}
+
+
+def _token(key: str) -> str:
+    return base64.urlsafe_b64encode(key.encode()).decode()
+
+
+def _key_in(token: str) -> str:
+    try:
+        return base64.b64decode(token.encode(), altchars=b"-_", validate=True).decode()
+    except ValueError:
+        raise Wrong(400, "this continue token was not given out by this hub") from None
+
+
+def _size(limit: str) -> int:
+    if limit and (not limit.isascii() or not limit.isdigit()):
         raise Wrong(400, f"limit={limit[:20]} is not a number")
-    size = int(limit)
-    if not size or len(rows) <= size:
-        return rows, {}
-    token = base64.urlsafe_b64encode(rows[size - 1].ref.key.encode()).decode()
-    return rows[:size], {"continue": token, "remainingItemCount": len(rows) - size}
+    return int(limit or 0)

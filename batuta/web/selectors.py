@@ -45,10 +45,17 @@ class Selector(NamedTuple):
     labels: tuple[Term, ...] = ()
     fields: tuple[Term, ...] = ()
 
+    @property
+    def asks_body(self) -> bool:
+        """Does it ask for more than names and labels?"""
+        return any(term.key not in NAMED for term in self.fields)
+
     def selects(self, ref: Ref, labels: Mapping[str, str] | None, body: bytes = b"{}") -> bool:
         """Is this one meant? Labels of None: it is not there. The body is read only for fields that a Ref lacks."""
         if labels is None or not all(term.holds(labels) for term in self.labels):
             return False
+        if not self.fields:
+            return True
         fields = {"metadata.name": ref.name, "metadata.namespace": ref.namespace}
         if any(term.key not in fields for term in self.fields):
             document = msgspec.json.decode(body)

@@ -8,19 +8,31 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
+from batuta.hub.history import EVENTS_MAX
 from batuta.kinds.base import API_VERSION
 from batuta.web.ages import age, instant_ms
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping, Sequence
 
-    from batuta.hub.feed import FeedEvent
+    from batuta.hub.history import FeedEvent
     from batuta.hub.hub import Hub
     from batuta.kinds.base import Ref, Resource
 
 ABSENT = "<none>"
 _INSTANTS = ("since", "At")
 _MILLISECONDS_MIN = 10**11
+
+
+class Named(Protocol):
+    """One thing that is there: what most selectors need to know of it."""
+
+    @property
+    def key(self) -> str: ...
+    @property
+    def ref(self) -> Ref: ...
+    @property
+    def labels(self) -> Mapping[str, str]: ...
 
 
 class Shown(Protocol):
@@ -64,12 +76,18 @@ class Source(Protocol):
 
     @property
     def version(self) -> int: ...
-    def rows(self) -> Mapping[str, Shown]:
-        """All by key, sorted, as of now."""
+    def named(self) -> Sequence[Named]:
+        """All, sorted by key, before anybody computes how they look."""
+
+    def shown(self, keys: Sequence[str]) -> Sequence[Shown]:
+        """These, as of now; what is not there is left out."""
 
     def row(self, ref: Ref) -> Shown | None: ...
-    def since(self, version: int) -> Iterator[FeedEvent]:
-        """What changed after `version`, in order; raises TooOld."""
+    def refresh(self, limit: int | None = None) -> bool:
+        """Brings everything up to date, or `limit` of what is not. False: some is left."""
+
+    def since(self, version: int, limit: int = ...) -> Sequence[FeedEvent]:
+        """What changed after `version`, as of the last refresh, in order, `limit` at most; raises TooOld."""
 
     def cells(self, document: Mapping[str, Any], now: int) -> list[Any]:
         """One value for each column."""
@@ -98,14 +116,20 @@ class KindSource:
     def version(self) -> int:
         return self._hub.feed.version
 
-    def rows(self) -> Mapping[str, Shown]:
-        return self._hub.feed.rows(self.plural)
+    def named(self) -> Sequence[Named]:
+        return self._hub.feed.named(self.plural)
+
+    def shown(self, keys: Sequence[str]) -> Sequence[Shown]:
+        return self._hub.feed.shown(self.plural, keys)
 
     def row(self, ref: Ref) -> Shown | None:
         return self._hub.feed.row(ref)
 
-    def since(self, version: int) -> Iterator[FeedEvent]:
-        return self._hub.feed.since(self.plural, version)
+    def refresh(self, limit: int | None = None) -> bool:
+        return self._hub.feed.refresh(self.plural, limit)
+
+    def since(self, version: int, limit: int = EVENTS_MAX) -> Sequence[FeedEvent]:
+        return self._hub.feed.since(self.plural, version, limit)
 
     def cells(self, document: Mapping[str, Any], now: int) -> list[Any]:
         metadata = document["metadata"]

@@ -1,127 +1,142 @@
 """Watching: what changed after a version, as JSON lines, for as long as somebody listens.
 
-Each line follows from looking at the feed, never from a message: a watcher that was slow sees the same as one that
-was fast, or is told that it is too late.
+Each line follows from looking at the list, never from a message: a watcher that was slow sees the same as one that
+was fast, or is told that it is too late. Whoever takes nothing of what it was sent is dropped; nothing is kept for it
+but one piece.
 """
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Final
 
 import msgspec
-from starlette.responses import StreamingResponse
+from starlette.responses import Response
 
 from batuta.hub.feed import TooOld
 from batuta.web.answers import Wrong, expired
+from batuta.web.lookout import PIECE_BYTES, refresh
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
     from starlette.datastructures import QueryParams
+    from starlette.types import Receive, Scope, Send
 
-    from batuta.hub.feed import FeedEvent
-    from batuta.hub.hub import Hub
-    from batuta.web.selectors import Selector
-    from batuta.web.sources import Source
+    from batuta.web.lookout import Group, Lookout
+    from batuta.web.sources import Shown, Source
 
-LOOK_EVERY_MS: Final = 1_000
-"""Status also changes by the mere passing of time: a node that falls silent sends nothing."""
 BOOKMARK_EVERY_MS: Final = 20_000
+STALL_S: Final = 20.0
+"""Whoever has not taken what it was sent for so long is dropped."""
 
 
-def watch(
-    hub: Hub,
-    source: Source,
-    namespace: str,
-    chosen: Selector,
-    query: QueryParams | Mapping[str, str],
-    *,
-    as_row: Callable[[bytes, bool], bytes] | None = None,
-) -> StreamingResponse:
-    """The stream. Raises TooOld at once when the version it should begin after is not known any more.
+class Watch(Response):
+    """One watch, as the answer to a request."""
 
-    `as_row` makes a Table of an object, with its head or without.
-    """
-    said = query.get("resourceVersion", "")
-    if not said.isascii() or (said and not said.isdigit()):
-        raise Wrong(400, f"resourceVersion={said[:20]} was not given out by this hub")
-    after = int(said or 0)
-    if after:
-        source.since(after)
-    timeout = query.get("timeoutSeconds", "")
-    until = hub.clock.now() + int(timeout) * 1000 if timeout.isascii() and timeout.isdigit() else None
-    bookmarks = query.get("allowWatchBookmarks") in ("true", "1")
-    events = _events(hub, source, namespace, chosen, after=after, until=until, bookmarks=bookmarks)
-    return StreamingResponse(_lines(events, as_row), media_type="application/json")
+    def __init__(self, lookout: Lookout, group: Group, query: QueryParams | Mapping[str, str]) -> None:
+        """Raises TooOld at once when the version it should begin after is not known any more."""
+        super().__init__(media_type="application/json")
+        del self.headers["content-length"]
+        said = query.get("resourceVersion", "")
+        if not said.isascii() or (said and not said.isdigit()):
+            raise Wrong(400, f"resourceVersion={said[:20]} was not given out by this hub")
+        self._after = int(said or 0)
+        if self._after:
+            lookout.source.since(self._after, 1)
+        self._hub, self._source = lookout.hub, lookout.source
+        self._lookout, self._group = lookout, group
+        self._is_first = True
+        timeout = query.get("timeoutSeconds", "")
+        is_number = timeout.isascii() and timeout.isdigit()
+        self._until = self._hub.clock.now() + int(timeout) * 1000 if is_number else None
+        self._bookmarks = query.get("allowWatchBookmarks") in ("true", "1")
 
-
-async def _lines(
-    events: AsyncIterator[tuple[str, bytes]], as_row: Callable[[bytes, bool], bytes] | None
-) -> AsyncIterator[bytes]:
-    headed = True
-    async for word, body in events:
-        if as_row is None or word in ("ERROR", "BOOKMARK"):
-            yield _line(word, body)
-        else:
-            yield _line(word, as_row(body, headed))
-            headed = False
-
-
-async def _events(
-    hub: Hub,
-    source: Source,
-    namespace: str,
-    chosen: Selector,
-    *,
-    after: int,
-    until: int | None,
-    bookmarks: bool,
-) -> AsyncIterator[tuple[str, bytes]]:
-    if not after:
-        # No version, or 0: whatever is there now comes first.
-        rows = tuple(source.rows().values())
-        after = source.version
-        for row in rows:
-            if (not namespace or row.ref.namespace == namespace) and chosen.selects(row.ref, row.labels, row.body):
-                yield "ADDED", row.body
-    bookmark_at = hub.clock.now() + BOOKMARK_EVERY_MS
-    while until is None or hub.clock.now() < until:
-        heard = hub.loop.turned.rings
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        saying = asyncio.create_task(self._say(send), name="watch")
+        leaving = asyncio.create_task(_hung_up(receive), name="watcher hangs up")
         try:
-            events = source.since(after)
-            after = source.version
+            done, _ = await asyncio.wait((saying, leaving), return_when=asyncio.FIRST_COMPLETED)
+            if saying in done:
+                saying.result()
+        except TimeoutError:
+            # What it was sent is still on its way to it: it cannot even be told. The server below hangs up.
+            self._hub.counters.add("watches_dropped", "not_read")
+        finally:
+            for task in (saying, leaving):
+                task.cancel()
+            await asyncio.gather(saying, leaving, return_exceptions=True)
+
+    async def _say(self, send: Send) -> None:
+        self._lookout.enter(self._group)
+        try:
+            for piece in await self._there():
+                await _sent(send, piece)
+            await self._follow(send)
         except TooOld:
-            yield "ERROR", msgspec.json.encode(expired())
-            return
-        for event in events:
-            if namespace and event.ref.namespace != namespace:
+            self._hub.counters.add("watches_dropped", "too_slow")
+            await _sent(send, b'{"type":"ERROR","object":' + msgspec.json.encode(expired()) + b"}\n")
+        finally:
+            self._lookout.leave(self._group)
+        await _sent(send, b"", is_last=True)
+
+    async def _there(self) -> Iterator[bytes]:
+        """Without a version to begin after, or with 0, whatever is there now comes first."""
+        if self._after:
+            return iter(())
+        await refresh(self._source)
+        rows = self._source.shown([each.key for each in self._source.named()])
+        self._after = self._source.version
+        return self._pieces(rows)
+
+    def _pieces(self, rows: Sequence[Shown]) -> Iterator[bytes]:
+        group, lines, size = self._group, list[bytes](), 0
+        for row in rows:
+            body = row.body
+            if not group.means(row.ref, row.labels, body):
                 continue
-            if (word := _word(event, chosen)) is not None:
-                yield word, event.body
-        now = hub.clock.now()
-        if now >= bookmark_at:
-            bookmark_at = now + BOOKMARK_EVERY_MS
-            if bookmarks:
-                yield "BOOKMARK", _bookmark(source, after)
-        ends = (now + LOOK_EVERY_MS, bookmark_at, *(() if until is None else (until,)))
-        await hub.loop.turned.wait(heard, hub.clock, min(ends))
+            lines.append(group.line(b"ADDED", body, is_first=self._is_first))
+            self._is_first = False
+            size += len(lines[-1])
+            if size >= PIECE_BYTES:
+                yield b"".join(lines)
+                lines, size = [], 0
+        if lines:
+            yield b"".join(lines)
+
+    async def _follow(self, send: Send) -> None:
+        clock = self._hub.clock
+        bookmark_at = clock.now() + BOOKMARK_EVERY_MS
+        while self._until is None or clock.now() < self._until:
+            piece, reached = self._group.piece(self._after, is_first=self._is_first)
+            if piece:
+                self._is_first = False
+                await _sent(send, piece)
+            if reached != self._after:
+                self._after = reached
+                continue
+            if clock.now() >= bookmark_at:
+                bookmark_at = clock.now() + BOOKMARK_EVERY_MS
+                if self._bookmarks:
+                    # Everything of this list up to here was told.
+                    self._after = self._source.version
+                    await _sent(send, _bookmark(self._source, self._after))
+                    continue
+            await self._lookout.news()
 
 
-def _word(event: FeedEvent, chosen: Selector) -> str | None:
-    """What this event is to one who sees only what is chosen; None when it is nothing."""
-    before = chosen.selects(event.ref, event.before, event.body)
-    after = chosen.selects(event.ref, event.after, event.body)
-    if before and after:
-        return "MODIFIED"
-    if after:
-        return "ADDED"
-    return "DELETED" if before else None
+async def _sent(send: Send, piece: bytes, *, is_last: bool = False) -> None:
+    async with asyncio.timeout(STALL_S):
+        await send({"type": "http.response.body", "body": piece, "more_body": not is_last})
 
 
-def _line(word: str, body: bytes) -> bytes:
-    return b'{"type":"' + word.encode() + b'","object":' + body + b"}\n"
+async def _hung_up(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
 
 
 def _bookmark(source: Source, version: int) -> bytes:
     metadata = {"resourceVersion": str(version), "creationTimestamp": None}
-    return msgspec.json.encode({"apiVersion": source.api_version, "kind": source.kind, "metadata": metadata})
+    bookmark = {"apiVersion": source.api_version, "kind": source.kind, "metadata": metadata}
+    return b'{"type":"BOOKMARK","object":' + msgspec.json.encode(bookmark) + b"}\n"

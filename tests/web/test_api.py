@@ -302,7 +302,7 @@ async def test_a_version_that_is_forgotten_or_of_another_life_is_gone(tmp_path: 
         version = (await call("GET", SITES)).json["metadata"]["resourceVersion"]
         watching = Watching(call, f"{SITES}?watch=true&resourceVersion={version}&timeoutSeconds=9")
         assert (await anext(watching.stream))["status"] == 200
-        hub.feed._forgotten = hub.feed.version + 1
+        hub.feed._kinds["sites"].history.forgotten = hub.feed.version + 1
         word, said = await watching.next()
         assert (word, said["code"]) == ("ERROR", 410)
         with pytest.raises(StopAsyncIteration):
