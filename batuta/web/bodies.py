@@ -1,12 +1,16 @@
-"""Request bodies: bounded, decoded, and never believed."""
+"""Request bodies: bounded in size and time, decoded, and never believed."""
 
 from __future__ import annotations
 
+import asyncio
+from itertools import islice
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import msgspec
 
-from batuta.kinds.base import decode_hook
+from batuta.errors import Refused
+from batuta.kinds.base import Problem, decode_hook
+from batuta.kinds.documents import read
 from batuta.web.answers import Wrong
 
 if TYPE_CHECKING:
@@ -15,6 +19,9 @@ if TYPE_CHECKING:
     from starlette.requests import Request
 
 BODY_BYTES_MAX: Final = 8 * 2**20
+PATIENCE_S: Final = 15.0
+"""So long a body may stand still, and so much longer than `PACE_BYTES` a second all of it may take."""
+PACE_BYTES: Final = 4096
 T = TypeVar("T")
 
 
@@ -24,7 +31,7 @@ async def body_of(request: Request, bytes_max: int = BODY_BYTES_MAX) -> bytes:
     if said.isdigit() and int(said) > bytes_max:
         raise _too_large(bytes_max)
     parts, size = [], 0
-    async for part in request.stream():
+    async for part in chunks_of(request):
         size += len(part)
         if size > bytes_max:
             raise _too_large(bytes_max)
@@ -33,6 +40,12 @@ async def body_of(request: Request, bytes_max: int = BODY_BYTES_MAX) -> bytes:
 
 
 async def text_of(request: Request) -> str:
+    """A manifest, or one document of any sort that we read."""
+    _media(request, "yaml", "json", "text/plain")
+    return await _text(request)
+
+
+async def _text(request: Request) -> str:
     try:
         return (await body_of(request)).decode("utf-8")
     except UnicodeDecodeError as error:
@@ -40,7 +53,11 @@ async def text_of(request: Request) -> str:
 
 
 async def json_of(request: Request) -> Any:
-    text = await text_of(request)
+    """One document: JSON, or YAML when the request says so."""
+    media = _media(request, "json", "yaml")
+    text = await _text(request)
+    if media.endswith("yaml"):
+        return _one_document(text)
     try:
         return msgspec.json.decode(text)
     except (msgspec.DecodeError, RecursionError) as error:
@@ -48,6 +65,7 @@ async def json_of(request: Request) -> Any:
 
 
 async def record_of(request: Request, kind: type[T], bytes_max: int = BODY_BYTES_MAX) -> T:
+    _media(request, "json")
     data = await body_of(request, bytes_max)
     try:
         return msgspec.json.decode(data or b"{}", type=kind, dec_hook=decode_hook)
@@ -56,10 +74,44 @@ async def record_of(request: Request, kind: type[T], bytes_max: int = BODY_BYTES
 
 
 async def chunks_of(request: Request) -> AsyncIterator[bytes]:
-    """The body as it comes, without empty parts."""
-    async for chunk in request.stream():
+    """The body as it comes, without empty parts. One that stands still, or drips, is not waited for."""
+    stream = aiter(request.stream())
+    now = asyncio.get_running_loop().time
+    began, size = now(), 0
+    while True:
+        until = min(now() + PATIENCE_S, began + PATIENCE_S + size / PACE_BYTES)
+        try:
+            async with asyncio.timeout_at(until):
+                chunk = await anext(stream, None)
+        except TimeoutError:
+            raise Wrong(408, f"the body came too slowly: {size} bytes in {now() - began:.0f} s") from None
+        if chunk is None:
+            return
+        size += len(chunk)
         if chunk:
             yield chunk
+
+
+def _media(request: Request, *known: str) -> str:
+    """The media type of the body, "" when nothing is said of it; its end must be known here."""
+    media = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if media and not media.endswith(known):
+        words = " or ".join(word if "/" in word else f"application/{word}" for word in known)
+        raise Wrong(415, f"a body of type {media[:80]} is not read here", next_step=f"send it as {words}")
+    coding = request.headers.get("content-encoding", "identity").strip().lower()
+    if coding not in ("identity", ""):
+        raise Wrong(415, f"a body that is packed as {coding[:80]} is not read here", next_step="send it as it is")
+    return media
+
+
+def _one_document(text: str) -> Any:
+    documents = list(islice(read(text), 2))
+    problems = [p for d in documents for p in ([d] if isinstance(d, Problem) else d.problems)]
+    if problems:
+        raise Refused(problems)
+    if len(documents) != 1 or isinstance(documents[0], Problem):
+        raise Wrong(400, "the body is to be one document", next_step="POST several of them to /apply")
+    return documents[0].value
 
 
 def in_namespace(resource: Any, namespace: str) -> Any:

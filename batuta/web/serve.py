@@ -27,6 +27,7 @@ from batuta.hub.links import Links, widen_duplicates
 from batuta.hub.run import lock, read_run, read_secrets
 from batuta.hub.secret_files import secret_in
 from batuta.web.app import doors
+from batuta.web.patience import Patient
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -143,6 +144,7 @@ def _settings(app: ASGIApp, **more: Any) -> uvicorn.Config:
         timeout_graceful_shutdown=1,
         timeout_keep_alive=75,
         ws="none",
+        http=Patient,
         **more,
     )
 
