@@ -87,8 +87,9 @@ class Core:
         change = _node_change(await json_of(request))
         ref = Ref(Node.plural, "", request.path_params["name"])
         before = self._hub.loop.state.get(ref)
+        nodes = next(view for view in self.views if view.kind == "Node")
         if before is None:
-            raise no_such(next(view for view in self.views if view.kind == "Node"), ref.name)
+            raise no_such(nodes, ref.name)
         resource = manifest.from_document(merged(manifest.to_document(before), change))
 
         def same(state: State) -> None:
@@ -99,7 +100,11 @@ class Core:
         owners = by_update(writer_of(request, "Update"), self._hub.clock)
         (written,) = await self._hub.declarations.apply([resource], dry_run=dry_run, unless=same, owners=owners)
         body = self._hub.feed.preview(written.resource, self._hub.loop.state)
-        return raw(msgspec.json.encode(core_node(msgspec.json.decode(body))))
+        shown, row = core_node(msgspec.json.decode(body)), nodes.row(ref)
+        if row is not None:
+            # The version that a watch can go on from; of a dry run, the one that would be changed.
+            shown["metadata"]["resourceVersion"] = msgspec.json.decode(row.body)["metadata"]["resourceVersion"]
+        return raw(msgspec.json.encode(shown))
 
 
 def _node_change(patch: Any) -> dict[str, Any]:

@@ -33,6 +33,8 @@ HELP: Final = {
     "hub_epoch": "Counts the lives of this hub.",
     "hub_resident_bytes": "Resident memory of the hub process.",
     "requests_refused_total": "Requests that the door refused, by why.",
+    "fields_ignored_total": "Unknown fields left out of writes that asked for it by fieldValidation=Ignore.",
+    "fields_warned_total": "The same by fieldValidation=Warn; the writer was told of each.",
     "audit_entries_total": "Entries of the audit, by how the write ended.",
     "audit_entries_lost_total": "Entries that could not be kept; those of accepted writes stopped the write.",
     "token_uses_unwritten_total": "Last uses of tokens that could not be written down yet.",

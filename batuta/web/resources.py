@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import msgspec
 from starlette.routing import Route
@@ -15,13 +15,15 @@ from batuta.kinds.base import API_VERSION, Problem
 from batuta.web.answers import ABOUT, Wrong, raw, said
 from batuta.web.applying import applied, by_update, config_of, managed_in, writer_of
 from batuta.web.bodies import body_of, json_of, text_of
+from batuta.web.leniency import lenient, own_up, validation_of
+from batuta.web.operations import APPLY_PATCH, JSON_PATCH, MERGE_PATCH
 from batuta.web.patches import PatchFails, merged, patched
 from batuta.web.reading import Reading, no_such
 from batuta.web.scaling import scale_of, scaled
 from batuta.web.sources import KindSource, at
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
 
     from starlette.requests import Request
     from starlette.responses import Response
@@ -32,12 +34,9 @@ if TYPE_CHECKING:
     from batuta.hub.hub import Hub
     from batuta.kinds.base import Ref, Resource
 
+    Write = Callable[[Request], Awaitable[Response]]
+
 BASE: Final = f"/apis/{API_VERSION}"
-MERGE_PATCH: Final = "application/merge-patch+json"
-JSON_PATCH: Final = "application/json-patch+json"
-APPLY_PATCH: Final = ("application/apply-patch+yaml", "application/apply-patch+json")
-VALIDATIONS: Final = ("", "Strict", "Warn", "Ignore")
-"""Whatever is asked for, unknown fields are refused: a field that does nothing is a lie."""
 TRIES: Final = 5
 
 
@@ -56,10 +55,10 @@ class KindApi:
         item = f"{inside}/{{name}}"
         routes = [
             Route(inside, self._reading.list_or_watch, methods=["GET"]),
-            Route(inside, self._create, methods=["POST"]),
+            Route(inside, self._writing(self._create), methods=["POST"]),
             Route(item, self._reading.get, methods=["GET"]),
-            Route(item, self._replace, methods=["PUT"]),
-            Route(item, self._patch, methods=["PATCH"]),
+            Route(item, self._writing(self._replace), methods=["PUT"]),
+            Route(item, self._writing(self._patch), methods=["PATCH"]),
             Route(item, self._delete, methods=["DELETE"]),
             Route(f"{item}/status", self._reading.get, methods=["GET"]),
             Route(f"{item}/status", _status_is_computed, methods=["PUT", "PATCH", "POST"]),
@@ -72,6 +71,13 @@ class KindApi:
         return routes
 
     # --- Writing ---
+
+    def _writing(self, write: Write) -> Write:
+        async def answer(request: Request) -> Response:
+            validation_of(request)
+            return own_up(request, await write(request), self._hub.counters)
+
+        return answer
 
     async def _create(self, request: Request) -> Response:
         document = await json_of(request)
@@ -109,7 +115,7 @@ class KindApi:
 
     async def _apply(self, request: Request) -> Response:
         manager = writer_of(request, "Apply")
-        config = config_of(await text_of(request))
+        config = lenient(self._kind, config_of(await text_of(request)), request)
         force, dry_run = request.query_params.get("force") in ("true", "1"), _dry_run(request)
         ref = self._reading.ref(request)
         known = config["metadata"].get("resourceVersion")
@@ -180,15 +186,15 @@ class KindApi:
         ref = self._reading.ref(request)
         row = self._row(ref)
         options = await _delete_options(request)
-        wanted = options.get("preconditions") or {}
+        wanted = options.preconditions
 
         def check(_state: State) -> None:
-            if wanted.get("uid") not in (None, row.resource.metadata.uid):
+            if wanted.uid not in (None, row.resource.metadata.uid):
                 raise Stale(f"{ref} has another uid")
-            if wanted.get("resourceVersion") is not None:
-                self._check_version(ref, str(wanted["resourceVersion"]))
+            if wanted.resource_version is not None:
+                self._check_version(ref, wanted.resource_version)
 
-        dry_run = _dry_run(request) or options.get("dryRun") == ["All"]
+        dry_run = _dry_run(request) or bool(options.dry_run)
         gone = await self._hub.declarations.delete(ref, dry_run=dry_run, unless=check)
         if gone.metadata.finalizers:
             return raw(self._shown(gone, dry_run=dry_run))
@@ -240,10 +246,9 @@ class KindApi:
 
     def _read(self, document: Any, request: Request) -> Resource:
         """The resource in a body, which must be what the path says. Status is nobody's to write, so it is not read."""
-        if request.query_params.get("fieldValidation", "") not in VALIDATIONS:
-            raise Wrong(400, f"fieldValidation can be {', '.join(VALIDATIONS[1:])}")
         if isinstance(document, dict):
             document = {key: value for key, value in document.items() if key != "status"}
+            document = lenient(self._kind, document, request)
             metadata = document.get("metadata")
             if isinstance(metadata, dict):
                 metadata = dict(metadata)
@@ -330,15 +335,26 @@ async def _status_is_computed(_request: Request) -> Response:
     raise Wrong(405, "status is computed from what nodes report; nobody can write it")
 
 
-async def _delete_options(request: Request) -> dict[str, Any]:
+class _Preconditions(msgspec.Struct, rename="camel"):
+    uid: str | None = None
+    resource_version: str | None = None
+
+
+class _DeleteOptions(msgspec.Struct, rename="camel"):
+    """What counts here of Kubernetes' words for a deletion: nothing takes time to end, and nothing owns another."""
+
+    dry_run: tuple[Literal["All"], ...] = ()
+    preconditions: _Preconditions = msgspec.field(default_factory=_Preconditions)
+
+
+async def _delete_options(request: Request) -> _DeleteOptions:
     body = await body_of(request)
     if not body.strip():
-        return {}
+        return _DeleteOptions()
     try:
-        options = msgspec.json.decode(body)
-    except msgspec.DecodeError as error:
-        raise Wrong(400, f"the body is not JSON: {error}") from None
-    return options if isinstance(options, dict) else {}
+        return msgspec.json.decode(body, type=_DeleteOptions)
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise Wrong(400, f"the body does not say how to delete: {error}") from None
 
 
 def _dry_run(request: Request) -> bool:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
+from batuta.errors import Refused
+from batuta.kinds.base import Problem
 from batuta.web.ages import instant_ms, timestamp
 from batuta.web.answers import Wrong
 from batuta.web.fieldsets import whole
@@ -38,6 +40,7 @@ def scaled(resource: Resource, document: dict[str, Any], scale: object) -> dict[
     where = type(resource).scale
     assert where is not None
     wanted = at(scale, "spec.replicas") if isinstance(scale, dict) else None
+    _check_known(scale)
     if not isinstance(wanted, int) or isinstance(wanted, bool) or wanted < 0:
         raise Wrong(422, "spec.replicas of a Scale is a whole number from 0")
     _count(_part(resource, where), where, resource)
@@ -49,6 +52,19 @@ def scaled(resource: Resource, document: dict[str, Any], scale: object) -> dict[
         inner = inner.setdefault(step, {})
     inner[where.wanted[-1]] = wanted
     return document
+
+
+def _check_known(scale: object) -> None:
+    """Raises Refused: what a Scale cannot say is not overheard."""
+    spec = at(scale, "spec") if isinstance(scale, dict) else None
+    unknown = [key for key in scale if key not in _HEAD] if isinstance(scale, dict) else []
+    unknown += [f"spec.{key}" for key in spec if key != "replicas"] if isinstance(spec, dict) else []
+    if unknown:
+        message = "a Scale has no such field"
+        raise Refused([Problem(path=path[:80], code="unknown_field", message=message) for path in unknown[:20]])
+
+
+_HEAD: Final = ("kind", "apiVersion", "metadata", "spec", "status")
 
 
 def _part(resource: Resource, scale: Scale) -> Mapping[str, Any]:

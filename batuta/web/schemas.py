@@ -54,7 +54,7 @@ SHARED: Final[dict[str, dict[str, Any]]] = {
             "kind": _TEXT,
             "gracePeriodSeconds": {"type": "integer"},
             "propagationPolicy": _TEXT,
-            "dryRun": {"type": "array", "items": _TEXT},
+            "dryRun": {"type": "array", "items": {"type": "string", "enum": ["All"]}},
             "preconditions": {"type": "object", "properties": {"uid": _TEXT, "resourceVersion": _TEXT}},
         },
     },

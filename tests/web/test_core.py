@@ -125,6 +125,7 @@ async def test_nodes_have_their_core_name_too(tmp_path: Path) -> None:
 
         cordon = await call("PATCH", f"{CORE}/nodes/pi-1", {"spec": {"unschedulable": True}}, **STRATEGIC)
         assert cordon.json["spec"]["unschedulable"] is True
+        assert cordon.json == (await call("GET", f"{CORE}/nodes/pi-1")).json
         labels = {"metadata": {"labels": {"rack": "7"}}}
         assert (await call("PATCH", f"{CORE}/nodes/pi-1", labels, **STRATEGIC)).json["metadata"]["labels"][
             "rack"

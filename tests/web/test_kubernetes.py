@@ -87,7 +87,7 @@ async def test_lists_are_tables_with_the_columns_of_the_kind(tmp_path: Path) -> 
         narrow = [c["name"] for c in table["columnDefinitions"] if not c["priority"]]
         assert narrow == ["Name", "Parent", "State", "Online", "Nodes", "Age"]
         wide = [c["name"] for c in table["columnDefinitions"] if c["priority"]]
-        assert wide == ["Residency", "Bandwidth", "Metered", "Reason"]
+        assert wide == ["Residency", "Bandwidth", "Metered", "Zone", "Reason"]
         assert len(table["rows"][0]["cells"]) == len(narrow) + len(wide)
         (row,) = table["rows"]
         assert row["cells"][:5] == ["berlin", "<none>", "empty", "0", "0"]
@@ -118,7 +118,7 @@ async def test_a_watch_shows_rows_and_their_head_once(tmp_path: Path) -> None:
         await call("POST", SITES, site("a"))
         watching = TableWatching(call, f"{SITES}?watch=true")
         word, first = await watching.next()
-        assert (word, first["kind"], len(first["columnDefinitions"])) == ("ADDED", "Table", 10)
+        assert (word, first["kind"], len(first["columnDefinitions"])) == ("ADDED", "Table", 11)
         await call("POST", SITES, site("b"))
         word, second = await watching.next()
         assert (word, second["columnDefinitions"], second["rows"][0]["cells"][0]) == ("ADDED", [], "b")
