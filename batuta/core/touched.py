@@ -19,18 +19,20 @@ from batuta.kinds.node import Node
 from batuta.kinds.site import Site
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
     from typing import Any
 
+    from batuta.core.fleet import Fleet
     from batuta.core.observed import Report
     from batuta.core.state import State
 
 
-def touched(before: State, after: State, was: int, now: int) -> frozenset[str]:
-    """The subjects whose decision can differ between `before` at `was` and `after` at `now`."""
+def touched(before: State, after: State, was: int, now: int, fleet: Fleet | None = None) -> frozenset[str]:
+    """The subjects whose decision can differ between `before` at `was` and `after` at `now`. A `fleet` kept from
+    decision to decision saves looking at every node."""
     if before.hub_since != after.hub_since or now < was:
         return everything(before) | everything(after)
-    return frozenset(_touched(before, after, now))
+    return frozenset(_touched(before, after, now, fleet))
 
 
 def everything(state: State) -> frozenset[str]:
@@ -38,21 +40,27 @@ def everything(state: State) -> frozenset[str]:
     return frozenset({APPLICATION + app for app in state.applications()} | {SITE + site for site in sites})
 
 
-def _touched(before: State, after: State, now: int) -> Iterator[str]:
-    for old, new in _differences(before.desired, after.desired):
+def _touched(before: State, after: State, now: int, fleet: Fleet | None) -> Iterator[str]:
+    keys = after.trail.between(before.step, after.step) if before.trail is after.trail else None
+
+    def differences(table: str) -> Iterator[tuple[Any, Any]]:
+        return _differences(
+            getattr(before, table), getattr(after, table), None if keys is None else keys.get(table, ())
+        )
+
+    for old, new in differences("desired"):
         yield from _by_resource(before, after, old, new)
     if before.watched != after.watched:
         yield from (SITE + site for site in after.nodes_of_site)
-    for old, new in _differences(before.decided, after.decided):
+    for old, new in differences("decided"):
+        if isinstance(old, Assignment) or isinstance(new, Assignment):
+            yield from _by_assignment(old, new)
         for row in (old, new):
-            if isinstance(row, Assignment):
-                yield from (APPLICATION + i.app for i in row.instances)
-                yield SITE + row.site
-            elif isinstance(row, (Release, Fence, Standing)):
+            if isinstance(row, (Release, Fence, Standing)):
                 yield f"{APPLICATION}{row.namespace}/{row.application}"
-    for old, new in _differences(before.observed, after.observed):
+    for old, new in differences("observed"):
         yield from _by_report(after, old, new)
-    yield from _by_silence(after, now)
+    yield from _by_silence(after, now, fleet)
 
 
 def _by_resource(before: State, after: State, old: Any, new: Any) -> Iterator[str]:
@@ -95,8 +103,24 @@ def _vitals(report: Report) -> tuple[float | None, float | None]:
     return report.vitals.temperature_c, report.vitals.battery_percent
 
 
-def _by_silence(after: State, now: int) -> Iterator[str]:
+def _by_assignment(old: Assignment | None, new: Assignment | None) -> Iterator[str]:
+    """Whose instances came or went. Those that stay are none the worse for it: room is no matter to them."""
+    was, now = (row.instances if row is not None else () for row in (old, new))
+    same = {id(i) for i in was} & {id(i) for i in now}
+    left, come = ({i.name: i for i in those if id(i) not in same} for those in (was, now))
+    for name in left.keys() | come.keys():
+        one, other = left.get(name), come.get(name)
+        if one != other:
+            yield from (APPLICATION + i.app for i in (one, other) if i is not None)
+    yield from (SITE + row.site for row in (old, new) if row is not None)
+
+
+def _by_silence(after: State, now: int, fleet: Fleet | None) -> Iterator[str]:
     """Whatever is held by a node that misses heartbeats: time alone can change its verdict."""
+    if fleet is not None:
+        for node in fleet.refresh(after, now).silent():
+            yield from _on(after, node)
+        return
     patience_ms = missed_ms(after)
     for node, assignment in after.assignments.items():
         if assignment.instances and now - heard_at(after, node) >= patience_ms:
@@ -113,14 +137,13 @@ def _wide(state: State) -> Iterator[str]:
     yield from (APPLICATION + app for app in state.wide)
 
 
-def _differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[tuple[Any, Any]]:
-    """The rows that are not the same, as before and after."""
+def _differences(
+    before: Mapping[str, Any], after: Mapping[str, Any], keys: Iterable[str] | None
+) -> Iterator[tuple[Any, Any]]:
+    """The rows that are not the same, as before and after. `keys`: the only ones that can differ."""
     if before is after:
         return
-    for key, new in after.items():
-        old = before.get(key)
+    for key in before.keys() | after.keys() if keys is None else keys:
+        old, new = before.get(key), after.get(key)
         if old is not new and old != new:
             yield old, new
-    for key, old in before.items():
-        if key not in after:
-            yield old, None
