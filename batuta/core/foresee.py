@@ -69,10 +69,10 @@ def foresee(state: State, changes: Iterable[Change], now: int) -> Foresight:
     """Where every instance would be if these changes were made, compared with where each is."""
     changes = list(changes)
     without, today, _ = _settled(state, state, now)
-    known = {(s.app, s.component, s.slot): s for s in _steps(state, without, {})}
+    known = {(s.app, s.component, s.slot): s for s in steps_between(state, without, {})}
     changed = state.with_changes(changes)
     after, reasons, is_whole = _settled(state, changed, now)
-    steps = _steps(state, after, _rules(changed, after, now))
+    steps = steps_between(state, after, _rules(changed, after, now))
     marked = [
         msgspec.structs.replace(s, anyway=True) if _same(s, known.get((s.app, s.component, s.slot))) else s
         for s in steps
@@ -123,7 +123,8 @@ def _as_told(instance: Instance, said: InstanceReport | None, at: int) -> Instan
     return InstanceReport(name=instance.name, epoch=instance.epoch, phase="ready", since=at)
 
 
-def _steps(before: State, after: State, rules: Mapping[tuple[str, str], str]) -> list[Step]:
+def steps_between(before: State, after: State, rules: Mapping[tuple[str, str], str]) -> list[Step]:
+    """What became of every slot, from one state to another; `rules` say by which rule the old holders go."""
     was, now = _held(before), _held(after)
     steps = []
     for slot in sorted(was.keys() | now.keys()):

@@ -1,0 +1,156 @@
+"""The stage of a rehearsal: the copy of a live fleet, in which a change is tried and things may fail."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from batuta.core.fleet import Fleet
+from batuta.core.state import Change
+from batuta.kinds.base import encode_hook
+from batuta.twin.rehearse_books import Books
+from batuta.twin.rehearse_hub import HEARD_FOR_MS, HubCopy
+from batuta.twin.rehearse_links import Links
+from batuta.twin.rehearse_node import NodeCopy
+from batuta.twin.rehearse_pace import Pace
+from batuta.twin.rehearse_time import Timeline
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from batuta.core.decided import Assignment
+    from batuta.core.state import State
+
+HEARSAY_EVERY_MS = 15_000
+"""Nodes report at least so often; it matters when their neighbours are cut off."""
+BEAT_MS = 1_000
+
+
+class Stage:
+    """Everything of one run: time, links, hub, nodes, books."""
+
+    def __init__(self, state: State, now: int) -> None:
+        self.time = Timeline(now)
+        self.pace = Pace(state)
+        self.links = Links(state, self.time)
+        fresh = _fresh(state, now)
+        heard = [
+            Change("sightings", name, msgspec.structs.replace(sighting, last_seen=now + HEARD_FOR_MS))
+            for name, sighting in state.sightings.items()
+            if name in fresh
+        ]
+        self.state_before = state
+        self.books = Books(self, state)
+        self.links.on_rates = self.books.moved
+        self.hub = HubCopy(self, state.with_changes(heard))
+        self.nodes: dict[str, NodeCopy] = {}
+        self.silent = frozenset(state.nodes.keys() - fresh)
+        self._hearsay = False
+        for name, report in sorted(state.observed.items()):
+            if name in state.nodes:
+                node = NodeCopy(self, name, state.nodes[name].spec.site, report, linked=name in fresh)
+                self.nodes[name] = node
+                node.take_over(state.assignments.get(name), _apart_ms(state, name))
+        self._by_site: dict[str, list[NodeCopy]] = {}
+        for node in self.nodes.values():
+            self._by_site.setdefault(node.site, []).append(node)
+        for node in self.nodes.values():
+            if node.linked:
+                assignment = state.assignments.get(node.name)
+                if assignment is not None:
+                    self.sends_assignment(assignment, is_new=False)
+                self.time.after(0, node.work)
+        self.hub.plan(0)
+
+    # --- Between hub and nodes ---
+
+    def sends_assignment(self, assignment: Assignment, *, is_new: bool = True) -> None:
+        node = self.nodes.get(assignment.node)
+        if node is None or not node.linked:
+            return  # it reads it when it is back
+        if is_new:
+            self.links.count_control(node.site, len(msgspec.json.encode(assignment, enc_hook=encode_hook)))
+        self.time.after(self.links.latency_ms(node.site), self._arrives, node, assignment)
+
+    def _arrives(self, node: NodeCopy, assignment: Assignment) -> None:
+        if node.linked:
+            node.hear_assignment(assignment)
+
+    def sends_report(self, node: NodeCopy) -> None:
+        report = node.report
+        self.links.count_control(node.site, len(msgspec.json.encode(report, enc_hook=encode_hook)))
+        self.time.after(self.links.latency_ms(node.site), self._is_heard, node, report)
+
+    def _is_heard(self, node: NodeCopy, report: object) -> None:
+        # Reports are state: one that is overtaken by another says nothing that the other does not.
+        if report is node.report:
+            self.hub.hear_report(node.report)
+
+    # --- Who is there ---
+
+    def heard_less(self, node: NodeCopy) -> None:
+        """The link is cut, or the node agent gone."""
+        if self.hub.is_alive:
+            self.hub.unlinked(node.name)
+        if not self._hearsay:
+            self._hearsay = True
+            self.time.after(HEARSAY_EVERY_MS, self._spread_hearsay)
+
+    def heard_again(self, node: NodeCopy) -> None:
+        """It has its link back: it beats, and reads its assignment."""
+        if not self.hub.is_alive:
+            return
+        self.hub.linked(node.name)
+        assignment = self.hub.state.assignments.get(node.name)
+        if assignment is not None:
+            self.sends_assignment(assignment)
+
+    def neighbours(self, node: NodeCopy) -> Iterator[NodeCopy]:
+        """Whose heart this one hears: a cut from the hub is none from the site."""
+        return (n for n in self._by_site.get(node.site, ()) if n is not node and n.running)
+
+    def _spread_hearsay(self) -> None:
+        """While somebody is cut off, those that are not say whom they hear."""
+        self._hearsay = False
+        for nodes in self._by_site.values():
+            if any(n.cuts and n.running for n in nodes):
+                for node in nodes:
+                    node.plan_report()
+                self._hearsay = True
+        if self._hearsay:
+            self.time.after(HEARSAY_EVERY_MS, self._spread_hearsay)
+
+    def kill_hub(self) -> None:
+        """Nobody answers any more."""
+        for node in self.nodes.values():
+            node.lose_contact()
+        self.hub.is_alive = False
+        for node in self.nodes.values():
+            node.plan_lapses()
+
+    def restart_hub(self) -> None:
+        """A new hub process: it has to hear everybody first."""
+        self.hub.start()
+        for k, node in enumerate(self.nodes.values()):
+            self.time.after(k * 97 % BEAT_MS, self._beats, node)
+
+    def _beats(self, node: NodeCopy) -> None:
+        if node.linked:
+            self.heard_again(node)
+
+
+def _fresh(state: State, now: int) -> frozenset[str]:
+    """Nodes that are heard at this instant."""
+    fleet = Fleet().refresh(state, now)
+    return frozenset(name for name, row in fleet.row_of.items() if fleet.fresh[row])
+
+
+def _apart_ms(state: State, node: str) -> int:
+    """How far a node's clock is ahead of the hub's, by its last report and its arrival."""
+    sighting, report = state.sightings.get(node), state.observed.get(node)
+    if sighting is None or sighting.reported_at is None or report is None:
+        return 0
+    apart_ms = report.at - sighting.reported_at
+    # What a report takes on its way looks like a clock that is behind.
+    return apart_ms if abs(apart_ms) > BEAT_MS else 0

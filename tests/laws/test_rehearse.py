@@ -1,0 +1,249 @@
+"""Rehearsals of small fleets whose figures can be worked out by hand, and the laws that hold for all of them."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+
+from batuta.core.foresee import foresee
+from batuta.core.state import Change, State
+from batuta.kinds.base import BitsPerSecond, Millis
+from batuta.kinds.node import Power
+from batuta.kinds.scenario import Fault
+from batuta.kinds.site import Uplink
+from batuta.twin.rehearse import Course, Rehearsal, rehearse
+from batuta.twin.rehearse_pace import HUB_MS, NODE_MS, REPORT_MS, STOP_MS
+from tests.core.fleets import APP, MIB, NOW, application, component, machines, model, settled, site, state_of
+
+HOUR_MS = 3_600_000
+LATENCY_MS = 3
+START_MS = 700
+
+
+def link(bandwidth_mbit: int = 8, latency_ms: int = LATENCY_MS) -> Uplink:
+    return Uplink(bandwidth_bps=BitsPerSecond(bandwidth_mbit * 1_000_000), latency_ms=Millis(latency_ms))
+
+
+def measured(state: State, start_ms: int = START_MS) -> State:
+    """Every start that was reported took so long."""
+    rows = []
+    for name, report in state.observed.items():
+        said = tuple(msgspec.structs.replace(i, ready_after_ms=start_ms) for i in report.instances)
+        rows.append(Change("observed", name, msgspec.structs.replace(report, instances=said)))
+    return state.with_changes(rows)
+
+
+def fleet(*nodes: str, count: int = 3, **more) -> State:
+    """A settled application of `count` processes on machines of one site."""
+    app = application(component(count=count, spread="node", **more))
+    return measured(settled(state_of(machines(*nodes), site("berlin", uplink=link()), app)))
+
+
+def newer(count: int = 3, **more) -> list[Change]:
+    return [application(component(count=count, spread="node", command="other", **more))]
+
+
+def fault(word: str, at_ms: int, for_ms: int, **more) -> Fault:
+    return Fault(fault=word, at_ms=Millis(at_ms), for_ms=Millis(for_ms), **more)
+
+
+def moved(course: Course) -> list[tuple[str, str, str]]:
+    return [(m.step.action, m.step.was_on, m.step.node) for m in course.moves]
+
+
+def uplink_bytes(course: Course, site_name: str = "berlin") -> int:
+    [found] = [u for u in course.links if u.site == site_name]
+    return found.artifact_bytes
+
+
+# --- Figures ---------------------------------------------------------------------------------------------------------
+
+
+def test_replicas_are_replaced_one_after_the_other_and_the_time_adds_up() -> None:
+    state = fleet("pi-1", "pi-2", "pi-3")
+    found = rehearse(state, newer(), NOW, for_ms=HOUR_MS)
+    assert [m.step.action for m in found.changed.moves] == ["replace"] * 3
+    ready = [m.ready_ms for m in found.changed.moves]
+    assert ready == sorted(ready)
+    # Decided, sent, read, started, reported, sent: so long for each. A report gathers from the start on.
+    one_ms = HUB_MS + LATENCY_MS + NODE_MS + START_MS + REPORT_MS + LATENCY_MS
+    assert found.changed.done_ms == pytest.approx(3 * one_ms + HUB_MS, abs=3)
+    assert found.changed.quiet_ms == pytest.approx(found.changed.done_ms + LATENCY_MS + NODE_MS + STOP_MS, abs=3)
+    assert found.changed.outages == ()
+    assert found.assumed == ("3 nodes draw 4 W at rest and 8 W at work: their spec.power is left out",)
+
+
+def test_nothing_done_is_nothing_moved() -> None:
+    found = rehearse(fleet("pi-1", "pi-2"), newer(), NOW, for_ms=HOUR_MS)
+    assert found.nothing.moves == ()
+    assert found.nothing.done_ms == 0
+    assert uplink_bytes(found.nothing) == 0
+    assert found.nothing.events < 20, "hours of rest cost nothing"
+
+
+def test_what_is_foreseen_is_what_is_rehearsed() -> None:
+    state = fleet("pi-1", "pi-2", "pi-3", "pi-4")
+    for changes in (newer(), newer(count=5), newer(count=1), [application(component(every_node=True))]):
+        seen = {(s.action, s.slot, s.node, s.instance) for s in foresee(state, changes, NOW).steps}
+        played = rehearse(state, changes, NOW, for_ms=HOUR_MS).changed
+        assert {(m.step.action, m.step.slot, m.step.node, m.step.instance) for m in played.moves} == seen
+
+
+def test_an_artifact_takes_the_time_of_its_bytes_over_a_shared_link() -> None:
+    fleet_of_two = [machines("pi-1", "pi-2"), site("berlin", uplink=link(bandwidth_mbit=8, latency_ms=0)), model("1")]
+    state = settled(state_of(*fleet_of_two))
+    change = [application(component(model="1", per_site=None, every_node=True))]
+    found = rehearse(state, change, NOW, for_ms=HOUR_MS).changed
+    assert uplink_bytes(found) == 2 * MIB
+    # 2 MiB over 8 Mbit/s are 2.1 s; both nodes fetch at once and share it, so both are there at the same instant.
+    begun = {m.begun_ms for m in found.moves}
+    assert len(begun) == 1
+    assert begun.pop() == pytest.approx(2 * MIB * 8 / 8_000 + HUB_MS + NODE_MS, abs=5)
+    [used] = [u for u in found.links if u.site == "berlin"]
+    assert used.busy_ms == pytest.approx(2 * MIB * 8 / 8_000, abs=2)
+
+
+def test_what_is_there_already_is_not_fetched_again() -> None:
+    rows = [machines("pi-1", "pi-2"), site("berlin", uplink=link()), model("1"), application(component(model="1"))]
+    state = settled(state_of(*rows))
+    held = [
+        Change("observed", name, msgspec.structs.replace(report, artifacts=(_digest(state),)))
+        for name, report in state.observed.items()
+    ]
+    change = [application(component(model="1", count=2, spread="node"))]
+    assert uplink_bytes(rehearse(state, change, NOW, for_ms=HOUR_MS).changed) == MIB
+    assert uplink_bytes(rehearse(state.with_changes(held), change, NOW, for_ms=HOUR_MS).changed) == 0
+
+
+def _digest(state: State) -> str:
+    [held] = state.held[APP]
+    assert held.instance.model is not None
+    return held.instance.model.variant.digest
+
+
+def test_starts_are_learned_by_component_and_hardware_and_else_assumed() -> None:
+    state = fleet("pi-1", "pi-2", count=2)
+    found = rehearse(state, newer(count=2), NOW, for_ms=HOUR_MS)
+    [guess] = found.guesses
+    assert (guess.start_ms, guess.starts, guess.how) == (START_MS, 2, "median of its own starts on this hardware")
+    other = [application(component(name="new", count=1), name="other")]
+    [guess] = rehearse(state, other, NOW, for_ms=HOUR_MS).guesses
+    assert (guess.start_ms, guess.how) == (START_MS, "median of starts of other process components on this hardware")
+    bare = settled(state_of(machines("pi-1"), site("berlin", uplink=link())))
+    found = rehearse(bare, other, NOW, for_ms=HOUR_MS)
+    assert found.guesses[0].starts == 0
+    assert any("a start of default/other/new takes 1000 ms" in said for said in found.assumed)
+
+
+def test_energy_is_watts_by_time_and_work() -> None:
+    power = Power(idle_watts=2.0, full_watts=10.0)
+    rows = [machines("pi-1", cpu=1000), site("berlin", uplink=link())]
+    state = settled(state_of(*rows))
+    powered = msgspec.structs.replace(
+        state.nodes["pi-1"], spec=msgspec.structs.replace(state.nodes["pi-1"].spec, power=power)
+    )
+    state = state.with_changes([Change("desired", powered.ref.key, powered)])
+    found = rehearse(state, [application(component(cpu=500))], NOW, for_ms=HOUR_MS)
+    assert found.nothing.energy_wh == pytest.approx(2.0, abs=0.001)
+    assert found.changed.energy_wh == pytest.approx(2.0 + 0.5 * 8.0, abs=0.01)
+
+
+# --- Faults ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_crash_is_healed_elsewhere_in_both_runs_and_the_outage_is_told() -> None:
+    state = fleet("pi-1", "pi-2", "pi-3", count=1)
+    [(node, _)] = [(h.node, h) for h in state.held[APP]]
+    crash = fault("crash", 5_000, HOUR_MS, node=(node,))
+    found = rehearse(state, [], NOW, for_ms=HOUR_MS, faults=[crash])
+    for course in (found.changed, found.nothing):
+        [(action, was_on, to)] = moved(course)
+        assert (action, was_on) == ("move", node)
+        assert to != node
+        [outage] = course.outages
+        assert outage.from_ms == 5_000
+        # Ten seconds of patience from the last beat, then a start.
+        assert outage.to_ms == pytest.approx(5_000 + 10_000 - 500 + HUB_MS + LATENCY_MS + NODE_MS + START_MS, abs=600)
+
+
+def test_a_short_cut_moves_nothing_and_what_was_missed_is_read_afterwards() -> None:
+    state = fleet("pi-1", "pi-2", "pi-3")
+    cut = fault("partition", 100, 6_000, site=("berlin",))
+    found = rehearse(state, newer(), NOW, for_ms=HOUR_MS, faults=[cut]).changed
+    assert {action for action, *_ in moved(found)} == {"replace"}
+    assert found.outages == ()
+    assert found.done_ms is not None
+    assert found.done_ms > 6_000, "nobody is replaced while nobody can be heard"
+
+
+def test_a_silent_node_stays_silent() -> None:
+    state = fleet("pi-1", "pi-2", "pi-3")
+    later = NOW + 60_000
+    rows = [
+        Change("sightings", name, msgspec.structs.replace(sighting, last_seen=later))
+        for name, sighting in state.sightings.items()
+        if name != "pi-2"
+    ]
+    found = rehearse(state.with_changes(rows), newer(), later, for_ms=HOUR_MS)
+    assert found.silent == ("pi-2",)
+    assert all(m.step.node != "pi-2" for m in found.changed.moves)
+
+
+def test_a_hub_that_is_away_delays_and_loses_nothing() -> None:
+    state = fleet("pi-1", "pi-2", "pi-3")
+    away = fault("hubRestart", 500, 20_000)
+    with_it = rehearse(state, newer(), NOW, for_ms=HOUR_MS, faults=[away]).changed
+    without = rehearse(state, newer(), NOW, for_ms=HOUR_MS).changed
+    assert sorted(m.step.instance for m in with_it.moves) == sorted(m.step.instance for m in without.moves)
+    assert with_it.done_ms is not None
+    assert without.done_ms is not None
+    assert with_it.done_ms > without.done_ms + 15_000
+
+
+def test_a_cut_from_the_hub_ends_what_must_never_run_twice_when_its_lease_does() -> None:
+    state = fleet("pi-1", "pi-2", count=1, never_twice=True)
+    [held] = state.held[APP]
+    assert held.instance.lease_ms is not None
+    cut = fault("partition", 1_000, HOUR_MS, node=(held.node,))
+    found = rehearse(state, [], NOW, for_ms=HOUR_MS, faults=[cut]).nothing
+    [outage] = found.outages
+    assert outage.from_ms == pytest.approx(1_000 + held.instance.lease_ms + STOP_MS, abs=50)
+    assert outage.to_ms is None
+    assert found.reasons[APP][0]["code"] == "may_be_alive", "its neighbour hears it: it is cut off, not dead"
+
+
+def test_a_full_disk_is_said_as_the_reason_why_it_is_not_done() -> None:
+    state = fleet("pi-1", count=1)
+    found = rehearse(state, newer(count=1), NOW, for_ms=60_000, faults=[fault("fullDisk", 0, HOUR_MS)]).changed
+    assert found.done_ms is None
+    assert any(said["code"] for said in found.reasons[APP])
+
+
+# --- Laws ------------------------------------------------------------------------------------------------------------
+
+
+def test_one_seed_one_answer() -> None:
+    state = fleet("pi-1", "pi-2", "pi-3", "pi-4")
+    storm = [
+        fault("crash", 0, 30_000, until_ms=Millis(60_000), nodes="50%"),
+        fault("flapping", 0, 20_000, period_ms=Millis(4_000)),
+    ]
+
+    def play(seed: int) -> Rehearsal:
+        return rehearse(state, newer(), NOW, for_ms=HOUR_MS, seed=seed, faults=storm)
+
+    assert play(1) == play(1)
+    assert play(1) != play(2)
+
+
+def test_the_state_that_is_copied_is_left_as_it_was() -> None:
+    state = fleet("pi-1", "pi-2", "pi-3")
+    before = {table: dict(getattr(state, table)) for table in ("desired", "decided", "observed", "sightings")}
+    rehearse(state, newer(), NOW, for_ms=HOUR_MS)
+    assert before == {table: dict(getattr(state, table)) for table in before}
+
+
+def test_an_answer_is_plain_data() -> None:
+    found = rehearse(fleet("pi-1"), newer(count=1), NOW, for_ms=HOUR_MS)
+    said = msgspec.json.encode(found)
+    assert msgspec.json.decode(said, type=Rehearsal) == found
