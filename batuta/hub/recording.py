@@ -108,7 +108,8 @@ class Recording:
     async def flush(self) -> None:
         """Everything that was decided by now is in the files."""
         waiting, self._waiting = self._waiting, []
-        await asyncio.to_thread(self._write, waiting)
+        if waiting:
+            await asyncio.to_thread(self._write, waiting)
 
     def files(self) -> list[Path]:
         """Oldest first."""

@@ -53,7 +53,9 @@ class Rig:
 
     async def start_hub(self) -> Hub:
         self._hub_fabric = self.broker.connect("hub")
-        self._hub = Hub(HubConfig(state=str(self.directory / "hub")), self._hub_fabric, self.clock)
+        self._hub = Hub(
+            HubConfig(state=str(self.directory / "hub"), recording_bytes_max=0), self._hub_fabric, self.clock
+        )
         await self._hub.start()
         return self._hub
 
