@@ -11,8 +11,10 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from batuta.core.observed import Report
-    from batuta.kinds.node import Node
+    from collections.abc import Mapping
+
+    from batuta.core.observed import Accelerator, Report
+    from batuta.kinds.node import Card, Node
     from batuta.kinds.site import Site
 
 Path = tuple[str, ...]
@@ -66,16 +68,18 @@ def node_facts(node: Node, report: Report | None) -> dict[str, Any]:
     facts: dict[str, Any] = {
         "name": node.metadata.name, "site": node.spec.site, "labels": dict(node.metadata.labels), "architecture": "",
         "cpu": 0, "memory": 0, "disk": 0, "accelerators": [], "runtimes": [], "os": "", "kernel": "",
+        "hardware": node.spec.hardware or (report.inventory.hardware if report is not None else ""), "devices": [],
     }  # fmt: skip
+    if node.spec.accelerators:
+        facts["accelerators"] = [_card(a) for a in node.spec.accelerators]
     if report is not None:
         inventory, vitals = report.inventory, report.vitals
         facts |= {
             "architecture": inventory.architecture, "cpu": int(inventory.cpu_millis),
             "memory": int(inventory.memory_bytes), "disk": int(inventory.disk_bytes),
-            "accelerators": [
-                {"kind": a.kind, "name": a.name, "memory": int(a.memory_bytes)} for a in inventory.accelerators
-            ],
+            "accelerators": facts["accelerators"] or [_card(a) for a in inventory.accelerators],
             "runtimes": list(inventory.runtimes), "os": inventory.os, "kernel": inventory.kernel,
+            "devices": list(inventory.devices),
         }  # fmt: skip
         if vitals.temperature_c is not None:
             facts["temperature"] = vitals.temperature_c
@@ -84,15 +88,42 @@ def node_facts(node: Node, report: Report | None) -> dict[str, Any]:
     return facts
 
 
+def _card(card: Accelerator | Card) -> dict[str, Any]:
+    return {"kind": card.kind, "name": card.name, "memory": int(card.memory_bytes)}
+
+
+def chain(site: str, sites: Mapping[str, Site | None]) -> list[str]:
+    """A site and those above it, nearest first. A ring, which admission refuses, ends the walk."""
+    found: list[str] = []
+    here: str | None = site
+    while here is not None and here not in found:
+        found.append(here)
+        above = sites.get(here)
+        here = above.spec.parent if above is not None else None
+    return found
+
+
+def residency(site: str, sites: Mapping[str, Site | None]) -> str:
+    """Where data at a site may live: as the nearest says that says anything."""
+    said = (found.spec.residency for name in chain(site, sites) if (found := sites.get(name)) is not None)
+    return next((place for place in said if place), "")
+
+
 def site_facts(node: Node, sites: dict[str, Site | None]) -> dict[str, Any]:
     site = sites.get(node.spec.site)
     if site is None:
-        return {"name": node.spec.site, "parent": "", "residency": "", "labels": {}, "metered": False}
+        return {
+            "name": node.spec.site, "parent": "", "residency": "", "labels": {}, "metered": False, "timeZone": "UTC",
+            "path": [node.spec.site],
+        }  # fmt: skip
     uplink = site.spec.uplink
     facts: dict[str, Any] = {
-        "name": site.metadata.name, "parent": site.spec.parent or "", "residency": site.spec.residency or "",
-        "labels": dict(site.metadata.labels), "metered": uplink.metered,
+        "name": site.metadata.name, "parent": site.spec.parent or "",
+        "residency": residency(site.metadata.name, sites), "labels": dict(site.metadata.labels),
+        "metered": uplink.metered, "timeZone": site.spec.time_zone or "UTC", "path": chain(node.spec.site, sites),
     }  # fmt: skip
+    if site.spec.carbon_intensity is not None:
+        facts["carbon"] = site.spec.carbon_intensity
     if uplink.bandwidth_bps is not None:
         facts["bandwidth"] = int(uplink.bandwidth_bps)
     if uplink.latency_ms is not None:

@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from batuta.core.columns import Columns
-from batuta.core.facts import look_up, node_facts, paths_of, site_facts
+from batuta.core.facts import chain, look_up, node_facts, paths_of, site_facts
 from batuta.core.liveness import heard_at, missed_ms
 from batuta.core.load import load_of
 from batuta.core.trail import named
 from batuta.kinds.condition import ConditionFault, compile_condition, evaluate
+from batuta.kinds.hours import UTC
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
     from batuta.core.decided import Assignment, Instance
     from batuta.core.facts import Path
-    from batuta.core.load import Load
+    from batuta.core.load import Claim, Load
     from batuta.core.observed import Report
     from batuta.core.state import State
     from batuta.core.trail import Keys
@@ -43,7 +44,7 @@ FOREVER = 2**63 - 1
 _BOOLS = ("present", "sighted", "closed", "reported", "schedulable", "drained", "fresh")
 _INTS = (
     "heard", "site", "rank", "cpu_total", "cpu_free", "memory_total", "memory_free", "instances",
-    "held_until", "machine", "vitals", "stock",
+    "disk_total", "disk_free", "held_until", "since", "restarts", "machine", "vitals", "stock", "claimed", "pace",
 )  # fmt: skip
 _VITAL_FIELDS = ("temperature", "battery")
 
@@ -69,7 +70,13 @@ class Fleet:
     cpu_free: Ints
     memory_total: Ints
     memory_free: Ints
+    disk_total: Ints
+    disk_free: Ints
     instances: Ints
+    since: Ints
+    """From when it has been there without a break."""
+    restarts: Ints
+    """How often what it runs had to be started again, and how often its link broke of late."""
     held_until: Ints
     """The instant at which its owner's hold ends; 0 without one."""
     machine: Ints
@@ -78,6 +85,10 @@ class Fleet:
     """Counts the changes of its temperature and battery."""
     stock: Ints
     """Counts the changes of its artifacts, topics and flows."""
+    claimed: Ints
+    """Counts the changes of what its instances have for themselves."""
+    pace: Ints
+    """Counts the changes of what its models measure of themselves."""
 
     def __init__(self) -> None:
         self.now = 0
@@ -96,10 +107,18 @@ class Fleet:
         """By site: nodes whose assignment, serial or address changed since `core.assemble` looked at them."""
         self.books: dict[str, Any] = {}
         """By site: what that somebody found there; kept here because it goes when the fleet goes."""
+        self.claims: dict[int, dict[Claim, int]] = {}
+        """By row, for the few that have some: what instances there have for themselves, and how many of them."""
+        self.zones: frozenset[str] = frozenset()
+        """Time zones of its sites."""
+        self.kept: dict[object, Any] = {}
+        """What readers work out once and look up again; kept here because it goes when the fleet goes."""
         self._free_rows: list[int] = []
         self._drafted: dict[int, tuple[Instance, ...] | None] = {}
         """Rows whose loads were shifted, and the instances to which that led, where it was said (`settle`)."""
         self._state: State | None = None
+        self._flows: dict[str, dict[int, int]] = {}
+        """By consumer: what its inboxes took in, by row."""
         self._sites: dict[str, Site | None] = {}
         self._node: list[Node | None] = []
         self._report: list[Report | None] = []
@@ -134,6 +153,7 @@ class Fleet:
                 self.sighted[row] = sighting is not None
                 self.closed[row] = sighting is not None and sighting.disconnected_at is not None
                 self.heard[row] = heard_at(state, name)
+                self.since[row] = sighting.online_since if sighting is not None else state.hub_since
         assigned = self._names(keys, "decided", before is None or state.assignments is not before.assignments)
         for name in assigned | came | {self.names[row] for row in self._drafted}:
             row, assignment = self.row_of.get(name), state.assignments.get(name)
@@ -164,7 +184,23 @@ class Fleet:
         """Add a load to rows, none of them named twice, or take it away. Whoever tries things out puts them back."""
         self.cpu_free[rows] -= load.cpu_millis * count
         self.memory_free[rows] -= load.memory_bytes * count
+        self.disk_free[rows] -= load.disk_bytes * count
         self.instances[rows] += count
+        for row in np.atleast_1d(rows).tolist() if load.claims else ():
+            self._claim(row, load.claims, count)
+
+    def _claim(self, row: int, claims: tuple[Claim, ...], count: int) -> None:
+        mine = self.claims.setdefault(row, {})
+        for claim in claims:
+            left = mine.get(claim, 0) + count
+            if left:
+                mine[claim] = left
+            else:
+                mine.pop(claim, None)
+        if not mine:
+            del self.claims[row]
+        self.claimed[row] += 1
+        self._columns.revision += 1
 
     def settle(self, row: int, instances: tuple[Instance, ...]) -> None:
         """All that was shifted at a row came to these instances: if just they are assigned, its loads are right."""
@@ -194,10 +230,7 @@ class Fleet:
             answer = evaluate(condition, self.variables(row))
             return FAULT if isinstance(answer, ConditionFault) else TRUE if answer else FALSE
 
-        facts = (self._coded(path) for path in paths)
-        answer: NDArray[np.int8] = self._columns.asked_by_class(
-            ("where", text), self.present, self._versions(paths), facts, ask, np.int8
-        )
+        answer: NDArray[np.int8] = self._classed(("where", text), paths, ask, np.int8)
         return np.where(self.reported, answer, np.int8(FALSE))
 
     def fault(self, text: str, row: int) -> ConditionFault | None:
@@ -211,7 +244,7 @@ class Fleet:
         def ask(row: int) -> bool:
             return not any(t.effect in effects for t in self.minded(tolerations, row))
 
-        answer: Bools = self._column(("tolerated", tolerations, effects), self.machine, ask, np.bool_)
+        answer: Bools = self.column(("tolerated", tolerations, effects), self.machine, ask, np.bool_)
         return answer
 
     def minded(self, tolerations: tuple[Toleration, ...], row: int) -> list[Taint]:
@@ -227,7 +260,7 @@ class Fleet:
             report = self._report[row]
             return report is not None and name in report.inventory.runtimes
 
-        answer: Bools = self._column(("runtime", name), self.machine, ask, np.bool_)
+        answer: Bools = self.column(("runtime", name), self.machine, ask, np.bool_)
         return answer
 
     def has_artifact(self, digest: str) -> Bools:
@@ -235,21 +268,55 @@ class Fleet:
             report = self._report[row]
             return report is not None and digest in report.artifacts
 
-        answer: Bools = self._column(("artifact", digest), self.stock, ask, np.bool_)
+        answer: Bools = self.column(("artifact", digest), self.stock, ask, np.bool_)
         return answer
 
     def published(self, patterns: tuple[str, ...], consumer: str) -> Ints:
         """By row: messages first published there that match a pattern, or that the consumer's inbox took in."""
+        found = np.zeros(self.capacity, np.int64)
+        for pattern in patterns:
 
-        def ask(row: int) -> int:
-            report = self._report[row]
-            if report is None:
-                return 0
-            topics = sum(report.topics.get(pattern, 0) for pattern in patterns)
-            return topics + sum(flow.produced for flow in report.flows if flow.consumer == consumer)
+            def ask(row: int, pattern: str = pattern) -> int:
+                report = self._report[row]
+                return report.topics.get(pattern, 0) if report is not None else 0
 
-        answer: Ints = self._column(("published", patterns, consumer), self.stock, ask, np.int64)
-        return answer
+            found += self.column(("topic", pattern), self.stock, ask, np.int64)
+        for row, produced in self._flows.get(consumer, {}).items():
+            found[row] += produced
+        return found
+
+    def silent(self) -> list[str]:
+        """Nodes that hold something and that the hub misses."""
+        rows = np.flatnonzero(self.present & (self.instances > 0) & (self.heard <= self.now - self.missed_ms))
+        return [self.names[row] for row in rows.tolist()]
+
+    def by_class(self, key: object, paths: tuple[Path, ...], ask: Callable[[int], Any]) -> NDArray[np.int8]:
+        """By row: a small number that follows from these facts alone; asked once for all that do not differ in them."""
+        facts = (self._coded(path) for path in paths)
+        found: NDArray[np.int8] = self._columns.asked_by_class(
+            key, self.present, self._versions(paths), facts, ask, np.int8
+        )
+        return found
+
+    def column(self, key: object, versions: Ints, ask: Callable[[int], Any], dtype: Any) -> Any:
+        """By row: whatever follows from the facts that these versions count."""
+        return self._columns.asked(key, self.present, versions, ask, dtype)
+
+    def at(self, row: int) -> tuple[Node, Report | None, Assignment | None]:
+        """What is declared, reported and assigned there."""
+        node = self._node[row]
+        assert node is not None, "a row without a node was asked"
+        return node, self._report[row], self._assignment[row]
+
+    def chain(self, site: str) -> list[Site]:
+        """A site and those above it, nearest first, as far as they are declared."""
+        return [found for name in chain(site, self._sites) if (found := self._sites.get(name)) is not None]
+
+    @property
+    def state(self) -> State:
+        """The one that it follows."""
+        assert self._state is not None, "a fleet that follows no state was asked"
+        return self._state
 
     def variables(self, row: int) -> dict[str, Any]:
         """What a condition sees of a row: `node` and `site`. Figures that nobody knows are left out, for has(…)."""
@@ -262,8 +329,10 @@ class Fleet:
             self._variables[row] = known
         return known[2]
 
-    def _column(self, key: object, versions: Ints, ask: Callable[[int], Any], dtype: Any) -> Any:
-        return self._columns.asked(key, self.present, versions, ask, dtype)
+    def _classed(self, key: object, paths: tuple[Path, ...], ask: Callable[[int], Any], dtype: Any) -> Any:
+        """A column whose answers depend on these facts alone: asked once for all rows that do not differ in them."""
+        facts = (self._coded(path) for path in paths)
+        return self._columns.asked_by_class(key, self.present, self._versions(paths), facts, ask, dtype)
 
     def _coded(self, path: Path) -> Ints:
         """A fact of every row as a number: the same number, the same value."""
@@ -276,7 +345,7 @@ class Fleet:
         def ask(row: int) -> int:
             return table.setdefault(look_up(self.variables(row), path), len(table))
 
-        codes: Ints = self._column(("fact", path), self._versions((path,)), ask, np.int64)
+        codes: Ints = self.column(("fact", path), self._versions((path,)), ask, np.int64)
         return codes
 
     def _versions(self, paths: tuple[Path, ...]) -> Ints:
@@ -311,7 +380,12 @@ class Fleet:
         moved = {site for site in sites if site in self._sites and state.site(site) is not self._sites[site]}
         for site in moved:
             self._sites[site] = state.site(site)
-            names |= set(state.nodes_of_site.get(site, ()))
+        if moved:
+            # What a site says holds for those below it, too, unless they say otherwise.
+            moved |= {site for site in self._sites if not moved.isdisjoint(chain(site, self._sites))}
+            names |= {name for site in moved for name in state.nodes_of_site.get(site, ())}
+            for site in list(self._sites):
+                self._know_site(state, site)
         came: set[str] = set()
         gone = [name for name in names if name in self.row_of and name not in state.nodes]
         for name in gone:
@@ -325,11 +399,21 @@ class Fleet:
                 came.add(name)
             if self._node[row] is not node or node.spec.site in moved:
                 if node.spec.site not in self._sites:
-                    self._sites[node.spec.site] = state.site(node.spec.site)
+                    self._know_site(state, node.spec.site)
                 self._take_node(row, node)
+        if moved or came or gone:
+            known = (site.spec.time_zone for site in self._sites.values() if site is not None)
+            self.zones = frozenset(zone or UTC for zone in known) | {UTC}
         if came or gone:
             self._rank()
         return came
+
+    def _know_site(self, state: State, site: str) -> None:
+        """Remember a site and all above it, so that their changes are noticed; also those that are not declared yet."""
+        here: str | None = site
+        while here is not None:
+            found = self._sites.setdefault(here, state.site(here))
+            here = found.spec.parent if found is not None and found.spec.parent not in self._sites else None
 
     def _new_row(self, name: str) -> int:
         if not self._free_rows:
@@ -342,14 +426,16 @@ class Fleet:
 
     def _forget(self, name: str) -> None:
         row = self.row_of.pop(name)
+        self._take_flows(row, self._report[row], None)
         self.names[row] = ""
         for column in (self.present, self.sighted, self.closed, self.reported, self.schedulable, self.drained):
             column[row] = False
-        loads = (self.cpu_total, self.cpu_free, self.memory_total, self.memory_free, self.instances)
-        for numbers in (*loads, self.held_until):
+        loads = (self.cpu_total, self.cpu_free, self.memory_total, self.memory_free, self.disk_total, self.disk_free)
+        for numbers in (*loads, self.instances, self.since, self.restarts, self.held_until):
             numbers[row] = 0
+        self.claims.pop(row, None)
         # Versions only ever rise, so that no remembered answer survives the row's next tenant.
-        for versions in (self.machine, self.vitals, self.stock):
+        for versions in (self.machine, self.vitals, self.stock, self.claimed, self.pace):
             versions[row] += 1
         self._columns.revision += 1
         self._drafted.pop(row, None)
@@ -384,6 +470,7 @@ class Fleet:
     def _take_report(self, row: int, report: Report | None) -> None:
         before, self._report[row] = self._report[row], report
         self._columns.revision += 1
+        self._take_flows(row, before, report)
         if before is None or report is None or (before.address, before.serial) != (report.address, report.serial):
             self._unsettle(row)
         inventory = report.inventory if report is not None else None
@@ -393,9 +480,15 @@ class Fleet:
             self.cpu_free[row] += int(cpu) - self.cpu_total[row]
             self.memory_free[row] += int(memory) - self.memory_total[row]
             self.cpu_total[row], self.memory_total[row] = int(cpu), int(memory)
+            disk = int(inventory.disk_bytes) if inventory is not None else 0
+            self.disk_free[row] += disk - self.disk_total[row]
+            self.disk_total[row] = disk
             self.machine[row] += 1
         if before is None or report is None or before.vitals != report.vitals:
             self.vitals[row] += 1
+        if before is None or report is None or before.instances != report.instances:
+            self.restarts[row] = sum(max(0, i.starts - 1) for i in report.instances) if report is not None else 0
+            self.pace[row] += 1
         if (
             before is None
             or report is None
@@ -403,15 +496,29 @@ class Fleet:
         ):
             self.stock[row] += 1
 
+    def _take_flows(self, row: int, before: Report | None, after: Report | None) -> None:
+        for flow in before.flows if before is not None else ():
+            took = self._flows.get(flow.consumer, {})
+            took.pop(row, None)
+            if not took:
+                self._flows.pop(flow.consumer, None)
+        for flow in after.flows if after is not None else ():
+            took = self._flows.setdefault(flow.consumer, {})
+            took[row] = took.get(row, 0) + flow.produced
+
     def _take_assignment(self, row: int, assignment: Assignment | None) -> None:
         if assignment is not self._assignment[row]:
             self._unsettle(row)
         self._assignment[row] = assignment
+        self.pace[row] += 1
+        self._columns.revision += 1
         held = assignment.instances if assignment is not None else ()
         if self._drafted.get(row) is held:
             return
         self.cpu_free[row], self.memory_free[row] = self.cpu_total[row], self.memory_total[row]
-        self.instances[row] = 0
+        self.disk_free[row], self.instances[row] = self.disk_total[row], 0
+        if self.claims.pop(row, None) is not None:
+            self.claimed[row] += 1
         for instance in held:
             self.lay(row, load_of(instance), 1)
 

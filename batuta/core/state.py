@@ -17,6 +17,7 @@ from batuta.kinds.application import Application
 from batuta.kinds.base import DEFAULT_NAMESPACE, Ref, Resource
 from batuta.kinds.model import Model
 from batuta.kinds.node import Node
+from batuta.kinds.policy import Policy
 from batuta.kinds.site import Site
 
 if TYPE_CHECKING:
@@ -60,6 +61,7 @@ class State:
         "nodes",
         "nodes_of_site",
         "observed",
+        "policies",
         "releases",
         "sightings",
         "standing",
@@ -103,6 +105,8 @@ class State:
         """By `namespace/application`: every instance in any assignment, sorted."""
         self.users_of_model: Mapping[str, frozenset[str]] = _EMPTY
         """By `namespace/model`: the applications that name it."""
+        self.policies: tuple[Policy, ...] = ()
+        """In order of name."""
         self.watched: tuple[str, ...] = ()
         """Topic patterns that some component wants to be near: every node counts them. Sorted, at most WATCHED_MAX."""
         self.wide: frozenset[str] = frozenset()
@@ -203,6 +207,10 @@ class State:
                 if is_member(new):
                     nodes[new.metadata.name] = new
                     sites_touched.add(new.spec.site)
+            if isinstance(old, Policy) or isinstance(new, Policy):
+                others = (p for p in self.policies if p is not old)
+                mine = (new,) if isinstance(new, Policy) else ()
+                self.policies = tuple(sorted((*others, *mine), key=lambda p: p.metadata.name))
             if isinstance(old, Application) or isinstance(new, Application):
                 users = dict(self.users_of_model) if users is None else users
                 for resource, add in ((old, False), (new, True)):

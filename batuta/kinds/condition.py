@@ -27,7 +27,7 @@ NODE_FIELDS = (
     "name", "site", "labels", "architecture", "cpu", "memory", "disk", "accelerators", "runtimes", "os", "kernel",
     "temperature", "battery", "hardware", "devices",
 )  # fmt: skip
-SITE_FIELDS = ("name", "parent", "residency", "labels", "bandwidth", "latency", "metered", "carbon", "path")
+SITE_FIELDS = ("name", "parent", "residency", "labels", "bandwidth", "latency", "metered", "timeZone", "carbon", "path")
 # What a policy asks besides.
 ASKED: dict[str, tuple[str, ...]] = {
     "application": ("name", "namespace", "labels"),
@@ -69,7 +69,7 @@ SAMPLE: dict[str, dict[str, Any]] = {
     },
     "site": {
         "name": "sample", "parent": "sample", "residency": "sample", "labels": {}, "bandwidth": 20_000_000,
-        "latency": 40, "metered": False, "carbon": 300, "path": ["sample"],
+        "latency": 40, "metered": False, "timeZone": "UTC", "carbon": 300, "path": ["sample"],
     },
     "application": {"name": "sample", "namespace": "default", "labels": {}},
     "component": {

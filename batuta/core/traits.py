@@ -1,0 +1,212 @@
+"""Traits: what placement asks of nodes beside room. Each answer is a column, asked again where something changed.
+
+What a node is (its hardware, its site, what data may live there), what instances there have for themselves, how fast
+models have proved to be there, and what the policies say of it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from batuta.core.cards import allot, cards_of
+from batuta.core.facts import residency
+from batuta.core.fleet import FALSE, FAULT, TRUE
+from batuta.core.rules import NO_RULING, marks_of, next_hour, node_paths, ruling_of
+from batuta.kinds import hours
+from batuta.kinds.condition import ConditionFault, compile_condition, evaluate
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from numpy.typing import NDArray
+
+    from batuta.core.cards import Card
+    from batuta.core.decided import Grant
+    from batuta.core.fleet import Bools, Fleet, Ints
+    from batuta.core.load import Claim
+    from batuta.core.observed import Report
+    from batuta.core.rules import Rule, Ruling
+    from batuta.kinds.application import AcceleratorNeed, Component
+    from batuta.kinds.node import Node
+
+UNKNOWN = -1
+RULINGS_MAX = 4096
+
+# --- What a node is ---------------------------------------------------------------------------------------------------
+
+
+def trait(fleet: Fleet, name: str, ask: Callable[[Node, Report | None], int], *, vital: bool = False) -> Ints:
+    """By row: a number that follows from what a node is and what its site is; with `vital`, also from how it is."""
+    versions = fleet.machine + fleet.vitals if vital else fleet.machine
+    found: Ints = fleet.column(("trait", name), versions, lambda row: ask(*fleet.at(row)[:2]), np.int64)
+    return found
+
+
+def holds(fleet: Fleet, key: object, ask: Callable[[Node, Report | None], bool]) -> Bools:
+    """By row: something that is so or not, because of what a node is."""
+    found: Bools = fleet.column(("holds", key), fleet.machine, lambda row: ask(*fleet.at(row)[:2]), np.bool_)
+    return found
+
+
+def hardware(fleet: Fleet) -> tuple[Ints, dict[str, int]]:
+    """By row: the code of its class of hardware; and the codes by name. Nobody knows anything of the class ''."""
+    codes: dict[str, int] = fleet.kept.setdefault("hardware", {"": 0})
+
+    def ask(node: Node, report: Report | None) -> int:
+        name = node.spec.hardware or (report.inventory.hardware if report is not None else "")
+        return codes.setdefault(name, len(codes))
+
+    return trait(fleet, "hardware", ask), codes
+
+
+def runs_on(fleet: Fleet, architectures: tuple[str, ...]) -> Bools:
+    """By row: is its processor one of these?"""
+    return holds(
+        fleet,
+        ("architectures", architectures),
+        lambda _, report: report is not None and report.inventory.architecture in architectures,
+    )
+
+
+def loads_opset(fleet: Fleet, runtime: str, opset: int) -> Bools:
+    """By row: does its runtime know this operator set? One that does not tell may."""
+    return holds(
+        fleet,
+        ("opset", runtime, opset),
+        lambda _, report: report is None or report.inventory.opsets.get(runtime, opset) >= opset,
+    )
+
+
+def has_device(fleet: Fleet, device: str) -> Bools:
+    return holds(fleet, ("device", device), lambda _, report: report is not None and device in report.inventory.devices)
+
+
+def resides(fleet: Fleet, places: tuple[str, ...]) -> Bools:
+    """By row: may data live there that must stay in one of these places?"""
+    return holds(fleet, ("resides", places), lambda node, _: residency_at(fleet, node.spec.site) in places)
+
+
+def residency_at(fleet: Fleet, site: str) -> str:
+    return residency(site, {s.metadata.name: s for s in fleet.chain(site)})
+
+
+# --- What instances have for themselves -------------------------------------------------------------------------------
+
+
+def is_free(fleet: Fleet, claim: Claim) -> Bools:
+    """By row: does nobody there have this for itself?"""
+    found: Bools = fleet.column(
+        ("free", claim), fleet.claimed, lambda row: claim not in fleet.claims.get(row, ()), np.bool_
+    )
+    return found
+
+
+def allots(fleet: Fleet, needs: tuple[AcceleratorNeed, ...]) -> Bools:
+    """By row: are these accelerators free there?"""
+    versions = fleet.machine + fleet.claimed
+    found: Bools = fleet.column(("allots", needs), versions, lambda row: bool(grants(fleet, needs, row)), np.bool_)
+    return found
+
+
+def grants(fleet: Fleet, needs: tuple[AcceleratorNeed, ...], row: int) -> tuple[Grant, ...]:
+    """The accelerators that an instance would get there; empty when they do not suffice."""
+    return allot(needs, cards(fleet, row), fleet.claims.get(row, {})) or ()
+
+
+def cards(fleet: Fleet, row: int) -> tuple[Card, ...]:
+    node, report, _ = fleet.at(row)
+    return cards_of(node, report)
+
+
+# --- How fast models are ----------------------------------------------------------------------------------------------
+
+
+def measured(fleet: Fleet, digest: str) -> Ints:
+    """By row: within how many microseconds a variant answers there, ninety-nine times in a hundred."""
+
+    def ask(row: int) -> int:
+        _, report, assignment = fleet.at(row)
+        if report is None or assignment is None:
+            return UNKNOWN
+        mine = {(i.name, i.epoch) for i in assignment.instances if digest in i.artifacts}
+        told = [i.measures for i in report.instances if (i.name, i.epoch) in mine and i.measures is not None]
+        known = [m.latency_p99_ms for m in told if m.latency_p99_ms is not None]
+        return round(max(known) * 1000) if known else UNKNOWN
+
+    found: Ints = fleet.column(("measured", digest), fleet.pace, ask, np.int64)
+    return found
+
+
+def p99_us(fleet: Fleet, digest: str, profiles: dict[str, int]) -> Ints:
+    """By row: how fast a variant is on such hardware. As nodes measure it there (the median of them), else as its
+    profile says, in microseconds."""
+    codes, names = hardware(fleet)
+    by_class = np.full(len(names), UNKNOWN, np.int64)
+    for name, us in profiles.items():
+        if name in names:
+            by_class[names[name]] = us
+    told = measured(fleet, digest)
+    rows = np.flatnonzero((told != UNKNOWN) & fleet.present & (codes > 0))
+    for code in np.unique(codes[rows]).tolist():
+        known = np.sort(told[rows[codes[rows] == code]])
+        by_class[code] = known[len(known) // 2]
+    # Of what has no class each node can only tell for itself.
+    return np.where(codes == 0, told, by_class[codes])
+
+
+# --- Policies ---------------------------------------------------------------------------------------------------------
+
+
+def ruling(fleet: Fleet, app: str, component: Component) -> Ruling:
+    """What the policies say of a component."""
+    policies = fleet.state.policies
+    if not policies:
+        return NO_RULING
+    kept: dict[tuple[str, str], tuple[Any, ...]] = fleet.kept.setdefault("rulings", {})
+    asked = (component, fleet.state.application(app), policies)
+    known = kept.get((app, component.name))
+    if known is None or any(one is not other for one, other in zip(known[:3], asked, strict=True)):
+        if len(kept) >= RULINGS_MAX:
+            kept.clear()
+        known = kept[app, component.name] = (*asked, ruling_of(policies, component, asked[1], app))
+    found: Ruling = known[3]
+    return found
+
+
+def answers(fleet: Fleet, rule: Rule) -> NDArray[np.int8]:
+    """TRUE, FALSE or FAULT by row: what a rule answers there. Asked once for all nodes that are alike to it, and for
+    all components that are; with the hour, again when it may have changed its mind."""
+    marks = marks_of(rule.text)
+    clock = tuple((zone, hours.around(marks, zone, fleet.now).since) for zone in sorted(fleet.zones)) if marks else ()
+    condition = compile_condition(rule.text)
+
+    def ask(row: int) -> int:
+        answer = evaluate(condition, _variables(fleet, rule, row))
+        return FAULT if isinstance(answer, ConditionFault) else TRUE if answer else FALSE
+
+    return fleet.by_class(("rule", rule.text, rule.key, clock), node_paths(rule.text), ask)
+
+
+def refused(fleet: Fleet, rule: Rule) -> Bools:
+    """By row: does this rule of a policy say no?"""
+    said: Bools = answers(fleet, rule) == (TRUE if rule.refuses else FALSE)
+    return said
+
+
+def fault(fleet: Fleet, rule: Rule, row: int) -> str:
+    """Why a rule cannot be answered for a row; empty where it can."""
+    answer = evaluate(compile_condition(rule.text), _variables(fleet, rule, row))
+    return answer.message if isinstance(answer, ConditionFault) else ""
+
+
+def wakes_at(fleet: Fleet) -> int | None:
+    """The next instant at which a policy may change its mind because of the hour."""
+    policies = fleet.state.policies
+    return next_hour(policies, fleet.zones, fleet.now) if policies else None
+
+
+def _variables(fleet: Fleet, rule: Rule, row: int) -> dict[str, Any]:
+    variables = fleet.variables(row) | rule.facts
+    return variables | {"now": hours.face(fleet.now, variables["site"]["timeZone"])}
