@@ -1,20 +1,19 @@
 """Assemble: what was drafted becomes Assignments, one row per node, with what its site shares.
 
 Every enrolled node has one, so that a fresh node knows its site and its elders before anything runs there. The serial
-rises only when the content differs.
+rises only when the content differs. What a site shares (peers, captures) is kept in a book from decision to decision,
+so that a node is looked at only when something of it changed, or something that it shares.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import msgspec
-
 from batuta.core.decided import Assignment, Capture, Peer, assignment_key
 from batuta.core.state import Change
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from batuta.core.decided import Instance
     from batuta.core.draft import Draft
@@ -25,76 +24,141 @@ ELDERS_MAX = 16
 
 def assemble(draft: Draft, sites: Iterable[str]) -> list[Change]:
     """The assignments that change: those of drafted nodes, and of every node of these sites."""
-    state = draft.state
-    whole = set(sites)
-    drafted: dict[str, list[str]] = {site: [] for site in draft.watched_sites}
+    state, fleet = draft.state, draft.fleet
+    drafted: dict[str, list[str]] = {site: [] for site in (*draft.watched_sites, *sites)}
     for node in draft.changed_nodes():
         resource = state.nodes.get(node)
         if resource is not None:
             drafted.setdefault(resource.spec.site, []).append(node)
-    changes = [
-        Change("decided", assignment_key(node), None) for node in sorted(state.assignments.keys() - state.nodes.keys())
-    ]
-    for site in sorted(whole | drafted.keys()):
+    changes = [Change("decided", assignment_key(node), None) for node in sorted(state.strays)]
+    for site in sorted(drafted):
         members = state.nodes_of_site.get(site, ())
-        captures = _captures(draft, site, members)
-        peers = _peers(draft, members)
-        those: Iterable[str] = members if site in whole else drafted[site]
-        if site not in whole and any(_captured(draft, node) != captures for node in (*those, *members[:1])):
-            # What one node stores, all of its site store: an answer may come from any of them.
-            those = members
-        place = {node: i for i, node in enumerate(members)}
-        for node in those:
-            changes += _assignment(draft, node, site, peers, members[: place[node]][:ELDERS_MAX], captures)
+        unsettled = fleet.unsettled.pop(site, set())
+        book: Book | None = fleet.books.get(site)
+        if book is None or (book.members is not members and book.members != members):
+            book = fleet.books[site] = Book(site, members)
+            due: Iterable[str] = members
+        else:
+            due = {node for node in (*unsettled, *drafted[site]) if node in book.place}
+        if book.read(draft, due) or book.watched != state.watched:
+            book.watched = state.watched
+            due = members
+        found = [change for node in due if (change := book.assignment(draft, node)) is not None]
+        if found:
+            # Until they are written, they are to be looked at again.
+            fleet.unsettled[site] = {change.value.node for change in found}
+        changes += found
+        if not members:
+            del fleet.books[site]
     return changes
 
 
-def _assignment(  # noqa: PLR0917
-    draft: Draft, node: str, site: str, peers: list[Peer], elders: tuple[str, ...], captures: tuple[Capture, ...]
-) -> list[Change]:
-    state = draft.state
-    before, report = state.assignments.get(node), state.observed.get(node)
-    after = Assignment(
-        node=node, site=site, serial=before.serial if before is not None else 0,
-        instances=draft.instances(node), peers=tuple(p for p in peers if p.node != node)[:PEERS_MAX], elders=elders,
-        captures=captures, watched=state.watched,
-    )  # fmt: skip
-    ahead = before is not None and report is not None and report.serial > before.serial
-    if after == before and not ahead and not draft.is_insisted(node):
-        return []
-    after = msgspec.structs.replace(after, serial=draft.serial(node))
-    return [Change("decided", assignment_key(node), after)]
+class Book:
+    """What the nodes of one site share, as last read."""
 
+    def __init__(self, site: str, members: tuple[str, ...]) -> None:
+        self.site = site
+        self.members = members
+        self.place = {node: i for i, node in enumerate(members)}
+        self.watched: tuple[str, ...] | None = None
+        self.captures: tuple[Capture, ...] = ()
+        self.peers: tuple[Peer, ...] = ()
+        """Eldest first; one more than any node gets, for it leaves itself out."""
+        self._peer_place: dict[str, int] = {}
+        self._addresses: dict[str, str] = {}
+        self._instances: dict[str, tuple[Instance, ...]] = {}
+        self._models: dict[str, dict[str, list[Instance]]] = {}
+        """By consumer, then node."""
+        self._captured: dict[str, Capture] = {}
+        """By consumer: what its instances ask for, sorted when it is read."""
 
-def _captured(draft: Draft, node: str) -> tuple[Capture, ...] | None:
-    before = draft.state.assignments.get(node)
-    return before.captures if before is not None else None
+    def read(self, draft: Draft, due: Iterable[str]) -> bool:
+        """Look at nodes again; True when what all of them share has changed."""
+        readdressed, stirred = self.watched is None, set[str]()
+        for node in due:
+            report = draft.state.observed.get(node)
+            address = report.address if report is not None else ""
+            if self._addresses.get(node, "") != address:
+                self._addresses[node] = address
+                readdressed = True
+            before, after = self._instances.get(node, ()), draft.instances(node)
+            if before is not after:
+                self._instances[node] = after
+                stirred |= self._note(node, before, after)
+        peers, captures = self.peers, self.captures
+        if readdressed:
+            self._find_peers()
+        for consumer in stirred:
+            self._capture(consumer)
+        fenced = draft.fenced_captures(self.site)
+        if stirred or fenced or len(self.captures) != len(self._captured):
+            all_of_them = {c.consumer: c for c in reversed(fenced)} | self._captured
+            found = tuple(all_of_them[consumer] for consumer in sorted(all_of_them))
+            self.captures = captures if found == captures else found
+        return self.peers != peers or self.captures is not captures
 
+    def assignment(self, draft: Draft, node: str) -> Change | None:
+        """The node's assignment, if it is to be another one."""
+        state = draft.state
+        before, report = state.assignments.get(node), state.observed.get(node)
+        instances, peers = self._instances.get(node, ()), self._peers_of(node)
+        elders = self.members[: self.place[node]][:ELDERS_MAX]
+        if (
+            before is not None
+            and (report is None or report.serial <= before.serial)
+            and before.site == self.site
+            and before.instances == instances
+            and before.peers == peers
+            and before.elders == elders
+            and before.captures == self.captures
+            and before.watched == state.watched
+            and not draft.is_insisted(node)
+        ):
+            return None
+        after = Assignment(
+            node=node, site=self.site, serial=draft.serial(node), instances=instances, peers=peers, elders=elders,
+            captures=self.captures, watched=state.watched,
+        )  # fmt: skip
+        draft.settle(node, instances)
+        return Change("decided", assignment_key(node), after)
 
-def _peers(draft: Draft, members: tuple[str, ...]) -> list[Peer]:
-    """Eldest first; one more than any node gets, for it leaves itself out."""
-    found: list[Peer] = []
-    for node in members:
-        report = draft.state.observed.get(node)
-        if report is not None and report.address:
-            found.append(Peer(node=node, address=report.address))
-        if len(found) > PEERS_MAX:
-            break
-    return found
+    def _find_peers(self) -> None:
+        found: list[Peer] = []
+        for node in self.members:
+            if address := self._addresses.get(node):
+                found.append(Peer(node=node, address=address))
+            if len(found) > PEERS_MAX:
+                break
+        self.peers = tuple(found)
+        self._peer_place = {peer.node: i for i, peer in enumerate(found)}
 
+    def _peers_of(self, node: str) -> tuple[Peer, ...]:
+        place = self._peer_place.get(node)
+        others = self.peers if place is None else self.peers[:place] + self.peers[place + 1 :]
+        return others[:PEERS_MAX]
 
-def _captures(draft: Draft, site: str, members: tuple[str, ...]) -> tuple[Capture, ...]:
-    """What the site's nodes store for its models. A slot between two holders (a fence) still has its topics stored."""
-    newest: dict[str, list[Instance]] = {}
-    for node in members:
-        for instance in draft.instances(node):
-            if instance.model is not None:
-                newest.setdefault(instance.consumer, []).append(instance)
-    captures: dict[str, Capture] = {}
-    for consumer, instances in newest.items():
-        instances.sort(key=lambda i: (-i.revision, i.name, -i.epoch))
+    def _note(self, node: str, before: Sequence[Instance], after: Sequence[Instance]) -> set[str]:
+        """Write down which models run on a node; returns the consumers of which something changed."""
+        same = {id(i) for i in before} & {id(i) for i in after}
+        stirred = {i.consumer for i in (*before, *after) if i.model is not None and id(i) not in same}
+        for consumer in stirred:
+            nodes = self._models.setdefault(consumer, {})
+            nodes[node] = [i for i in after if i.model is not None and i.consumer == consumer]
+            if not nodes[node]:
+                del nodes[node]
+            if not nodes:
+                del self._models[consumer]
+        return stirred
+
+    def _capture(self, consumer: str) -> None:
+        """What the site's nodes store for a model, wherever at the site it runs."""
+        instances = [i for there in self._models.get(consumer, {}).values() for i in there]
+        if not instances:
+            self._captured.pop(consumer, None)
+            return
+        if len({(id(i.inputs), id(i.outputs)) for i in instances}) > 1:
+            instances.sort(key=lambda i: (-i.revision, i.name, -i.epoch))
+        else:
+            del instances[1:]
         topics = dict.fromkeys(topic for i in instances for topic in (x.topic for x in i.inputs))
-        captures[consumer] = Capture(consumer=consumer, topics=tuple(topics), outputs=instances[0].outputs)
-    for capture in draft.fenced_captures(site):
-        captures.setdefault(capture.consumer, capture)
-    return tuple(captures[consumer] for consumer in sorted(captures))
+        self._captured[consumer] = Capture(consumer=consumer, topics=tuple(topics), outputs=instances[0].outputs)

@@ -87,6 +87,12 @@ class Draft:
     def is_insisted(self, node: str) -> bool:
         return node in self._insisted
 
+    def settle(self, node: str, instances: tuple[Instance, ...]) -> None:
+        """These are what was drafted for a node: when they are assigned, the fleet need not count its loads again."""
+        row = self.fleet.row_of.get(node)
+        if row is not None:
+            self.fleet.settle(row, instances)
+
     def reported(self, node: str, instance: Instance) -> InstanceReport | None:
         """What a node last said of this very placement."""
         if node not in self._reports:

@@ -1,0 +1,172 @@
+"""The fleet and the applications of `placement.py`: made up, the same for the same seed.
+
+    python benchmarks/placement_fleet.py        # prints what is in it
+
+Every rule finds a tenth of the nodes unfit, each rule its own tenth. `plain`: alive, schedulable, runs processes, and
+has room. `all_rules`: also taints, a device in a condition, the right model variant for what the node can run, and data
+gravity towards the topics that are published there.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+
+from batuta.core.observed import Inventory, Report, Sighting
+from batuta.core.state import Change
+from batuta.kinds.application import (
+    Application,
+    ApplicationSpec,
+    Component,
+    Input,
+    ModelUse,
+    Output,
+    Placement,
+    ProcessUse,
+    Replicas,
+    Resources,
+)
+from batuta.kinds.base import BitsPerSecond, Bytes, Metadata, Millicores, Millis
+from batuta.kinds.model import Model, ModelSpec, Needs, Variant, Version
+from batuta.kinds.node import Node, NodeSpec, Taint
+from batuta.kinds.site import Site, SiteSpec, Uplink
+
+NOW = 1_700_000_000_000
+MIB = 2**20
+MODES = ("plain", "all_rules")
+APPLICATIONS = 100
+INSTANCES = 10_000
+SITE_NODES = 40
+TOPICS = tuple(f"line-{k}/+/frame" for k in range(20))
+MODELS = 10
+
+
+def fleet_rows(nodes: int, mode: str, seed: int) -> list[Change]:
+    """A fleet as a hub finds it: declared, reported and heard a moment ago."""
+    draw = random.Random(f"{seed} fleet {nodes}")
+    rules = mode == "all_rules"
+    rows: list[Change] = [_site(k, draw) for k in range(max(1, nodes // SITE_NODES))]
+    rows += [_model(k) for k in range(MODELS)]
+    for k in range(nodes):
+        name = f"node-{k:06}"
+        unfit = {rule for rule in ("silent", "cordoned", "process") if draw.random() < 0.1}
+        if rules:
+            unfit |= {rule for rule in ("taint", "camera", "onnx", "architecture", "zone") if draw.random() < 0.1}
+        node = Node(
+            metadata=Metadata(
+                name=name,
+                labels={k: v for k, v in (("camera", "1"), ("zone", "a")) if k not in unfit},
+                creation_timestamp=f"2026-01-{1 + k % 28:02}",
+            ),
+            spec=NodeSpec(
+                site=f"site-{k % max(1, nodes // SITE_NODES):05}",
+                unschedulable="cordoned" in unfit,
+                taints=(Taint(key="reserved"),) if "taint" in unfit else (),
+            ),
+        )
+        runtimes = tuple(r for r in ("process", "onnx") if r not in unfit)
+        inventory = Inventory(
+            architecture="x86_64" if "architecture" in unfit else "aarch64",
+            cpu_millis=Millicores(draw.choice((8_000, 16_000, 32_000))),
+            memory_bytes=Bytes(draw.choice((8, 16, 32)) * 1024 * MIB),
+            disk_bytes=Bytes(draw.choice((32, 64)) * 1024 * MIB),
+            runtimes=runtimes,
+        )
+        topics = {topic: draw.randint(1, 1_000) for topic in draw.sample(TOPICS, 2)} if draw.random() < 0.2 else {}
+        report = Report(
+            node=name, boot="1", sequence=1, at=NOW, serial=1, inventory=inventory, topics=topics,
+            address=f"10.{k >> 16}.{k >> 8 & 255}.{k & 255}:7422",
+            artifacts=tuple(_digest(m, "fp32") for m in range(MODELS) if draw.random() < 0.05),
+        )  # fmt: skip
+        heard = NOW - (60_000 if "silent" in unfit else draw.randint(0, 500))
+        rows += [
+            Change("desired", node.ref.key, node),
+            Change("observed", name, report),
+            Change("sightings", name, Sighting(last_seen=heard, online_since=NOW - 86_400_000)),
+        ]
+    return rows
+
+
+def applications(mode: str, seed: int) -> list[Change]:
+    """A hundred applications with unlike needs, 5 to 500 instances each, ten thousand in all."""
+    draw = random.Random(f"{seed} applications")
+    counts = [min(500, max(5, round(draw.lognormvariate(4.2, 0.9)))) for _ in range(APPLICATIONS)]
+    while sum(counts) != INSTANCES:
+        k = draw.randrange(APPLICATIONS)
+        counts[k] = min(500, max(5, counts[k] + (1 if sum(counts) < INSTANCES else -1)))
+    return [_application(f"app-{k:03}", _component(mode, count, draw)) for k, count in enumerate(counts)]
+
+
+def small_application(mode: str, k: int, seed: int) -> Change:
+    """One instance alone."""
+    return _application(f"one-{k:04}", _component(mode, 1, random.Random(f"{seed} one {k}")))
+
+
+def _component(mode: str, count: int, draw: random.Random) -> Component:
+    rules = mode == "all_rules"
+    is_model = rules and draw.random() < 0.5
+    placement = Placement()
+    if rules:
+        conditions = ('"camera" in node.labels', 'node.architecture == "aarch64"', 'node.labels.zone == "a"')
+        placement = Placement(
+            where=" && ".join(
+                (f'node.memory >= quantity("{draw.randint(1, 6)}Gi")', *draw.sample(conditions, 2))
+            ).replace("node.labels.zone ==", 'has(node.labels.zone) && node.labels.zone =='),
+            near=tuple(draw.sample(TOPICS, 2)),
+            spread=draw.choice((None, "node", "site")),
+        )  # fmt: skip
+    return Component(
+        name="work",
+        model=ModelUse(name=f"model-{draw.randrange(MODELS)}", version="1") if is_model else None,
+        process=None if is_model else ProcessUse(command=("run", str(count))),
+        inputs=(Input(topic=draw.choice(TOPICS)),) if is_model else (),
+        outputs=(Output(topic="answers/{1}/x"),) if is_model else (),
+        replicas=Replicas(count=count),
+        placement=placement,
+        resources=Resources(
+            cpu_millis=Millicores(draw.choice((20, 50, 100, 200))),
+            memory_bytes=Bytes(draw.choice((16, 32, 64, 128, 200)) * MIB),
+        ),
+    )
+
+
+def _application(name: str, *components: Component) -> Change:
+    kind = Application(metadata=Metadata(name=name), spec=ApplicationSpec(components=components))
+    return Change("desired", kind.ref.key, kind)
+
+
+def _site(k: int, draw: random.Random) -> Change:
+    uplink = Uplink(
+        bandwidth_bps=BitsPerSecond(draw.choice((10, 50, 200)) * 10**6), latency_ms=Millis(draw.choice((5, 20, 60)))
+    )
+    kind = Site(metadata=Metadata(name=f"site-{k:05}"), spec=SiteSpec(residency="eu", uplink=uplink))
+    return Change("desired", kind.ref.key, kind)
+
+
+def _model(k: int) -> Change:
+    variants = tuple(
+        Variant(
+            name=name, format="onnx", digest=_digest(k, name), size_bytes=Bytes(size * MIB),
+            needs=Needs(memory_bytes=Bytes(size * 4 * MIB)), quality={"accuracy": accuracy},
+        )
+        for name, size, accuracy in (("fp32", 40 + 10 * k, 0.98), ("int8", 10 + 3 * k, 0.96))
+    )  # fmt: skip
+    kind = Model(
+        metadata=Metadata(name=f"model-{k}"), spec=ModelSpec(versions=(Version(version="1", variants=variants),))
+    )
+    return Change("desired", kind.ref.key, kind)
+
+
+def _digest(model: int, variant: str) -> str:
+    return f"sha256:{f'{model}{variant}'.encode().hex():0>64}"
+
+
+def main() -> None:
+    for mode in MODES:
+        wanted: Sequence[Change] = applications(mode, 1)
+        counts = sorted(c.replicas.count or 0 for a in wanted for c in a.value.spec.components)
+        print(f"{mode}: {len(counts)} applications, {sum(counts)} instances, {counts[0]} to {counts[-1]} each")
+
+
+if __name__ == "__main__":
+    main()
