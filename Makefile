@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint test-slow bench clean
+.PHONY: demo test lint test-slow fuzz bench clean
 
 demo: .venv/ready
 	$(BIN)/batuta demo
@@ -19,6 +19,12 @@ lint: .venv/ready
 
 test-slow: .venv/ready
 	$(BIN)/pytest -m slow --override-ini "addopts=-q --strict-markers --import-mode=importlib"
+
+# The API against its own OpenAPI for longer: `make fuzz EXAMPLES=500 SEED=7`.
+EXAMPLES ?= 200
+SEED ?= 1
+fuzz: .venv/ready
+	BATUTA_FUZZ_EXAMPLES=$(EXAMPLES) BATUTA_FUZZ_SEED=$(SEED) $(BIN)/pytest tests/e2e/test_conformance.py
 
 bench: .venv/ready
 	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
