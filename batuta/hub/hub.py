@@ -21,6 +21,7 @@ from batuta.hub.questions import Questions
 from batuta.hub.recording import Recording
 from batuta.hub.sightings import Sightings
 from batuta.hub.store import Store
+from batuta.hub.tails import Tails
 from batuta.hub.up import UpReader
 
 if TYPE_CHECKING:
@@ -92,10 +93,12 @@ class Hub:
         self.enrolment.keep = self.audit.accepted
         self.asks = Asks(self.artifacts, self.enrolment, self.counters)
         self.questions = Questions(fabric, clock)
+        self.tails = Tails(config.directory / "tails", self.questions, clock, self.counters, lambda: self.loop.state)
         self.up = UpReader(fabric)
         self.feed = Feed(self.loop, clock, 0)
         self._deciding: asyncio.Task[None] | None = None
         self._following: asyncio.Task[None] | None = None
+        self._tailing: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         self.artifacts.open()
@@ -111,18 +114,23 @@ class Hub:
         await self.loop.turn()
         self._deciding = asyncio.create_task(self.loop.run(), name="decide")
         self._following = asyncio.create_task(self.store.failed(), name="tables")
+        self.tails.open()
+        self._tailing = asyncio.create_task(self.tails.run(), name="tails")
 
     async def failed(self) -> None:
         """Returns never; raises what ended the loop or the tables: then this process must end, and its successor begins
         from what is written."""
         assert self._deciding is not None
         assert self._following is not None
-        done, _ = await asyncio.wait((self._deciding, self._following), return_when=asyncio.FIRST_COMPLETED)
+        assert self._tailing is not None
+        parts = (self._deciding, self._following, self._tailing)
+        done, _ = await asyncio.wait(parts, return_when=asyncio.FIRST_COMPLETED)
         for task in done:
             task.result()
 
     async def stop(self) -> None:
-        await end(self._deciding, self._following)
+        await end(self._deciding, self._following, self._tailing)
+        self.tails.flush()
         await self.recording.close()
         await self.api_tokens.close()
         await self.asks.close()

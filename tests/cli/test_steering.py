@@ -222,7 +222,7 @@ def test_logs_of_a_dead_node_say_what_is_known(stage: Stage) -> None:
     ran = batuta(stage, "logs", "sleeper", "--tail", "5")
     first, *rest = ran.out.splitlines()
     assert first.startswith(f"({here} does not answer: its link is ")
-    assert "what follows was shown " in first
+    assert "what follows is from " in first
     assert rest == ["good night"]
     stage.restart_node(here)
     stage.client.wait(Node, here, lambda found: found.status["link"]["word"] == "online", timeout_s=60)

@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from batuta.core.observed import InstanceReport
+from batuta.core.reasons import Reason
 from batuta.fabric.memory import MemoryBroker
-from batuta.web.logs import KEPT_BYTES_MAX, KEPT_LOGS_MAX, Logs
+from batuta.hub.tails import KEPT_BYTES_MAX, KEPT_MAX
 from tests.hub.hubs import PROCESS_APP, Voice, join
 from tests.web.test_api import APPS, api, is_status
 
@@ -44,23 +46,78 @@ async def test_of_a_node_that_does_not_answer_all_is_said_that_is_known(tmp_path
 
         log = (await call("GET", f"{APPS}/one/log?tail=2")).body.decode().splitlines()
         assert log[0].startswith("(pi-1 does not answer: ")
-        assert "what follows was shown " in log[0]
+        assert "what follows is from " in log[0]
         assert log[1:] == ["line 4", "line 5"]
 
 
-async def test_what_was_shown_is_kept_within_bounds(tmp_path: Path) -> None:
+async def test_what_is_kept_is_bounded_and_outlives_the_hub(tmp_path: Path) -> None:
     async with api(tmp_path) as (hub, _):
-        logs = Logs(hub)
-        logs._keep(("n", "i"), "début\n" * KEPT_BYTES_MAX, adds=False)
-        logs._keep(("n", "i"), "fin\n", adds=True)
-        kept = logs._shown["n", "i"].text
-        assert len(kept.encode()) <= KEPT_BYTES_MAX
-        assert kept.startswith("début\n")
-        assert kept.endswith("début\nfin\n")
-        for n in range(KEPT_LOGS_MAX):
-            logs._keep(("n", str(n)), "x", adds=False)
-        assert len(logs._shown) == KEPT_LOGS_MAX
-        assert ("n", "i") not in logs._shown
+        tails = hub.tails
+        tails.keep("n", "i", "début\n" * KEPT_BYTES_MAX, adds=False)
+        tails.keep("n", "i", "fin\n", adds=True)
+        kept = tails.get("n", "i")
+        assert kept is not None
+        assert len(kept.text.encode()) <= KEPT_BYTES_MAX
+        assert kept.text.startswith("début\n")
+        assert kept.text.endswith("début\nfin\n")
+        tails.keep("n", "i", "fin\n", adds=False)
+        assert tails.get("n", "i") == msgspec.structs.replace(kept, at=tails.get("n", "i").at)  # type: ignore[union-attr]
+        tails.flush()
+        for n in range(KEPT_MAX):
+            tails.keep("n", str(n), "x", adds=False)
+        assert tails.get("n", "i") is None
+    files = list((tmp_path / "hub" / "tails").iterdir())
+    assert len(files) == KEPT_MAX
+    assert {file.stat().st_mode & 0o777 for file in files} == {0o600}
+    files[0].write_text("{")
+    async with api(tmp_path) as (hub, _):
+        there = [n for n in range(KEPT_MAX) if (tail := hub.tails.get("n", str(n))) is not None and tail.text == "x"]
+        assert len(there) == KEPT_MAX - 1
+        assert hub.counters["tails_unreadable"] == 1
+
+
+async def test_the_last_lines_are_fetched_before_a_node_dies(tmp_path: Path) -> None:
+    broker, asked = MemoryBroker(), list[dict[str, Any]]()
+    async with api(tmp_path, broker) as (hub, call):
+        await join(hub, "pi-1")
+        voice = Voice(broker, "pi-1")
+
+        async def tell(message: Any) -> None:
+            wanted = msgspec.json.decode(message.data)
+            asked.append(wanted)
+            text = "and more\n" if wanted.get("offset") else "line 1\nline 2\n"
+            await message.respond(msgspec.json.encode({"text": text, "offset": 7 + len(asked)}))
+
+        answering = await voice.fabric.subscribe("batuta.tell.pi-1.log", tell)
+        await voice.beat()
+        await call("POST", "/apply", PROCESS_APP.replace("NAME", "one").encode())
+        said = InstanceReport(name="default/one/run-1-0", epoch=1, phase="ready", since=1, starts=1)
+
+        async def until(count: int) -> None:
+            async with asyncio.timeout(60):
+                while len(asked) < count:
+                    await voice.beat()
+                    await hub.tails.look()
+
+        await voice.report(instances=(said,))
+        await until(1)
+        assert (asked[0]["instance"], asked[0].get("offset")) == (said.name, None)
+        # It fails: what is new is fetched, from where the last piece ended. That it goes on failing is no news.
+        failed = msgspec.structs.replace(said, phase="backoff", reason=Reason(code="exited", subject="instance/one"))
+        await voice.report(instances=(failed,))
+        await until(2)
+        assert asked[1]["offset"] == 8
+        await voice.report(instances=(failed,), artifacts=("sha256:0",))
+        for _ in range(5):
+            await hub.tails.look()
+        assert len(asked) == 2
+
+        await answering.close()
+        broker.cut("pi-1")
+        log = (await call("GET", f"{APPS}/one/log?tail=2")).body.decode().splitlines()
+        assert log[0].startswith("(pi-1 does not answer: ")
+        assert "what follows is from " in log[0]
+        assert log[1:] == ["line 2", "and more"]
 
 
 async def test_logs_of_several_instances_are_followed_together(tmp_path: Path) -> None:
@@ -115,7 +172,7 @@ async def test_logs_of_several_instances_are_followed_together(tmp_path: Path) -
         only = await call("GET", f"{APPS}/one/log?instance=run-1-pi-2")
         assert only.status == 200
         assert only.body.startswith(b"(pi-2 does not answer: ")
-        assert b"what follows was shown " in only.body
+        assert b"what follows is from " in only.body
 
 
 def _hasty(request: Any) -> Any:
