@@ -94,8 +94,13 @@ def _by_report(after: State, old: Report | None, new: Report | None) -> Iterator
     if old is None or new is None or old.inventory != new.inventory or _vitals(old) != _vitals(new):
         yield from _on(after, node)
         yield from _wide(after)
-    elif old.instances != new.instances or old.serial != new.serial:
+    elif old.serial != new.serial or _doings(old) != _doings(new):
         yield from _on(after, node)
+
+
+def _doings(report: Report) -> list[tuple[object, ...]]:
+    """What instances do. How much they did is measured with every report, and nothing is decided by it."""
+    return [(i.name, i.epoch, i.phase, i.since, i.starts, i.reason) for i in report.instances]
 
 
 def _vitals(report: Report) -> tuple[float | None, float | None]:

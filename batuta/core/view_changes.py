@@ -144,8 +144,12 @@ def _ready(report: Report | None) -> set[tuple[str, int]]:
 
 
 def _applications(before: State, after: State, was: int, now: int) -> Changed:
-    """What could be decided otherwise, and what is held by a node that is or was missed."""
+    """What could be decided otherwise, what was measured, and what is held by a node that is or was missed."""
     found = {subject for subject in touched(before, after, was, now) if subject.startswith(APPLICATION)}
+    for name in differing(before.observed, after.observed):
+        old, new, assignment = before.observed.get(name), after.observed.get(name), after.assignments.get(name)
+        if old is not None and new is not None and assignment is not None and old.instances != new.instances:
+            found.update(APPLICATION + i.app for i in assignment.instances)
     for state, at in ((before, was), (after, now)):
         patience_ms = missed_ms(state)
         for name, assignment in state.assignments.items():

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import pytest
 from hypothesis import given
 
 from batuta.core import view_changes
+from batuta.core.observed import Measures
 from batuta.core.state import Change, State
 from batuta.core.view import status
 from batuta.core.view_changes import changed, is_at_rest
@@ -43,6 +45,19 @@ class Seen(World):
             if self.looks % (k + 1) == 0:
                 self.look(kind.plural)
         return decision
+
+    def _obey(self, but: set[str]) -> None:
+        """What they report is also measured, and differs each time."""
+        super()._obey(but)
+        measures = Measures(received=self.looks)
+        rows = [
+            Change("observed", name, msgspec.structs.replace(said, instances=tuple(
+                msgspec.structs.replace(i, measures=measures) for i in said.instances
+            )))
+            for name, said in self.state.observed.items()
+            if name not in self.cut and name not in but
+        ]  # fmt: skip
+        self.change(*rows)
 
     def look(self, plural: str) -> None:
         state, now = self.state, self.now
