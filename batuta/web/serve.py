@@ -82,8 +82,8 @@ async def _listen(run: Run, hub: Hub, clock: LifeClock) -> None:
     plain, tls = doors(hub, secret_in(run.config.directory / "admin.token"))
     files = hub.authorities.listener
     listeners = [
-        Listener(_settings(plain)),
-        Listener(_settings(tls, ssl_certfile=str(files.chain), ssl_keyfile=str(files.key))),
+        Listener(settings(plain)),
+        Listener(settings(tls, ssl_certfile=str(files.chain), ssl_keyfile=str(files.key))),
     ]
     ending = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -134,7 +134,7 @@ def _bound(host: str, port: int) -> socket.socket:
     return bound
 
 
-def _settings(app: ASGIApp, **more: Any) -> uvicorn.Config:
+def settings(app: ASGIApp, **more: Any) -> uvicorn.Config:
     return uvicorn.Config(
         app,
         log_config=None,
