@@ -39,6 +39,7 @@ REASONS: Final[dict[int, str]] = {
     413: "RequestEntityTooLarge",
     415: "UnsupportedMediaType",
     422: "Invalid",
+    429: "TooManyRequests",
     500: "InternalError",
     503: "ServiceUnavailable",
     507: "InsufficientStorage",

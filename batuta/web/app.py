@@ -18,6 +18,7 @@ from batuta.web.auditing import auditing_routes
 from batuta.web.core import Core
 from batuta.web.discovery import discovery_routes
 from batuta.web.doctor import doctor_routes
+from batuta.web.evictions import eviction_routes
 from batuta.web.files import file_routes
 from batuta.web.foreseen import foreseen_routes
 from batuta.web.joining import joining_routes
@@ -50,6 +51,7 @@ def application(hub: Hub) -> Starlette:
             *discovery_routes(hub, sources),
             *openapi_routes(sources),
             *core.routes(),
+            *eviction_routes(hub),
             *(route for kind in kinds for route in kind.routes()),
             *action_routes(hub),
             *foreseen_routes(hub),

@@ -19,6 +19,7 @@ from batuta.web.core_views import core_views, instance_of
 from batuta.web.logs import Logs
 from batuta.web.patches import merged
 from batuta.web.reading import Reading, no_such
+from batuta.web.sources import at
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
@@ -90,6 +91,11 @@ class Core:
         nodes = next(view for view in self.views if view.kind == "Node")
         if before is None:
             raise no_such(nodes, ref.name)
+        row = nodes.row(ref)
+        known = at(change, "metadata.resourceVersion")
+        if known is not None and (row is None or str(known) != _version_of(row.body)):
+            raise Stale(f"{ref} was changed since", next_step="get it again, then write")
+        change["metadata"].pop("resourceVersion", None)
         resource = manifest.from_document(merged(manifest.to_document(before), change))
 
         def same(state: State) -> None:
@@ -103,8 +109,12 @@ class Core:
         shown, row = core_node(msgspec.json.decode(body)), nodes.row(ref)
         if row is not None:
             # The version that a watch can go on from; of a dry run, the one that would be changed.
-            shown["metadata"]["resourceVersion"] = msgspec.json.decode(row.body)["metadata"]["resourceVersion"]
+            shown["metadata"]["resourceVersion"] = _version_of(row.body)
         return raw(msgspec.json.encode(shown))
+
+
+def _version_of(body: bytes) -> str:
+    return str(msgspec.json.decode(body)["metadata"]["resourceVersion"])
 
 
 def _node_change(patch: Any) -> dict[str, Any]:
@@ -121,9 +131,14 @@ def _node_change(patch: Any) -> dict[str, Any]:
     if others:
         step = "kubectl edit nodes.batuta.dev NAME"
         raise Wrong(422, f"{others[0]} of a node cannot be changed by its core name", next_step=step)
-    change: dict[str, Any] = {"metadata": {k: metadata[k] for k in ("labels", "annotations") if k in metadata}}
+    change: dict[str, Any] = {
+        "metadata": {k: metadata[k] for k in ("labels", "annotations", "resourceVersion") if k in metadata}
+    }
     if "unschedulable" in spec:
         change["spec"] = {"unschedulable": spec["unschedulable"]}
+        if not spec["unschedulable"]:
+            # To uncordon also ends a drain: both are shown as the one thing.
+            change["spec"]["drain"] = None
     return change
 
 

@@ -58,7 +58,7 @@ def core_node(document: Mapping[str, Any]) -> dict[str, Any]:
     if host:
         addresses.insert(0, {"type": "InternalIP", "address": host})
     core_spec: dict[str, Any] = {"providerID": f"batuta://{site}/{name}"}
-    if spec.get("unschedulable"):
+    if spec.get("unschedulable") or spec.get("drain"):
         core_spec["unschedulable"] = True
     if spec.get("taints"):
         core_spec["taints"] = [{"effect": "NoSchedule", **taint} for taint in spec["taints"]]

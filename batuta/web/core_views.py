@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from batuta.hub.questions import instances_of
-from batuta.kinds.base import encode_hook
+from batuta.kinds.base import API_VERSION, Ref, encode_hook
 from batuta.web.ages import age, instant_ms, timestamp
 from batuta.web.core_nodes import NODE_COLUMNS, node_cells, node_sketches
 from batuta.web.sources import ABSENT, AGE, NAME, Column
@@ -82,7 +82,9 @@ def namespace_cells(document: Mapping[str, Any], now: int) -> list[Any]:
 def pod_sketches(hub: Hub) -> Iterator[Sketch]:
     """One for each instance in an assignment. The newest holder of a slot has the plain name."""
     state = hub.loop.state
-    for held in state.held.values():
+    for key, held in state.held.items():
+        application = state.get(Ref("applications", *key.split("/")))
+        owner = application.metadata.uid if application is not None else None
         newest = {h.instance.name: h.instance.epoch for h in sorted(held, key=lambda h: h.instance.epoch)}
         for node, instance in held:
             report = state.observed.get(node)
@@ -92,8 +94,10 @@ def pod_sketches(hub: Hub) -> Iterator[Sketch]:
             if newest[instance.name] != instance.epoch:
                 name = f"{name}.{node}"
             address = report.address if report is not None else ""
-            mark = (node, instance, said, address)
-            yield Sketch(instance.namespace, name, mark, partial(_pod, name, node, instance, said, address))
+            mark = (node, instance, said, address, owner)
+            yield Sketch(
+                instance.namespace, name, mark, partial(_pod, name, node, instance, said, address, owner=owner)
+            )
 
 
 def pod_name(instance: str) -> str:
@@ -101,7 +105,9 @@ def pod_name(instance: str) -> str:
     return ".".join(instance.split("/")[1:])
 
 
-def _pod(name: str, node: str, instance: Instance, said: InstanceReport | None, address: str) -> dict[str, Any]:
+def _pod(
+    name: str, node: str, instance: Instance, said: InstanceReport | None, address: str, *, owner: str | None
+) -> dict[str, Any]:
     ready = said is not None and said.phase == "ready"
     phase = "Pending" if said is None or said.phase in ("waiting", "fetching", "starting") else "Running"
     if said is not None and said.phase == "refused":
@@ -140,7 +146,8 @@ def _pod(name: str, node: str, instance: Instance, said: InstanceReport | None, 
             "uid": _uid("pod", instance.name, str(instance.epoch)),
             "creationTimestamp": since,
             "labels": labels,
-            "annotations": {"batuta.dev/instance": instance.name},
+            "annotations": {"batuta.dev/instance": instance.name, **_bound(instance, node)},
+            "ownerReferences": [_owner(instance, owner)] if owner else [],
         },
         "spec": {
             "nodeName": node,
@@ -166,6 +173,17 @@ def _pod(name: str, node: str, instance: Instance, said: InstanceReport | None, 
             ],
         },
     }
+
+
+def _owner(instance: Instance, uid: str) -> dict[str, Any]:
+    """Whose it is. `kubectl drain` evicts nothing that nobody would start again elsewhere."""
+    named = {"apiVersion": API_VERSION, "kind": "Application", "name": instance.application, "uid": uid}
+    return {**named, "controller": True, "blockOwnerDeletion": False}
+
+
+def _bound(instance: Instance, node: str) -> dict[str, str]:
+    """What is for every node belongs to this one: Kubernetes marks such pods so, and `kubectl drain` passes them by."""
+    return {"kubernetes.io/config.mirror": "everyNode"} if instance.slot == node else {}
 
 
 def pod_cells(document: Mapping[str, Any], now: int) -> list[Any]:

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 KUBERNETES: Final = ("1", "32", "v1.32.0")
 """The version whose conventions are kept: clients compare it with their own."""
+POLICY: Final = ("policy", "v1")
+"""A group with nothing in it: kubectl looks for it before it asks for evictions."""
 DISCOVERY_VERSIONS: Final = ("v2", "v2beta1")
 
 
@@ -30,6 +32,8 @@ def discovery_routes(hub: Hub, sources: Sequence[Source]) -> list[Route]:
     group, version = API_VERSION.split("/")
     named = {"groupVersion": API_VERSION, "version": version}
     groups = [{"name": group, "versions": [named], "preferredVersion": named}]
+    evicting = {"groupVersion": "/".join(POLICY), "version": POLICY[1]}
+    groups.append({"name": POLICY[0], "versions": [evicting], "preferredVersion": evicting})
     core = [source for source in sources if source.api_version == "v1"]
     ours = [source for source in sources if source.api_version == API_VERSION]
 
@@ -39,10 +43,15 @@ def discovery_routes(hub: Hub, sources: Sequence[Source]) -> list[Route]:
 
     async def apis(request: Request) -> Response:
         plain = {"kind": "APIGroupList", "apiVersion": "v1", "groups": groups}
-        return _aggregated(request, group, version, ours) or said(plain)
+        return _aggregated(request, group, version, ours, POLICY) or said(plain)
 
     async def apis_group(_request: Request) -> Response:
         return said({"kind": "APIGroup", "apiVersion": "v1", **groups[0]})
+
+    async def policy(request: Request) -> Response:
+        if request.url.path.strip("/").endswith(POLICY[1]):
+            return said(_resources("/".join(POLICY), ()))
+        return said({"kind": "APIGroup", "apiVersion": "v1", **groups[1]})
 
     async def resources(_request: Request) -> Response:
         return said(_resources(API_VERSION, ours))
@@ -71,6 +80,7 @@ def discovery_routes(hub: Hub, sources: Sequence[Source]) -> list[Route]:
         *(Route(path, api) for path in ("/api", "/api/")),
         *(Route(path, apis) for path in ("/apis", "/apis/")),
         *(Route(f"/apis/{group}{end}", apis_group) for end in ("", "/")),
+        *(Route(f"/apis/{place}{end}", policy) for place in (POLICY[0], "/".join(POLICY)) for end in ("", "/")),
         *(Route(f"/apis/{API_VERSION}{end}", resources) for end in ("", "/")),
         *(Route(f"/api/v1{end}", core_resources) for end in ("", "/")),
         *(Route(path, versions) for path in ("/version", "/version/")),
@@ -90,10 +100,13 @@ def subresources(source: Source) -> list[tuple[str, dict[str, str], list[str]]]:
         found.append(("scale", scale, ["get", "patch", "update"]))
     if source.kind == "Pod":
         found.append(("log", own, ["get"]))
+        found.append(("eviction", {"group": POLICY[0], "version": POLICY[1], "kind": "Eviction"}, ["create"]))
     return found
 
 
-def _aggregated(request: Request, group: str, version: str, sources: Sequence[Source]) -> Response | None:
+def _aggregated(
+    request: Request, group: str, version: str, sources: Sequence[Source], empty: tuple[str, str] | None = None
+) -> Response | None:
     """One document for everything, when the client asks for it: then it asks nothing else."""
     wanted = _wanted(request.headers.get("accept", ""))
     if wanted is None:
@@ -115,11 +128,15 @@ def _aggregated(request: Request, group: str, version: str, sources: Sequence[So
         for source in sources
     ]
     versions = [{"version": version, "resources": resources, "freshness": "Current"}]
+    items = [{"metadata": {"name": group} if group else {}, "versions": versions}]
+    if empty is not None:
+        nothing = {"version": empty[1], "resources": [], "freshness": "Current"}
+        items.append({"metadata": {"name": empty[0]}, "versions": [nothing]})
     answer = {
         "kind": "APIGroupDiscoveryList",
         "apiVersion": f"apidiscovery.k8s.io/{wanted}",
         "metadata": {},
-        "items": [{"metadata": {"name": group} if group else {}, "versions": versions}],
+        "items": items,
     }
     media = f"application/json;g=apidiscovery.k8s.io;v={wanted};as=APIGroupDiscoveryList"
     return Response(msgspec.json.encode(answer), headers={"Content-Type": media})

@@ -64,13 +64,13 @@ def own_up(request: Request, response: Response, counters: Counters) -> Response
     elif left_out:
         counters.add("fields_warned", by=len(left_out))
         for path in left_out[:WARNINGS_MAX]:
-            response.headers.append("Warning", _warning(f'unknown field "{path}" was left out'))
+            response.headers.append("Warning", warning(f'unknown field "{path}" was left out'))
         if len(left_out) > WARNINGS_MAX:
-            response.headers.append("Warning", _warning(f"so were {len(left_out) - WARNINGS_MAX} more unknown fields"))
+            response.headers.append("Warning", warning(f"so were {len(left_out) - WARNINGS_MAX} more unknown fields"))
     return response
 
 
-def _warning(text: str) -> str:
+def warning(text: str) -> str:
     """A warning as RFC 7234 writes it: code, agent and quoted text, of characters that a header can carry."""
     plain = "".join(c if c.isprintable() and c.isascii() else "?" for c in text[:WARNING_CHARACTERS_MAX])
     quoted = plain.replace("\\", "\\\\").replace('"', '\\"')

@@ -1,7 +1,6 @@
 """What Kubernetes clients ask about themselves: `kubectl auth can-i` and `kubectl auth whoami`.
 
-Newer kubectl posts these two in protobuf, whatever the server says it takes; so their envelope is read here, by
-hand and for these alone. Answers are always JSON, which kubectl takes.
+Newer kubectl posts these two in protobuf, whatever the server says it takes. Answers are always JSON, which it takes.
 """
 
 from __future__ import annotations
@@ -16,6 +15,7 @@ from batuta.web import rights
 from batuta.web.access import LOCAL
 from batuta.web.answers import Wrong, said
 from batuta.web.bodies import body_of
+from batuta.web.protobuf import PROTOBUF, fields, message_in
 
 if TYPE_CHECKING:
     from starlette.requests import Request
@@ -24,13 +24,11 @@ if TYPE_CHECKING:
     from batuta.web.access import Who
 
 BODY_BYTES_MAX: Final = 64 * 1024
-PROTOBUF: Final = "application/vnd.kubernetes.protobuf"
 _METHODS: Final = {
     "get": "GET", "list": "GET", "watch": "GET", "create": "POST", "update": "PUT", "patch": "PATCH",
     "delete": "DELETE", "deletecollection": "DELETE",
 }  # fmt: skip
 _NAMES: Final = ("namespace", "verb", "group", "version", "resource", "subresource", "name")
-_MAGIC: Final = b"k8s\x00"
 
 
 def review_routes() -> list[Route]:
@@ -112,48 +110,11 @@ async def _asked(request: Request) -> Asked:
 
 
 def _from_protobuf(body: bytes) -> Asked:
-    """`k8s\\0`, then runtime.Unknown {1: typeMeta, 2: raw}; raw is {2: spec {1: resource, 2: nonResource}}."""
-    if not body.startswith(_MAGIC):
-        raise Wrong(415, "this protobuf has no Kubernetes envelope", next_step="send application/json")
+    """An access review is {2: spec {1: resource, 2: nonResource}}."""
+    spec = fields(fields(message_in(body)).get(2, b""))
+    resource, other = fields(spec.get(1, b"")), fields(spec.get(2, b""))
     try:
-        raw = _fields(body[len(_MAGIC) :]).get(2, b"")
-        spec = _fields(_fields(raw).get(2, b""))
-        resource, other = _fields(spec.get(1, b"")), _fields(spec.get(2, b""))
         named = {name: resource[i].decode() for i, name in enumerate(_NAMES, 1) if resource.get(i)}
         return Asked(named, {name: other[i].decode() for i, name in ((1, "path"), (2, "verb")) if other.get(i)})
-    except (IndexError, ValueError) as error:
+    except UnicodeDecodeError as error:
         raise Wrong(400, f"the body is no access review: {error}") from None
-
-
-def _fields(data: bytes) -> dict[int, bytes]:
-    """The length-delimited fields of one protobuf message; numbers are passed over, the last of a kind counts."""
-    found: dict[int, bytes] = {}
-    at = 0
-    while at < len(data):
-        key, at = _varint(data, at)
-        sort = key & 7
-        if sort == 2:
-            size, at = _varint(data, at)
-            if at + size > len(data):
-                raise ValueError("it ends too soon")
-            found[key >> 3] = data[at : at + size]
-            at += size
-        elif sort == 0:
-            _, at = _varint(data, at)
-        elif sort in (1, 5):
-            at += 8 if sort == 1 else 4
-        else:
-            raise ValueError(f"wire type {sort}")
-    return found
-
-
-def _varint(data: bytes, at: int) -> tuple[int, int]:
-    value = shift = 0
-    while shift < 64:
-        byte = data[at]
-        at += 1
-        value |= (byte & 127) << shift
-        if byte < 128:
-            return value, at
-        shift += 7
-    raise ValueError("a number is too long")

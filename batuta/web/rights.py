@@ -42,6 +42,7 @@ RULES: Final[tuple[Rule, ...]] = (
     Rule(("POST",), f"{V1}/nodes/*/approve", "admin", "all", "Only admins say which machines may join."),
     Rule(WRITE, f"{V1}/nodes/**", "operator", "all", "Operators of every namespace hold, cordon and label machines."),
     Rule(("PUT", "PATCH"), "/api/v1/nodes/**", "operator", "all", "The same, by the name Kubernetes gives machines."),
+    Rule(("POST",), "/api/v1/namespaces/*/pods/*/eviction", "operator", "all", "To evict is to drain a machine."),
     Rule(WRITE, f"{V1}/namespaces/{{namespace}}/**", "operator", "namespace", "Operators write in their namespaces."),
     Rule(WRITE, f"{V1}/**", "admin", "all", "What lies in no namespace is written by admins."),
     Rule(("POST",), "/apply", "operator", "any", "Each document is judged as if it were written alone."),
