@@ -57,6 +57,8 @@ class Foreseen(NamedTuple):
     reasons: Mapping[str, tuple[Mapping[str, Any], ...]]
     """By application: what would still not be as wished."""
     is_whole: bool
+    hidden: int = 0
+    """Steps of namespaces that this client's token does not see."""
 
     @property
     def differs(self) -> bool:

@@ -102,7 +102,8 @@ class Client:
         answer = self._wire.ask("POST", "/diff", query, _yaml(what).encode(), content_type="application/yaml")
         items = tuple(Changed(*_about(item), tuple(item.get("fields", ()))) for item in answer.get("items", ()))
         reasons = {app: tuple(said) for app, said in answer.get("reasons", {}).items()}
-        return Foreseen(items, tuple(answer.get("steps", ())), reasons, bool(answer.get("isWhole", True)))
+        steps, hidden = tuple(answer.get("steps", ())), int(answer.get("hidden", 0))
+        return Foreseen(items, steps, reasons, bool(answer.get("isWhole", True)), hidden)
 
     def update(
         self,

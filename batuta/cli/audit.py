@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from batuta.client import Client
 
 WAIT_S = 20.0
+SERVER_FIELDS = ("uid", "generation", "resourceVersion", "creationTimestamp", "managedFields")
 
 
 @click.command()
@@ -25,17 +26,26 @@ WAIT_S = 20.0
 )
 @click.option("--kind", default="", help="Only this kind, or `tokens` or `artifacts`.")
 @click.option("--name", default="", help="Only what has this name.")
-@click.option("--verb", default="", help="Only create, apply, patch, replace, delete, enrol, revoke or upload.")
+@click.option(
+    "--verb", default="", help="Only create, apply, patch, replace, delete, enrol, approve, revoke or upload."
+)
 @click.option("--limit", default=100, show_default=True, type=click.IntRange(1, 5_000), help="So many newest entries.")
 @click.option("-f", "--follow", is_flag=True, help="Go on until Ctrl-C.")
-@click.option("-o", "--output", type=click.Choice(["table", "json"]), default="table", help="How to print it.")
+@click.option(
+    "-o", "--output", type=click.Choice(["table", "wide", "json", "yaml"]), default="table", help="How to print it."
+)
 @talks_to_hub
 def audit(
     hub: Client, *, since: str, who: str, kind: str, name: str, verb: str, limit: int, follow: bool, output: str
 ) -> None:  # fmt: skip
     """Who did what: every write, and every refusal of one. It takes an admin.
 
-    With `-o json` each line is one entry, with what was there before and after.
+    With `-o wide` each entry is followed by the fields that changed, as they were and as they became. With `-o json`
+    each line is one entry, with all that was there before and after.
+
+    \b
+    batuta audit --since 1h --kind applications -o wide
+    batuta audit --who ci --verb delete
     """
     what = kind if kind in ("", "tokens", "artifacts", "apply") else the_kind(kind).plural
     wanted: dict[str, str | int] = {"who": who, "what": what, "name": name, "verb": verb, "limit": limit}
@@ -63,13 +73,37 @@ def _print(items: list[dict[str, Any]], output: str, *, is_first: bool) -> None:
         for item in items:
             click.echo(msgspec.json.encode(item).decode())
         return
+    if output == "yaml":
+        from batuta.cli.get import as_text
+
+        for item in items:
+            click.echo("---\n" + as_text(item, "yaml"), nl=False)
+        return
     if not items:
         if is_first:
             click.echo("Nothing that fits was written.", err=True)
         return
     lines = table(["AT", "WHO", "FROM", "VERB", "WHAT", "OUTCOME", "WHY"], [_row(item) for item in items])
-    for line in lines if is_first else lines[1:]:
+    if is_first:
+        click.echo(lines[0])
+    for item, line in zip(items, lines[1:], strict=True):
         click.echo(line)
+        for change in _changes(item) if output == "wide" else ():
+            click.echo(change)
+
+
+def _changes(item: dict[str, Any]) -> Iterator[str]:
+    """Field by field, as `batuta diff` prints them. What the hub itself writes down is left out."""
+    from batuta.cli.diff import field_line
+    from batuta.kinds.difference import differences
+
+    before, after = ({**(item.get(when) or {})} for when in ("before", "after"))
+    for document in (before, after):
+        if isinstance(metadata := document.get("metadata"), dict):
+            document["metadata"] = {k: v for k, v in metadata.items() if k not in SERVER_FIELDS}
+    for change in differences(before, after):
+        field = {"op": change.op, "path": change.path, "before": change.before, "after": change.after}
+        yield f"    {field_line(field)}"
 
 
 def _row(item: dict[str, Any]) -> list[str]:

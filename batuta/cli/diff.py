@@ -56,8 +56,10 @@ def told(found: Foreseen) -> Iterator[str]:
     if mine:
         yield f"{len(mine)} instance{'s' if len(mine) > 1 else ''} would change:"
         yield from moves(mine)
-    elif found.differs:
+    elif found.differs and not found.hidden:
         yield "No instance would move."
+    if found.hidden:
+        yield f"{found.hidden} more in namespaces that your token does not see."
     anyway = len(found.steps) - len(mine)
     if anyway:
         yield f"{anyway} more change without this: they are on their way."
@@ -120,4 +122,5 @@ def _plain(found: Foreseen) -> dict[str, Any]:
         "steps": list(found.steps),
         "reasons": {app: list(said) for app, said in found.reasons.items()},
         "isWhole": found.is_whole,
+        "hidden": found.hidden,
     }

@@ -32,7 +32,8 @@ def explain(path: str) -> None:
     elif path in WORDS:
         word = WORDS[path]
         _pairs(("STATE", path), ("MEANS", word.meaning), *((("NEXT", word.next_step),) if word.next_step else ()))
-        click.echo(("All is well.", "This passes by itself.", "Look into it.", "This is an error.")[word.severity])
+        well, wait = "All is well.", "This is a wait, not an error."
+        click.echo((well, wait, "Look into it.", "This is an error.")[word.severity])
     elif path in CATALOGUE:
         entry = CATALOGUE[path]
         _pairs(("REASON", path), ("MEANS", entry.sentence), ("NEXT", entry.next_step))

@@ -56,6 +56,23 @@ SYNONYMS = {
 }  # fmt: skip
 
 
+# How `batuta --help` groups them; a verb of no group is shown among the last.
+GROUPS: dict[str, tuple[str, ...]] = {
+    "Begin": ("demo", "up", "join", "token", "kubeconfig"),
+    "Declare": ("apply", "diff", "delete", "model"),
+    "Look": ("get", "describe", "why", "explain", "logs", "top", "query"),
+    "Keep it running": ("node", "rollout", "doctor", "audit"),
+    "More": ("twin", "completion", "version"),
+}
+
+
+def _groups() -> list[tuple[str, list[str]]]:
+    found = [(title, [name for name in names if name in VERBS]) for title, names in GROUPS.items()]
+    grouped = {name for names in GROUPS.values() for name in names}
+    found[-1][1].extend(name for name in VERBS if name not in grouped)
+    return found
+
+
 class Verbs(click.Group):
     """Loads a verb's module when the verb is used, and not before."""
 
@@ -90,8 +107,10 @@ class Verbs(click.Group):
         return [CompletionItem(n, help=v.help) for n, v in VERBS.items() if n.startswith(incomplete)] + options
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
-        with formatter.section("Verbs"):
-            formatter.write_dl([(name, verb.help) for name, verb in VERBS.items()])
+        width = max(map(len, VERBS))
+        for title, names in _groups():
+            with formatter.section(title):
+                formatter.write_dl([(name.ljust(width), VERBS[name].help) for name in names])
 
 
 @click.group(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})

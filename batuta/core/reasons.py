@@ -30,7 +30,16 @@ class Reason(Record):
 
     @property
     def next_step(self) -> str:
-        return CATALOGUE[self.code].next_step
+        """What to do next, with the names of this case where they are known: it can be pasted."""
+        step = CATALOGUE[self.code].next_step
+        match self.subject.split("/"):
+            case ["instance", namespace, app, instance]:
+                where = "" if namespace == "default" else f" -n {namespace}"
+                return step.replace("`batuta logs`", f"`batuta logs {app} --instance {instance}{where}`")
+            case ["node", node]:
+                return step.replace("NAME", node)
+            case _:
+                return step
 
 
 class Entry(NamedTuple):

@@ -12,13 +12,17 @@ from batuta.core.foresee import foresee
 from batuta.core.state import Change
 from batuta.core.view_application import plain_reason
 from batuta.errors import Refused
+from batuta.hub.api_tokens import EVERY_NAMESPACE
 from batuta.kinds import manifest
 from batuta.kinds.base import API_VERSION, encode_hook
 from batuta.kinds.difference import differences
-from batuta.web.answers import raw
+from batuta.web import rights
+from batuta.web.answers import Wrong, raw
 from batuta.web.bodies import in_namespace, text_of
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from starlette.requests import Request
     from starlette.responses import Response
 
@@ -33,6 +37,7 @@ def foreseen_routes(hub: Hub) -> list[Route]:
         read = manifest.parse_manifest(await text_of(request), request.query_params.get("file", "")[:256])
         resources = [in_namespace(r, request.query_params.get("namespace", "")) for r in read.resources]
         state = hub.loop.state
+        _check_seen(request, resources)
         try:
             declared = await hub.declarations.apply(resources, dry_run=True)
         except Refused as refused:
@@ -45,13 +50,32 @@ def foreseen_routes(hub: Hub) -> list[Route]:
             "kind": "DiffResult",
             "apiVersion": API_VERSION,
             "items": items,
-            "steps": found.steps,
-            "reasons": {app: [plain_reason(r) for r in said] for app, said in found.reasons.items()},
+            "steps": (steps := [s for s in found.steps if _sees(request, s.app)]),
+            "hidden": len(found.steps) - len(steps),
+            "reasons": {
+                app: [plain_reason(r) for r in said] for app, said in found.reasons.items() if _sees(request, app)
+            },
             "isWhole": found.is_whole,
         }
         return raw(msgspec.json.encode(answer, enc_hook=encode_hook))
 
     return [Route("/diff", diff, methods=["POST"])]
+
+
+def _check_seen(request: Request, resources: Sequence[Resource]) -> None:
+    """Refuses, with 403, to compare with what this asker may not read. Without a door nothing is refused."""
+    who = request.scope.get("batuta.who")
+    if who is None:
+        return
+    asked = {r.ref: rights.missing(who.role, who.namespaces, "GET", rights.place_of(r.ref)) for r in resources}
+    lacking = [f"{ref}: {why}" for ref, why in asked.items() if why]
+    if lacking:
+        raise Wrong(403, "; ".join(lacking), next_step="leave them out, or ask an admin for a token with that right")
+
+
+def _sees(request: Request, app: str) -> bool:
+    who = request.scope.get("batuta.who")
+    return who is None or EVERY_NAMESPACE in who.namespaces or app.partition("/")[0] in who.namespaces
 
 
 def _item(state: State, resource: Resource, action: str) -> dict[str, Any]:

@@ -46,7 +46,7 @@ RULES: Final[tuple[Rule, ...]] = (
     Rule(WRITE, f"{V1}/namespaces/{{namespace}}/**", "operator", "namespace", "Operators write in their namespaces."),
     Rule(WRITE, f"{V1}/**", "admin", "all", "What lies in no namespace is written by admins."),
     Rule(("POST",), "/apply", "operator", "any", "Each document is judged as if it were written alone."),
-    Rule(("POST",), "/diff", "viewer", "all", "What would change and move is told of all namespaces."),
+    Rule(("POST",), "/diff", "viewer", "any", "A diff tells of what the asker may see, and counts the rest."),
     Rule(("POST",), "/rehearsal", "viewer", "all", "Whoever rehearses a change sees all namespaces."),
     Rule(READ, "/recording", "operator", "all", "What was declared and decided of late is of all namespaces."),
     Rule(("PUT",), "/artifacts/*", "operator", "any", "Operators bring artifacts; a digest harms nobody."),
@@ -153,6 +153,7 @@ def verb_of(method: str, path: str, content_type: str = "") -> str:
 
 _VERBS: Final = {
     ("apply", "POST"): "apply",
+    ("diff", "POST"): "diff",
     ("tokens", "DELETE"): "revoke",
     ("enrol", "POST"): "enrol",
     ("artifacts", "PUT"): "upload",

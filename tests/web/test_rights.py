@@ -277,3 +277,17 @@ async def test_reviews_say_what_the_door_would(tmp_path: Path) -> None:
 def _sized(number: int, data: bytes) -> bytes:
     assert len(data) < 128
     return bytes([number << 3 | 2, len(data)]) + data
+
+
+async def test_a_diff_tells_of_what_the_asker_may_see(tmp_path: Path) -> None:
+    async with guarded(tmp_path) as (hub, call):
+        viewer = await bearer(hub, "viewer", "default")
+        mine = await call("POST", "/diff", app("one"), **viewer)
+        assert (mine.status, mine.json["items"][0]["action"], mine.json["hidden"]) == (200, "created", 0)
+        theirs = await call("POST", "/diff", app("one", "other"), **viewer)
+        assert theirs.status == 403
+        assert "it takes a token for namespace other" in theirs.json["message"]
+        both = await call("POST", "/diff", app("one") + b"---\n" + app("two", "other"), **viewer)
+        assert both.status == 403
+        assert hub.loop.state.applications() == []
+        assert not [e for e in (await call("GET", "/audit", **LOCAL)).json["items"] if "diff" in e["verb"]]
