@@ -46,7 +46,7 @@ ALONE = 200
 
 
 class Hub:
-    """The hub's loop without its wires: what arrives is folded, what it touches is decided, what is decided is folded."""
+    """The hub's loop without its wires: what arrives is folded, and what it touches is decided and folded."""
 
     def __init__(self, rows: Sequence[Change]) -> None:
         self.fleet = Fleet()
@@ -72,6 +72,8 @@ class Figures(NamedTuple):
     """What one fleet size in one mode came to."""
 
     placements_per_s: float
+    placements_per_cpu_s: float
+    """The same by the processor's clock, for machines on which others are busy, too."""
     p99_ms: float
     p50_ms: float
     p99_application_ms: float
@@ -83,11 +85,13 @@ class Figures(NamedTuple):
 def measure(nodes: int, mode: str, seed: int) -> Figures:
     hub = Hub(fleet_rows(nodes, mode, seed))
     hub.turn(())
-    arriving = applications(mode, seed)
+    arriving = applications(nodes, mode, seed)
     wanted = sum(c.replicas.count or 0 for a in arriving for c in a.value.spec.components)
     gc.collect()
     gc.freeze()  # As a hub does once it has read its tables: they live as long as it does.
     turns: list[float] = []
+    began_cpu = time.process_time()
+    there = hub.placed()
     for change in arriving:
         began = time.perf_counter()
         hub.turn((change,))
@@ -95,17 +99,18 @@ def measure(nodes: int, mode: str, seed: int) -> Figures:
     began = time.perf_counter()
     hub.turn(())  # Confirms the last one.
     spent = sum(turns) + time.perf_counter() - began
-    placed = hub.placed()
+    spent_cpu = time.process_time() - began_cpu
+    placed = hub.placed() - there
     alone: list[float] = []
     for k in range(ALONE):
-        change = small_application(mode, k, seed)
+        change = small_application(nodes, mode, k, seed)
         began = time.perf_counter()
         hub.turn((change,))
         alone.append(time.perf_counter() - began)
-    assert hub.placed() - placed <= ALONE
     gc.unfreeze()
     return Figures(
         placements_per_s=round(placed / spent, 1),
+        placements_per_cpu_s=round(placed / spent_cpu, 1),
         p99_ms=round(quantile(alone, 0.99) * 1000, 3),
         p50_ms=round(quantile(alone, 0.5) * 1000, 3),
         p99_application_ms=round(quantile(turns, 0.99) * 1000, 3),
@@ -145,18 +150,22 @@ def main() -> int:
         return 0
     found: dict[str, dict[str, Figures]] = {}
     print(f"one process on one core ({platform.machine()}, Python {platform.python_version()})")
-    print(f"{'nodes':>8} {'rules':>10} {'placed':>7} {'per s':>9} {'p50 ms':>8} {'p99 ms':>8} {'app p99':>8} {'RSS MB':>8}")
+    print(
+        f"{'nodes':>8} {'rules':>10} {'placed':>7} {'per s':>8} {'per CPU s':>9} "
+        f"{'p50 ms':>7} {'p99 ms':>7} {'app p99':>8} {'RSS MB':>7}"
+    )
     for size in sizes:
         for mode in modes:
             f = found.setdefault(str(size), {})[mode] = measure(size, mode, chosen.seed)
             print(
-                f"{size:>8} {mode:>10} {f.placed:>7} {f.placements_per_s:>9.0f} {f.p50_ms:>8.2f} {f.p99_ms:>8.2f} "
-                f"{f.p99_application_ms:>8.1f} {f.rss_mb:>8.0f}" + ("" if f.placed == f.wanted else f"  of {f.wanted}"),
+                f"{size:>8} {mode:>10} {f.placed:>7} {f.placements_per_s:>8.0f} "
+                f"{f.placements_per_cpu_s:>9.0f} {f.p50_ms:>7.2f} {f.p99_ms:>7.2f} {f.p99_application_ms:>8.1f} "
+                f"{f.rss_mb:>7.0f}" + ("" if f.placed == f.wanted else f"  of {f.wanted}"),
                 flush=True,
             )
     figures = {
         field: {size: {mode: getattr(f, field) for mode, f in by_mode.items()} for size, by_mode in found.items()}
-        for field in ("placements_per_s", "p99_ms", "p50_ms", "p99_application_ms", "placed")
+        for field in ("placements_per_s", "placements_per_cpu_s", "p99_ms", "p50_ms", "p99_application_ms", "placed")
     }
     peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
     outcome: dict[str, object] = {**figures, "rss_mb": round(peak_mb, 1)}

@@ -4,7 +4,9 @@
 
 Every rule finds a tenth of the nodes unfit, each rule its own tenth. `plain`: alive, schedulable, runs processes, and
 has room. `all_rules`: also taints, a device in a condition, the right model variant for what the node can run, and data
-gravity towards the topics that are published there.
+gravity towards the topics that are published there. Twenty nodes share a site, and a topic is published at about six
+sites, as a plant's cameras are. Half of the components are models: what one of them reads, every node of its site is
+told to store, so placing one changes the assignments of its neighbours, too, and that is part of what is timed.
 """
 
 from __future__ import annotations
@@ -36,8 +38,9 @@ MIB = 2**20
 MODES = ("plain", "all_rules")
 APPLICATIONS = 100
 INSTANCES = 10_000
-SITE_NODES = 40
-TOPICS = tuple(f"line-{k}/+/frame" for k in range(20))
+SITE_NODES = 20
+TOPIC_SITES = 6
+TOPICS_MAX = 200
 MODELS = 10
 
 
@@ -45,8 +48,20 @@ def fleet_rows(nodes: int, mode: str, seed: int) -> list[Change]:
     """A fleet as a hub finds it: declared, reported and heard a moment ago."""
     draw = random.Random(f"{seed} fleet {nodes}")
     rules = mode == "all_rules"
-    rows: list[Change] = [_site(k, draw) for k in range(max(1, nodes // SITE_NODES))]
+    sites, topics = max(1, nodes // SITE_NODES), topics_of(nodes)
+    rows: list[Change] = [_site(k, draw) for k in range(sites)]
     rows += [_model(k) for k in range(MODELS)]
+    rows.append(
+        _application(
+            "everywhere",
+            Component(
+                name="watch",
+                process=ProcessUse(command=("run",)),
+                replicas=Replicas(count=1),
+                placement=Placement(near=topics),
+            ),
+        )
+    )  # The topics are watched already: nodes count what they were told to count.
     for k in range(nodes):
         name = f"node-{k:06}"
         unfit = {rule for rule in ("silent", "cordoned", "process") if draw.random() < 0.1}
@@ -59,7 +74,7 @@ def fleet_rows(nodes: int, mode: str, seed: int) -> list[Change]:
                 creation_timestamp=f"2026-01-{1 + k % 28:02}",
             ),
             spec=NodeSpec(
-                site=f"site-{k % max(1, nodes // SITE_NODES):05}",
+                site=f"site-{k % sites:05}",
                 unschedulable="cordoned" in unfit,
                 taints=(Taint(key="reserved"),) if "taint" in unfit else (),
             ),
@@ -72,9 +87,9 @@ def fleet_rows(nodes: int, mode: str, seed: int) -> list[Change]:
             disk_bytes=Bytes(draw.choice((32, 64)) * 1024 * MIB),
             runtimes=runtimes,
         )
-        topics = {topic: draw.randint(1, 1_000) for topic in draw.sample(TOPICS, 2)} if draw.random() < 0.2 else {}
+        published = {topics[k % sites % len(topics)]: draw.randint(1, 1_000)} if rules and draw.random() < 0.2 else {}
         report = Report(
-            node=name, boot="1", sequence=1, at=NOW, serial=1, inventory=inventory, topics=topics,
+            node=name, boot="1", sequence=1, at=NOW, serial=1, inventory=inventory, topics=published,
             address=f"10.{k >> 16}.{k >> 8 & 255}.{k & 255}:7422",
             artifacts=tuple(_digest(m, "fp32") for m in range(MODELS) if draw.random() < 0.05),
         )  # fmt: skip
@@ -87,22 +102,28 @@ def fleet_rows(nodes: int, mode: str, seed: int) -> list[Change]:
     return rows
 
 
-def applications(mode: str, seed: int) -> list[Change]:
+def topics_of(nodes: int) -> tuple[str, ...]:
+    count = min(TOPICS_MAX, max(4, nodes // SITE_NODES // TOPIC_SITES))
+    return tuple(f"line-{k}/+/frame" for k in range(count))
+
+
+def applications(nodes: int, mode: str, seed: int) -> list[Change]:
     """A hundred applications with unlike needs, 5 to 500 instances each, ten thousand in all."""
     draw = random.Random(f"{seed} applications")
     counts = [min(500, max(5, round(draw.lognormvariate(4.2, 0.9)))) for _ in range(APPLICATIONS)]
     while sum(counts) != INSTANCES:
         k = draw.randrange(APPLICATIONS)
         counts[k] = min(500, max(5, counts[k] + (1 if sum(counts) < INSTANCES else -1)))
-    return [_application(f"app-{k:03}", _component(mode, count, draw)) for k, count in enumerate(counts)]
+    return [_application(f"app-{k:03}", _component(nodes, mode, count, draw)) for k, count in enumerate(counts)]
 
 
-def small_application(mode: str, k: int, seed: int) -> Change:
+def small_application(nodes: int, mode: str, k: int, seed: int) -> Change:
     """One instance alone."""
-    return _application(f"one-{k:04}", _component(mode, 1, random.Random(f"{seed} one {k}")))
+    return _application(f"one-{k:04}", _component(nodes, mode, 1, random.Random(f"{seed} one {k}")))
 
 
-def _component(mode: str, count: int, draw: random.Random) -> Component:
+def _component(nodes: int, mode: str, count: int, draw: random.Random) -> Component:
+    topics = topics_of(nodes)
     rules = mode == "all_rules"
     is_model = rules and draw.random() < 0.5
     placement = Placement()
@@ -112,14 +133,14 @@ def _component(mode: str, count: int, draw: random.Random) -> Component:
             where=" && ".join(
                 (f'node.memory >= quantity("{draw.randint(1, 6)}Gi")', *draw.sample(conditions, 2))
             ).replace("node.labels.zone ==", 'has(node.labels.zone) && node.labels.zone =='),
-            near=tuple(draw.sample(TOPICS, 2)),
+            near=tuple(draw.sample(topics, 2)),
             spread=draw.choice((None, "node", "site")),
         )  # fmt: skip
     return Component(
         name="work",
         model=ModelUse(name=f"model-{draw.randrange(MODELS)}", version="1") if is_model else None,
         process=None if is_model else ProcessUse(command=("run", str(count))),
-        inputs=(Input(topic=draw.choice(TOPICS)),) if is_model else (),
+        inputs=(Input(topic=placement.near[0]),) if is_model else (),
         outputs=(Output(topic="answers/{1}/x"),) if is_model else (),
         replicas=Replicas(count=count),
         placement=placement,
@@ -163,7 +184,7 @@ def _digest(model: int, variant: str) -> str:
 
 def main() -> None:
     for mode in MODES:
-        wanted: Sequence[Change] = applications(mode, 1)
+        wanted: Sequence[Change] = applications(1_000, mode, 1)
         counts = sorted(c.replicas.count or 0 for a in wanted for c in a.value.spec.components)
         print(f"{mode}: {len(counts)} applications, {sum(counts)} instances, {counts[0]} to {counts[-1]} each")
 

@@ -71,6 +71,8 @@ class Book:
         """By consumer, then node."""
         self._captured: dict[str, Capture] = {}
         """By consumer: what its instances ask for, sorted when it is read."""
+        self._given: dict[str, Assignment] = {}
+        """By node: what it was given last, while its peers are the same."""
 
     def read(self, draft: Draft, due: Iterable[str]) -> bool:
         """Look at nodes again; True when what all of them share has changed."""
@@ -88,6 +90,7 @@ class Book:
         peers, captures = self.peers, self.captures
         if readdressed:
             self._find_peers()
+            self._given.clear()
         for consumer in stirred:
             self._capture(consumer)
         fenced = draft.fenced_captures(self.site)
@@ -101,7 +104,18 @@ class Book:
         """The node's assignment, if it is to be another one."""
         state = draft.state
         before, report = state.assignments.get(node), state.observed.get(node)
-        instances, peers = self._instances.get(node, ()), self._peers_of(node)
+        instances = self._instances.get(node, ())
+        if (
+            before is not None
+            and before is self._given.get(node)
+            and before.captures is self.captures
+            and before.instances is instances
+            and before.watched is state.watched
+            and (report is None or report.serial <= before.serial)
+            and not draft.is_insisted(node)
+        ):
+            return None  # Just what it was given: nothing need be compared.
+        peers = self._peers_of(node)
         elders = self.members[: self.place[node]][:ELDERS_MAX]
         if (
             before is not None
@@ -119,6 +133,7 @@ class Book:
             node=node, site=self.site, serial=draft.serial(node), instances=instances, peers=peers, elders=elders,
             captures=self.captures, watched=state.watched,
         )  # fmt: skip
+        self._given[node] = after
         draft.settle(node, instances)
         return Change("decided", assignment_key(node), after)
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Mapping
 
     from numpy.typing import NDArray
 
@@ -90,3 +90,43 @@ class Columns:
         column.seen[stale] = versions[stale]
         column.revision = self.revision
         return stale
+
+
+class Marks:
+    """Numbers by key of which each row has few: the topics that are published there, the artifacts that are there."""
+
+    def __init__(self) -> None:
+        self._rows: dict[str, dict[int, int]] = {}
+        """By key, the rows that have it."""
+        self._columns: dict[str, Ints] = {}
+        """By key that was asked for: the number of every row."""
+
+    def note(self, row: int, before: Mapping[str, int], after: Mapping[str, int]) -> None:
+        """What a row had, and has from now on."""
+        for key in before.keys() - after.keys():
+            rows = self._rows[key]
+            del rows[row]
+            if not rows:
+                del self._rows[key]
+            self._set(key, row, 0)
+        for key, number in after.items():
+            if before.get(key) != number:
+                self._rows.setdefault(key, {})[row] = number
+                self._set(key, row, number)
+
+    def column(self, key: str, capacity: int) -> Ints:
+        """The number of every row; 0 where there is none."""
+        found = self._columns.pop(key, None)
+        if found is None or len(found) != capacity:
+            while len(self._columns) >= COLUMNS_MAX:
+                del self._columns[next(iter(self._columns))]
+            found = np.zeros(capacity, np.int64)
+            rows = self._rows.get(key, {})
+            found[list(rows)] = list(rows.values())
+        self._columns[key] = found
+        return found
+
+    def _set(self, key: str, row: int, number: int) -> None:
+        column = self._columns.get(key)
+        if column is not None and row < len(column):
+            column[row] = number

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from batuta.core.columns import Columns
+from batuta.core.columns import Columns, Marks
 from batuta.core.facts import chain, look_up, node_facts, paths_of, site_facts
 from batuta.core.liveness import heard_at, missed_ms
 from batuta.core.load import load_of
+from batuta.core.observed import Report
 from batuta.core.trail import named
 from batuta.kinds.condition import ConditionFault, compile_condition, evaluate
 from batuta.kinds.hours import UTC
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from batuta.core.decided import Assignment, Instance
     from batuta.core.facts import Path
     from batuta.core.load import Claim, Load
-    from batuta.core.observed import Report
     from batuta.core.state import State
     from batuta.core.trail import Keys
     from batuta.kinds.application import Toleration
@@ -47,6 +47,7 @@ _INTS = (
     "disk_total", "disk_free", "held_until", "since", "restarts", "machine", "vitals", "stock", "claimed", "pace",
 )  # fmt: skip
 _VITAL_FIELDS = ("temperature", "battery")
+_SILENCE = Report(node="", boot="", sequence=0, at=0)
 
 
 class Fleet:
@@ -117,8 +118,8 @@ class Fleet:
         self._drafted: dict[int, tuple[Instance, ...] | None] = {}
         """Rows whose loads were shifted, and the instances to which that led, where it was said (`settle`)."""
         self._state: State | None = None
-        self._flows: dict[str, dict[int, int]] = {}
-        """By consumer: what its inboxes took in, by row."""
+        self._artifacts, self._topics, self._flows = Marks(), Marks(), Marks()
+        """By digest: is it there? By pattern: how much is published there. By consumer: what its inbox took in."""
         self._sites: dict[str, Site | None] = {}
         self._node: list[Node | None] = []
         self._report: list[Report | None] = []
@@ -264,25 +265,14 @@ class Fleet:
         return answer
 
     def has_artifact(self, digest: str) -> Bools:
-        def ask(row: int) -> bool:
-            report = self._report[row]
-            return report is not None and digest in report.artifacts
-
-        answer: Bools = self.column(("artifact", digest), self.stock, ask, np.bool_)
-        return answer
+        found: Bools = self._artifacts.column(digest, self.capacity) > 0
+        return found
 
     def published(self, patterns: tuple[str, ...], consumer: str) -> Ints:
         """By row: messages first published there that match a pattern, or that the consumer's inbox took in."""
-        found = np.zeros(self.capacity, np.int64)
+        found = self._flows.column(consumer, self.capacity).copy()
         for pattern in patterns:
-
-            def ask(row: int, pattern: str = pattern) -> int:
-                report = self._report[row]
-                return report.topics.get(pattern, 0) if report is not None else 0
-
-            found += self.column(("topic", pattern), self.stock, ask, np.int64)
-        for row, produced in self._flows.get(consumer, {}).items():
-            found[row] += produced
+            found += self._topics.column(pattern, self.capacity)
         return found
 
     def silent(self) -> list[str]:
@@ -426,7 +416,7 @@ class Fleet:
 
     def _forget(self, name: str) -> None:
         row = self.row_of.pop(name)
-        self._take_flows(row, self._report[row], None)
+        self._take_stock(row, self._report[row], None)
         self.names[row] = ""
         for column in (self.present, self.sighted, self.closed, self.reported, self.schedulable, self.drained):
             column[row] = False
@@ -470,7 +460,7 @@ class Fleet:
     def _take_report(self, row: int, report: Report | None) -> None:
         before, self._report[row] = self._report[row], report
         self._columns.revision += 1
-        self._take_flows(row, before, report)
+        self._take_stock(row, before, report)
         if before is None or report is None or (before.address, before.serial) != (report.address, report.serial):
             self._unsettle(row)
         inventory = report.inventory if report is not None else None
@@ -496,23 +486,24 @@ class Fleet:
         ):
             self.stock[row] += 1
 
-    def _take_flows(self, row: int, before: Report | None, after: Report | None) -> None:
-        for flow in before.flows if before is not None else ():
-            took = self._flows.get(flow.consumer, {})
-            took.pop(row, None)
-            if not took:
-                self._flows.pop(flow.consumer, None)
-        for flow in after.flows if after is not None else ():
-            took = self._flows.setdefault(flow.consumer, {})
-            took[row] = took.get(row, 0) + flow.produced
+    def _take_stock(self, row: int, before: Report | None, after: Report | None) -> None:
+        was, now = before or _SILENCE, after or _SILENCE
+        if was.artifacts != now.artifacts:
+            self._artifacts.note(row, dict.fromkeys(was.artifacts, 1), dict.fromkeys(now.artifacts, 1))
+        if was.topics != now.topics:
+            self._topics.note(row, was.topics, now.topics)
+        if was.flows != now.flows:
+            self._flows.note(row, _produced(was), _produced(now))
 
     def _take_assignment(self, row: int, assignment: Assignment | None) -> None:
-        if assignment is not self._assignment[row]:
+        before, self._assignment[row] = self._assignment[row], assignment
+        if assignment is not before:
             self._unsettle(row)
-        self._assignment[row] = assignment
+        held = assignment.instances if assignment is not None else ()
+        if row not in self._drafted and before is not None and before.instances is held:
+            return
         self.pace[row] += 1
         self._columns.revision += 1
-        held = assignment.instances if assignment is not None else ()
         if self._drafted.get(row) is held:
             return
         self.cpu_free[row], self.memory_free[row] = self.cpu_total[row], self.memory_total[row]
@@ -526,6 +517,13 @@ class Fleet:
         node = self._node[row]
         if node is not None:
             self.unsettled.setdefault(node.spec.site, set()).add(self.names[row])
+
+
+def _produced(report: Report) -> dict[str, int]:
+    found: dict[str, int] = {}
+    for flow in report.flows:
+        found[flow.consumer] = found.get(flow.consumer, 0) + flow.produced
+    return found
 
 
 def fleet_of(state: State, now: int) -> Fleet:

@@ -53,6 +53,7 @@ class Ranking:
         self._filters = [f for f, reach in filters if reach != "fixed"]
         self._slot_filters = [f for f, reach in filters if reach == "fixed" and f.by_slot]
         self._scorers = [s for s, reach in scorers if reach != "fixed"]
+        self._span = fleet.capacity + 1
         self._slot_scorers = [s for s, reach in scorers if reach == "fixed" and s.by_slot]
         self._width = max((_WIDTH[reach] for _, reach in (*filters, *scorers)), default=0)
         rows = self.plain.rows()
@@ -63,9 +64,16 @@ class Ranking:
         self._position = np.full(fleet.capacity, -1, np.int64)
         self._position[rows] = np.arange(len(rows))
         self._fixed = np.zeros(len(rows), np.int64)
+        """What nothing changes: rows that depend on the slot aside."""
+        self._slotted = np.zeros(len(rows), np.int64)
+        """What those say for a slot that may be anywhere and that nobody fills."""
         for s, reach in scorers:
-            if reach == "fixed" and not s.by_slot and rows.size:
-                self._fixed += s.weight * s.score(self.plain, fleet, rows)
+            if reach == "fixed" and rows.size:
+                score = s.weight * s.score(self.plain, fleet, rows)
+                if s.by_slot:
+                    self._slotted += score
+                else:
+                    self._fixed += score
         self._order: Ints | None = None
         self._begins: Ints | None = None
         self.keys, self.variants = self.evaluate(np.arange(len(rows)), self.plain)
@@ -90,22 +98,27 @@ class Ranking:
 
     def evaluate(self, at: Ints, wish: Wish) -> tuple[Ints, Ints]:
         """For some places of `rows`: total and name as one number, or REFUSED; and the variant that fits."""
-        fleet, rows = self.fleet, self.rows[at]
-        self.asked += len(rows)
-        keys, variants = np.full(len(rows), REFUSED, np.int64), np.full(len(rows), -1, np.int64)
-        good = np.arange(len(rows))
-        for f in self._filters if wish is self.plain else (*self._slot_filters, *self._filters):
-            if not good.size:
-                return keys, variants
-            good = good[f.mask(wish, fleet, rows[good])]
-        if good.size:
-            left = rows[good]
-            total = self._fixed[at[good]]
-            for s in (*self._slot_scorers, *self._scorers):
-                total += s.weight * s.score(wish, fleet, left)
-            span = fleet.capacity + 1
-            keys[good] = total * span + (span - 1 - fleet.rank[left])
-            variants[good] = fitting(wish, fleet, left)
+        fleet, left, is_plain = self.fleet, self.rows[at], wish is self.plain
+        self.asked += len(left)
+        keys, variants = np.full(len(left), REFUSED, np.int64), np.full(len(left), -1, np.int64)
+        good: Ints | None = None
+        for f in self._filters if is_plain else (*self._slot_filters, *self._filters):
+            passes = f.mask(wish, fleet, left)
+            if not passes.all():
+                good = np.flatnonzero(passes) if good is None else good[passes]
+                left = left[passes]
+                if not left.size:
+                    return keys, variants
+        mine = at if good is None else at[good]
+        total = self._fixed[mine] + self._slotted[mine] if is_plain else self._fixed[mine]
+        for s in self._scorers if is_plain else (*self._slot_scorers, *self._scorers):
+            total += s.weight * s.score(wish, fleet, left)
+        total *= self._span
+        total += self._span - 1 - fleet.rank[left]
+        fits = fitting(wish, fleet, left)
+        if good is None:
+            return total, fits
+        keys[good], variants[good] = total, fits
         return keys, variants
 
     def members(self, unit: int) -> int | Ints:

@@ -276,6 +276,8 @@ class State:
                     assignments[row.node] = new
                 else:
                     assignments.pop(row.node, None)
+                if was is now:
+                    continue
                 # Whoever drafts an assignment keeps the instances that stay: what is the same object is not looked at.
                 stay = {id(i) for i in was} & {id(i) for i in now}
                 for instance in was:

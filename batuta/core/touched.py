@@ -110,6 +110,9 @@ def _vitals(report: Report) -> tuple[float | None, float | None]:
 
 def _by_assignment(old: Assignment | None, new: Assignment | None) -> Iterator[str]:
     """Whose instances came or went. Those that stay are none the worse for it: room is no matter to them."""
+    if old is not None and new is not None and old.instances is new.instances and old.site == new.site:
+        yield SITE + new.site
+        return
     was, now = (row.instances if row is not None else () for row in (old, new))
     same = {id(i) for i in was} & {id(i) for i in now}
     left, come = ({i.name: i for i in those if id(i) not in same} for those in (was, now))
