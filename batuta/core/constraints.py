@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 
+from batuta.core import traits
 from batuta.core.fleet import FALSE, FAULT
+from batuta.core.load import WHOLE
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -88,19 +90,187 @@ def _runs_it(wish: Wish, fleet: Fleet, rows: Ints) -> Bools:
     return found
 
 
+def _architectures(ask: Ask) -> tuple[str, ...]:
+    """Those that can run it at all; none when nothing is said."""
+    if ask.version is not None:
+        each = [v.architectures for v in ask.version.variants]
+        return tuple(sorted({a for some in each for a in some})) if all(each) else ()
+    return ask.component.process.architectures if ask.component.process is not None else ()
+
+
+def _wrong_architecture(wish: Wish, fleet: Fleet, row: int) -> str:
+    _, report, _ = fleet.at(row)
+    return f"{report.inventory.architecture if report else ''}, not {' or '.join(_architectures(wish.ask))}"
+
+
 def _fault(wish: Wish, fleet: Fleet, row: int) -> str:
     fault = fleet.fault(wish.ask.where or "true", row)
     return fault.message if fault is not None else ""
 
 
-def fitting(wish: Wish, fleet: Fleet, rows: Ints) -> Ints:
-    """By row: the first variant listed whose runtime is there and whose memory is free; -1 for none."""
+def _far_from_home(wish: Wish, fleet: Fleet, row: int) -> str:
+    site = fleet.site_names[fleet.site[row]]
+    where = traits.residency_at(fleet, site) or "nowhere in particular"
+    return f"data at {site} lives in {where}, not in {' or '.join(wish.ask.residency)}"
+
+
+def _permitted(wish: Wish, _: Fleet, rows: Ints) -> Bools:
+    found = np.ones(len(rows), np.bool_)
+    for rule in wish.ask.ruling.hard:
+        found &= wish.ask.may(rule)[rows]
+    return found
+
+
+def _forbidding(wish: Wish, _: Fleet, row: int) -> str:
+    rules = [rule for rule in wish.ask.ruling.hard if not wish.ask.may(rule)[row]]
+    return "; ".join(f"{rule.policy}: {rule.message or f'{rule.kind} {rule.text}'}" for rule in rules)
+
+
+def _unpuzzled(wish: Wish, _: Fleet, rows: Ints) -> Bools:
+    found = np.ones(len(rows), np.bool_)
+    for rule in wish.ask.ruling.hard:
+        found &= ~wish.ask.is_puzzled(rule)[rows]
+    return found
+
+
+def _puzzling(wish: Wish, fleet: Fleet, row: int) -> str:
+    said = ((r.policy, r.fault or traits.fault(fleet, r, row)) for r in wish.ask.ruling.hard)
+    return "; ".join(f"{policy}: {fault}" for policy, fault in said if fault)
+
+
+def _disk_bytes(wish: Wish, fleet: Fleet, rows: Ints) -> Ints:
+    """What must be free on the disk right now: what it asks for, and its model where that has yet to come."""
+    needed = np.full(len(rows), wish.ask.disk_bytes, np.int64)
+    if wish.ask.version is not None:
+        variants = wish.ask.version.variants
+        there = np.zeros(len(rows), np.bool_)
+        for variant in variants:
+            there |= fleet.has_artifact(variant.digest)[rows]
+        needed += np.where(there, 0, min(int(v.size_bytes) for v in variants))
+    return needed
+
+
+def _disk_suffices(wish: Wish, fleet: Fleet, rows: Ints) -> Bools:
+    """Neither promised to others, nor full of what nobody was promised."""
+    now = traits.disk_now(fleet)[rows]
+    promised = (wish.ask.disk_bytes == 0) | (fleet.disk_free[rows] >= wish.ask.disk_bytes)
+    found: Bools = promised & ((now == traits.UNKNOWN) | (now >= _disk_bytes(wish, fleet, rows)))
+    return found
+
+
+def disk_lacks(wish: Wish, fleet: Fleet, row: int) -> tuple[int, int]:
+    """What is free of the disk and what is needed, of whichever of the two is the shorter."""
+    rows = np.array([row], np.int64)
+    needed, now = int(_disk_bytes(wish, fleet, rows)[0]), int(traits.disk_now(fleet)[row])
+    promised = (int(fleet.disk_free[row]), wish.ask.disk_bytes)
+    real = (now, needed) if now != traits.UNKNOWN else promised
+    return min(promised if wish.ask.disk_bytes else real, real, key=lambda pair: pair[0] - pair[1])
+
+
+def _disk(wish: Wish, fleet: Fleet, row: int) -> str:
+    free, needed = disk_lacks(wish, fleet, row)
+    return f"{_mib(max(0, free))} free, {_mib(needed)} needed"
+
+
+def _cards(wish: Wish, fleet: Fleet, row: int) -> str:
+    """What is asked for, and what is there, with what is taken of it."""
+    asked = []
+    for need in wish.ask.needs:
+        memory = f" with {_mib(int(need.memory_bytes))}" if need.memory_bytes is not None else ""
+        asked.append(f"{_mib(int(need.memory_bytes or 0))} of a {need.kind}" if need.is_share
+                     else f"{need.count or 1} {need.kind}{memory}")  # fmt: skip
+    there = []
+    claims = fleet.claims.get(row, {})
+    for i, card in enumerate(traits.cards(fleet, row)):
+        mine = [(claim[2], count) for claim, count in claims.items() if claim[:2] == ("card", i) and len(claim) == 3]
+        whole = any(share == WHOLE for share, _ in mine)
+        free = card.memory_bytes - sum(share * count for share, count in mine if share != WHOLE)
+        memory = "memory unknown" if not card.memory_bytes else f"{_mib(free)} free"
+        there.append(f"{card.kind} ({'taken' if whole else 'shared, ' + memory if mine else memory})")
+    return f"needs {', '.join(asked)}; has {', '.join(there) or 'none'}"
+
+
+def fitting(wish: Wish, fleet: Fleet, rows: Ints, *, fast: bool = True) -> Ints:
+    """By row: the best variant that can be loaded there, whose memory is free and (with `fast`) which has not proved to
+    be slower there than is asked for; -1 for none."""
+    ask = wish.ask
     choice = np.full(len(rows), -1, np.int64)
     free = fleet.memory_free[rows]
-    for i, (runtime, request) in enumerate(zip(wish.ask.formats, wish.ask.requests, strict=True)):
-        fits = (choice < 0) & fleet.has_runtime(runtime)[rows] & (free >= request)
+    for i in ask.order:
+        fits = (choice < 0) & ask.suits(i)[rows] & (free >= ask.requests[i])
+        if fast and ask.slo_us is not None and ask.version is not None:
+            fits &= ask.p99_us(i)[rows] <= ask.slo_us
         choice[fits] = i
     return choice
+
+
+def _misfits(wish: Wish, fleet: Fleet, row: int) -> str:
+    """What keeps each variant from running there."""
+    if wish.ask.version is None:
+        return f"{_mib(max(0, int(fleet.memory_free[row])))} free, {_mib(min(wish.ask.requests))} needed"
+    return "; ".join(
+        f"{v.name}: {_misfit(wish.ask, fleet, row, i)}" for i, v in enumerate(wish.ask.version.variants)
+    )  # fmt: skip
+
+
+def _misfit(ask: Ask, fleet: Fleet, row: int, i: int) -> str:
+    assert ask.version is not None, "only models have variants"
+    v = ask.version.variants[i]
+    if not fleet.has_runtime(v.format)[row]:
+        return f"no runtime for {v.format}"
+    if v.architectures and not traits.runs_on(fleet, v.architectures)[row]:
+        return f"only for {' or '.join(v.architectures)}"
+    if v.opset is not None and not traits.loads_opset(fleet, v.format, v.opset)[row]:
+        return f"operator set {v.opset} is too new for the runtime"
+    if v.precision is not None and not traits.computes(fleet, v.precision)[row]:
+        return f"the hardware does not compute in {v.precision}"
+    if v.needs.accelerator is not None and not traits.has_card(fleet, v.needs.accelerator)[row]:
+        return f"no {v.needs.accelerator} there"
+    return f"{_mib(max(0, int(fleet.memory_free[row])))} free, {_mib(ask.requests[i])} needed"
+
+
+def _too_slow(wish: Wish, fleet: Fleet, row: int) -> str:
+    ask = wish.ask
+    assert ask.slo_us is not None, "no goal was missed"
+    assert ask.version is not None, "only models have goals"
+    rows = np.array([row], np.int64)
+    fits = [i for i in ask.order if ask.suits(i)[row] and fleet.memory_free[row] >= ask.requests[i]]
+    best = min(fits, key=lambda i: int(ask.p99_us(i)[rows][0]))
+    took = int(ask.p99_us(best)[row])
+    codes, names = traits.hardware(fleet)
+    on = next((name for name, code in names.items() if code == codes[row]), "") or "this node"
+    asked = f"{ask.slo_us / 1000:g} ms asked"
+    return f"{ask.version.variants[best].name} takes {took / 1000:g} ms on {on}, {asked}"
+
+
+def _unclaimed(what: str) -> Callable[[Wish, Fleet, Ints], Bools]:
+    def mask(wish: Wish, fleet: Fleet, rows: Ints) -> Bools:
+        found = np.ones(len(rows), np.bool_)
+        for claim in wish.ask.claims:
+            if claim[0] == what:
+                found &= traits.is_free(fleet, claim)[rows]
+        return found
+
+    return mask
+
+
+def _claimed(what: str) -> Callable[[Wish, Fleet, int], str]:
+    def detail(wish: Wish, fleet: Fleet, row: int) -> str:
+        taken = fleet.claims.get(row, {})
+        return ", ".join(str(claim[1]) for claim in wish.ask.claims if claim[0] == what and claim in taken)
+
+    return detail
+
+
+def _has_devices(wish: Wish, fleet: Fleet, rows: Ints) -> Bools:
+    found = np.ones(len(rows), np.bool_)
+    for device in wish.ask.component.resources.devices:
+        found &= traits.has_device(fleet, device)[rows]
+    return found
+
+
+def _missing_devices(wish: Wish, fleet: Fleet, row: int) -> str:
+    return ", ".join(d for d in wish.ask.component.resources.devices if not traits.has_device(fleet, d)[row])
 
 
 def _not_beside(wish: Wish, _: Fleet, rows: Ints) -> Bools:
@@ -135,13 +305,33 @@ FILTERS: tuple[Filter, ...] = (
     Filter("taint_not_tolerated", _tolerates, _taints),
     Filter("wrong_site", _at_site, lambda w, f, r: f"{f.site_names[f.site[r]]}, not {w.slot.site}", by_slot=True),
     Filter("wrong_node", _is_node, lambda w, _, __: f"for {w.slot.node}", by_slot=True),
+    Filter(
+        "residency_wrong",
+        lambda w, f, r: traits.resides(f, w.ask.residency)[r],
+        _far_from_home,
+        if_any=lambda ask: bool(ask.residency),
+    ),
     Filter("runtime_missing", _runs_it, lambda w, _, __: ", ".join(sorted(set(w.ask.formats)))),
+    Filter(
+        "architecture_wrong",
+        lambda w, f, r: traits.runs_on(f, _architectures(w.ask))[r],
+        _wrong_architecture,
+        if_any=lambda ask: bool(_architectures(ask)),
+    ),
+    Filter(
+        "device_missing",
+        _has_devices,
+        _missing_devices,
+        if_any=lambda ask: bool(ask.component.resources.devices),
+    ),
     Filter(
         "condition_false",
         lambda w, f, r: f.where(w.ask.where)[r] != FALSE,
         lambda w, _, __: w.ask.where or "",
     ),
     Filter("condition_fault", lambda w, f, r: f.where(w.ask.where)[r] != FAULT, _fault),
+    Filter("policy_forbids", _permitted, _forbidding, if_any=lambda ask: bool(ask.ruling.hard)),
+    Filter("policy_fault", _unpuzzled, _puzzling, if_any=lambda ask: bool(ask.ruling.hard)),
     Filter(
         "cpu_short",
         lambda w, f, r: f.cpu_free[r] >= w.ask.cpu_millis,
@@ -155,10 +345,30 @@ FILTERS: tuple[Filter, ...] = (
         reach="row",
     ),
     Filter(
-        "variant_unfit",
-        lambda w, f, r: fitting(w, f, r) >= 0,
-        lambda w, f, r: f"{_mib(max(0, int(f.memory_free[r])))} free, the smallest needs {_mib(min(w.ask.requests))}",
+        "disk_short",
+        _disk_suffices,
+        _disk,
         reach="row",
+        if_any=lambda ask: ask.disk_bytes > 0 or ask.version is not None,
+    ),
+    Filter(
+        "accelerator_short",
+        lambda w, f, r: traits.allots(f, w.ask.needs)[r],
+        _cards,
+        reach="row",
+        if_any=lambda ask: bool(ask.needs),
+    ),
+    Filter("variant_unfit", lambda w, f, r: fitting(w, f, r, fast=False) >= 0, _misfits, reach="row"),
+    Filter(
+        "too_slow",
+        lambda w, f, r: fitting(w, f, r) >= 0,
+        _too_slow,
+        reach="row",
+        if_any=lambda ask: ask.slo_us is not None and ask.version is not None,
     ),
     Filter("already_here", _not_beside, _nothing, reach="row", by_slot=True),
+    Filter("port_claimed", _unclaimed("port"), _claimed("port"), reach="row", if_any=lambda ask: bool(ask.claims)),
+    Filter(
+        "device_claimed", _unclaimed("device"), _claimed("device"), reach="row", if_any=lambda ask: bool(ask.claims)
+    ),
 )

@@ -59,15 +59,36 @@ CATALOGUE: dict[str, Entry] = {
     "taint_not_tolerated": Entry("the node has a taint that the component does not tolerate", "add a toleration"),
     "wrong_site": Entry("the node is at another site than this replica is for", "nothing: another replica is for it"),
     "wrong_node": Entry("this replica is for another node", "nothing: every node has its own replica"),
+    "residency_wrong": Entry(
+        "its data must not go there", "change its residency or the site's; or add nodes where the data may live"
+    ),
     "runtime_missing": Entry("the node lacks the runtime", "install batuta[model] on the node"),
+    "architecture_wrong": Entry(
+        "it was not built for the node's processor", "build it for that one too, and say so in architectures"
+    ),
+    "device_missing": Entry("the node lacks a device that it needs", "attach it, or choose other nodes"),
     "condition_false": Entry(
         "the component's condition does not hold there", "change placement.where or the node's labels"
     ),
     "condition_fault": Entry("the component's condition cannot be evaluated there", "guard it with has(…)"),
+    "policy_forbids": Entry(
+        "a policy forbids it there", "see `batuta get policies`; change the policy or the component"
+    ),
+    "policy_fault": Entry("a policy cannot be evaluated there", "guard it with has(…)"),
     "cpu_short": Entry("too little processor time is free", "ask for less, or free some"),
     "memory_short": Entry("too little memory is free", "ask for less, or free some"),
+    "disk_short": Entry("too little disk is free", "ask for less, or free some"),
+    "accelerator_short": Entry(
+        "too few accelerators, or too little of their memory, are free",
+        "ask for less, or free some; where the driver does not tell its memory, say it in the node's spec.accelerators",
+    ),
     "variant_unfit": Entry("no variant of the model fits there", "push a smaller variant"),
+    "too_slow": Entry(
+        "no variant that fits there has proved to be fast enough", "push a faster variant, or ask for less in slo"
+    ),
     "already_here": Entry("another replica of this component is already there", "add nodes, or ask for fewer replicas"),
+    "port_claimed": Entry("another instance there has its port", "choose another port, or add nodes"),
+    "device_claimed": Entry("another instance there has its device", "add nodes that have one"),
     # Releases and references.
     "model_missing": Entry("no such model", "push it: `batuta model push FILE --name NAME --version VERSION`"),
     "version_missing": Entry("the model has no such version", "push it, or name one that exists"),
@@ -84,6 +105,11 @@ CATALOGUE: dict[str, Entry] = {
         "its silent holder may still run it, and it must never run twice", "wait for the lease", waits=True
     ),
     "no_substitute": Entry("its node is lost and no other can take it", "bring the node back, or add one"),
+    "gave_way": Entry(
+        "it gave way to a higher priority, and no other node can take it",
+        "add room, ask for less, or raise spec.priority",
+    ),
+    "others_gave_way": Entry("others of lower priority give way to it", "wait", waits=True),
     "starting": Entry("it is starting", "wait", waits=True),
     "replacing": Entry("the new instance gets ready before the old one stops", "wait", waits=True),
     "moving": Entry("it moves away: its node may no longer run it", "wait", waits=True),

@@ -16,6 +16,7 @@ from batuta.core.fleet import FALSE, FAULT, TRUE
 from batuta.core.rules import NO_RULING, marks_of, next_hour, node_paths, ruling_of
 from batuta.kinds import hours
 from batuta.kinds.condition import ConditionFault, compile_condition, evaluate
+from batuta.kinds.hardware import is_kind
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -62,11 +63,11 @@ def hardware(fleet: Fleet) -> tuple[Ints, dict[str, int]]:
 
 
 def runs_on(fleet: Fleet, architectures: tuple[str, ...]) -> Bools:
-    """By row: is its processor one of these?"""
+    """By row: is its processor one of these? Any is, when none are named."""
     return holds(
         fleet,
         ("architectures", architectures),
-        lambda _, report: report is not None and report.inventory.architecture in architectures,
+        lambda _, report: not architectures or (report is not None and report.inventory.architecture in architectures),
     )
 
 
@@ -79,13 +80,39 @@ def loads_opset(fleet: Fleet, runtime: str, opset: int) -> Bools:
     )
 
 
+def computes(fleet: Fleet, precision: str) -> Bools:
+    """By row: does its hardware compute in this? What nobody says of a node does not count against it."""
+    return holds(
+        fleet, ("precision", precision), lambda node, _: not node.spec.precisions or precision in node.spec.precisions
+    )
+
+
+def has_card(fleet: Fleet, kind: str) -> Bools:
+    """By row: is there an accelerator of this kind?"""
+    return holds(
+        fleet, ("card", kind), lambda node, report: any(is_kind(card.kind, kind) for card in cards_of(node, report))
+    )
+
+
 def has_device(fleet: Fleet, device: str) -> Bools:
     return holds(fleet, ("device", device), lambda _, report: report is not None and device in report.inventory.devices)
 
 
+def disk_now(fleet: Fleet) -> Ints:
+    """By row: what is really free of its disk."""
+
+    def ask(_: Node, report: Report | None) -> int:
+        free = report.vitals.disk_free_bytes if report is not None else None
+        return UNKNOWN if free is None else int(free)
+
+    return trait(fleet, "disk", ask, vital=True)
+
+
 def resides(fleet: Fleet, places: tuple[str, ...]) -> Bools:
-    """By row: may data live there that must stay in one of these places?"""
-    return holds(fleet, ("resides", places), lambda node, _: residency_at(fleet, node.spec.site) in places)
+    """By row: may data live there that must stay in one of these places? Anywhere, when none are named."""
+    return holds(
+        fleet, ("resides", places), lambda node, _: not places or residency_at(fleet, node.spec.site) in places
+    )
 
 
 def residency_at(fleet: Fleet, site: str) -> str:
@@ -106,7 +133,9 @@ def is_free(fleet: Fleet, claim: Claim) -> Bools:
 def allots(fleet: Fleet, needs: tuple[AcceleratorNeed, ...]) -> Bools:
     """By row: are these accelerators free there?"""
     versions = fleet.machine + fleet.claimed
-    found: Bools = fleet.column(("allots", needs), versions, lambda row: bool(grants(fleet, needs, row)), np.bool_)
+    found: Bools = fleet.column(
+        ("allots", needs), versions, lambda row: not needs or bool(grants(fleet, needs, row)), np.bool_
+    )
     return found
 
 

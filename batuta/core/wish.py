@@ -11,19 +11,22 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from batuta.core import traits
 from batuta.core.decided import Instance, ModelOrder
-from batuta.core.fleet import FALSE, TRUE
-from batuta.core.load import load_of
+from batuta.core.fleet import FALSE, FAULT, TRUE
+from batuta.core.load import claims_of, load_of, probed_ports
 from batuta.kinds.base import Bytes
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
-    from batuta.core.decided import Released
+    from batuta.core.decided import Released, VersionChoice
     from batuta.core.fleet import Bools, Fleet, Ints
-    from batuta.core.load import Load
+    from batuta.core.load import Claim, Load
     from batuta.core.rank import Ranking
-    from batuta.kinds.application import Probe
+    from batuta.core.rules import Rule, Ruling
+    from batuta.kinds.application import AcceleratorNeed, Component
+    from batuta.kinds.model import Variant
 
 LEASE_MS = 5_000
 """How long a `never-twice` instance may run on without word from the hub: five heartbeats."""
@@ -35,16 +38,32 @@ class Ask:
 
     def __init__(self, app: str, released: Released, fleet: Fleet) -> None:
         self.namespace, self.application = app.split("/")
-        self.component = released.component
+        self.component: Component = released.component
         self.revision = released.revision
-        self.version = released.version
+        self.version: VersionChoice | None = released.version
         self.fleet = fleet
         base = int(self.component.resources.memory_bytes)
         variants = self.version.variants if self.version is not None else ()
         self.formats: tuple[str, ...] = tuple(v.format for v in variants) or (PROCESS,)
         self.requests: tuple[int, ...] = tuple(max(base, int(v.needs.memory_bytes or 0)) for v in variants) or (base,)
-        self.cpu_millis = int(self.component.resources.cpu_millis)
-        self.memory_bytes = base
+        self.cpu_millis: int = int(self.component.resources.cpu_millis)
+        self.memory_bytes: int = base
+        resources = self.component.resources
+        self.disk_bytes: int = int(resources.disk_bytes)
+        self.needs: tuple[AcceleratorNeed, ...] = resources.accelerators
+        self.claims: tuple[Claim, ...] = claims_of(
+            (*resources.ports, *probed_ports(self.component.process)), resources.devices
+        )
+        """Ports and devices that no other instance on its node may have."""
+        slo = self.component.slo
+        self.slo_us: int | None = int(slo.p99_ms) * 1000 if slo is not None else None
+        resource = fleet.state.application(app)
+        at_home = resource.spec.residency if resource is not None else ()
+        self.residency: tuple[str, ...] = self.component.placement.residency or at_home
+        self.ruling: Ruling = traits.ruling(fleet, app, self.component)
+        """What the policies say of it."""
+        self.order = _best_first(variants)
+        """Variants by quality, where all of them tell of the same; else as they are listed."""
         self.here: Ints = np.zeros(fleet.capacity, np.int64)
         """Replicas of this component by row, kept while a decision is made."""
         self.turned_away = ""
@@ -52,6 +71,8 @@ class Ask:
         self.open = 1
         """How many slots are to be filled at once, as far as that is known: whoever ranks nodes looks so far ahead."""
         self._stays: Bools | None = None
+        self._suits: dict[int, Bools] = {}
+        self._p99_us: dict[int, Ints] = {}
         self._ranking: Ranking | None = None
         self._loads: dict[int, Load] = {}
 
@@ -70,8 +91,7 @@ class Ask:
     @property
     def claims_port(self) -> bool:
         """A program that is asked at a port owns it: two of them cannot share a node."""
-        process = self.component.process
-        return process is not None and any(_port(p) for p in (process.ready, process.live))
+        return bool(self.claims)
 
     @property
     def alone(self) -> bool:
@@ -82,19 +102,68 @@ class Ask:
     def where(self) -> str | None:
         return self.component.placement.where
 
+    def suits(self, variant: int) -> Bools:
+        """By row: can this variant be loaded there, room aside? A program has one variant, itself."""
+        if variant not in self._suits:
+            fleet = self.fleet
+            found: Bools = fleet.has_runtime(self.formats[variant]).copy()
+            if self.version is not None:
+                v = self.version.variants[variant]
+                if v.architectures:
+                    found &= traits.runs_on(fleet, v.architectures)
+                if v.opset is not None:
+                    found &= traits.loads_opset(fleet, v.format, v.opset)
+                if v.precision is not None:
+                    found &= traits.computes(fleet, v.precision)
+                if v.needs.accelerator is not None:
+                    found &= traits.has_card(fleet, v.needs.accelerator)
+            self._suits[variant] = found
+        return self._suits[variant]
+
+    def p99_us(self, variant: int) -> Ints:
+        """By row: how fast this variant is on such hardware, as far as anybody knows."""
+        assert self.version is not None, "only models are measured"
+        if variant not in self._p99_us:
+            v = self.version.variants[variant]
+            profiles = {p.hardware: int(p.p99_ms) * 1000 for p in v.profiles}
+            self._p99_us[variant] = traits.p99_us(self.fleet, v.digest, profiles)
+        return self._p99_us[variant]
+
     def eligible(self) -> Bools:
         """By row: may it run there at all, room aside?"""
         effects = ("NoSchedule", "NoExecute")
         tolerated = self.fleet.tolerated(self.component.placement.tolerations, effects)
-        answer: Bools = self.fleet.present & (self.fleet.where(self.where) == TRUE) & tolerated
+        answer: Bools = self.fleet.present & (self.fleet.where(self.where) == TRUE) & tolerated & self._is_home()
+        process = self.component.process
+        if process is not None and process.architectures:
+            answer &= traits.runs_on(self.fleet, process.architectures)
+        for rule in self.ruling.hard:
+            answer &= self.may(rule) & ~self.is_puzzled(rule)
+        return answer
+
+    def _is_home(self) -> Bools:
+        """By row: may its data live there?"""
+        return traits.resides(self.fleet, self.residency) if self.residency else self.fleet.present
+
+    def may(self, rule: Rule) -> Bools:
+        """By row: does a rule of a policy not say no?"""
+        return ~traits.refused(self.fleet, rule) if not rule.fault else np.ones(self.fleet.capacity, np.bool_)
+
+    def is_puzzled(self, rule: Rule) -> Bools:
+        """By row: can a rule not be answered there?"""
+        if rule.fault:
+            return np.ones(self.fleet.capacity, np.bool_)
+        answer: Bools = traits.answers(self.fleet, rule) == FAULT
         return answer
 
     def stays(self) -> Bools:
         """By row: may what runs there stay? A condition that cannot be answered moves nothing."""
         if self._stays is None:
             tolerated = self.fleet.tolerated(self.component.placement.tolerations, ("NoExecute",))
-            holds = ~self.fleet.reported | (self.fleet.where(self.where) != FALSE)
-            self._stays = self.fleet.present & holds & tolerated
+            holds = self.fleet.where(self.where) != FALSE
+            for rule in self.ruling.hard:
+                holds &= self.may(rule) | (not rule.moves)
+            self._stays = self.fleet.present & (~self.fleet.reported | holds) & tolerated & self._is_home()
         return self._stays
 
     def ranking(self, fleet: Fleet) -> Ranking:
@@ -107,13 +176,14 @@ class Ask:
 
     def load(self, variant: int, row: int) -> Load:
         """What an instance would take of a node."""
-        del row
+        if self.needs:
+            return load_of(self.instance("", 0, variant, row))
         if variant not in self._loads:
             self._loads[variant] = load_of(self.instance("", 0, variant))
         return self._loads[variant]
 
-    def instance(self, slot: str, epoch: int, variant: int) -> Instance:
-        """The order for one slot."""
+    def instance(self, slot: str, epoch: int, variant: int, row: int | None = None) -> Instance:
+        """The order for one slot. Accelerators are those of a node, so whoever needs some says which."""
         component, model = self.component, None
         if component.model is not None and self.version is not None:
             version = self.version
@@ -127,6 +197,9 @@ class Ask:
             revision=self.revision, slot=slot, epoch=epoch, model=model, process=component.process,
             inputs=component.inputs, outputs=component.outputs,
             cpu_millis=component.resources.cpu_millis, memory_bytes=Bytes(self.requests[variant]),
+            disk_bytes=component.resources.disk_bytes, ports=component.resources.ports,
+            accelerators=traits.grants(self.fleet, self.needs, row) if self.needs and row is not None else (),
+            devices=component.resources.devices,
             lease_ms=LEASE_MS if self.never_twice else None,
         )  # fmt: skip
 
@@ -193,5 +266,12 @@ def slots_of(ask: Ask, held_rows: Iterable[int]) -> list[Slot]:
     return [Slot(f"{site}-{k}", site=site) for site in sites for k in range(replicas.per_site or 0)]
 
 
-def _port(probe: Probe | None) -> bool:
-    return probe is not None and (probe.http is not None or probe.tcp is not None)
+def _best_first(variants: Sequence[Variant]) -> tuple[int, ...]:
+    """By the first measure of quality that all of them state; without one, in the order in which they are listed."""
+    if not variants:
+        return (0,)
+    shared = set(variants[0].quality).intersection(*(v.quality for v in variants))
+    if not shared:
+        return tuple(range(len(variants)))
+    measure = min(shared)
+    return tuple(sorted(range(len(variants)), key=lambda i: (-variants[i].quality[measure], i)))

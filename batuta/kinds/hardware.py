@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from msgspec import Meta
 
@@ -25,6 +25,8 @@ Hardware = Annotated[
 AcceleratorKind = Annotated[
     str, Meta(pattern=r"^[a-z0-9][-a-z0-9]{0,62}$", description="gpu, npu, nvidia, jetson, coral, hailo, …")
 ]
+
+Precision = Literal["fp64", "fp32", "fp16", "bf16", "fp8", "int16", "int8", "int4", "mixed"]
 
 OTHER_WORDS = {"x86_64": "amd64", "x64": "amd64", "x86": "amd64", "aarch64": "arm64", "armv8": "arm64"}
 """What kernels and people say for the words that nodes report."""

@@ -8,13 +8,10 @@ import msgspec
 from msgspec import Meta
 
 from batuta.kinds.base import Bytes, Digest, Millis, Name, Problem, Record, Resource
-from batuta.kinds.hardware import AcceleratorKind, Architecture, Hardware, architecture_problems
+from batuta.kinds.hardware import AcceleratorKind, Architecture, Hardware, Precision, architecture_problems
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-
-Precision = Literal["fp64", "fp32", "fp16", "bf16", "fp8", "int16", "int8", "int4", "mixed"]
 
 
 class Needs(Record):

@@ -8,7 +8,7 @@ import msgspec
 from msgspec import Meta
 
 from batuta.kinds.base import Bytes, Name, Problem, Record, Resource
-from batuta.kinds.hardware import AcceleratorKind, Hardware
+from batuta.kinds.hardware import AcceleratorKind, Hardware, Precision
 from batuta.kinds.instants import Instant
 
 if TYPE_CHECKING:
@@ -64,6 +64,8 @@ class NodeSpec(Record):
     """Placement prefers the machine that draws the least for the work; left out, nobody knows."""
     hardware: Hardware | None = None
     """Its class of hardware, by which measured speeds are compared; what it reports itself when left out."""
+    precisions: tuple[Precision, ...] = ()
+    """What its hardware computes in, such as `int8` alone; left out, nothing is ruled out."""
     accelerators: Annotated[tuple[Card, ...], Meta(max_length=64)] = ()
     """In place of what it reports: for drivers that do not tell their memory."""
     hold: Hold | None = None

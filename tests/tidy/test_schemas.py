@@ -48,6 +48,7 @@ def test_explain_reads_the_class_tree():
             "    A length of time, in milliseconds.",
             "",
             "  metered: true or false (default false)",
+            "    Its traffic is paid for: a Policy may keep things away, and placement prefers other sites.",
         ]
     )
 
