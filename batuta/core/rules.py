@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from batuta.core.facts import Path
     from batuta.kinds.application import Application, Component
     from batuta.kinds.policy import Policy
+    from batuta.kinds.site import Site
 
 ZONE: Path = ("site", "timeZone")
 _HOURLY = tuple(range(0, hours.DAY_MINUTES, 60))
@@ -179,6 +180,15 @@ def texts_of(policy: Policy) -> list[str]:
     """Everything that a policy asks."""
     spec = policy.spec
     return [text for text in (spec.applies, spec.require, spec.forbid, spec.prefer) if text is not None]
+
+
+def asks_the_hour(policy: Policy) -> bool:
+    return any(marks_of(text) for text in texts_of(policy))
+
+
+def zones_of(sites: Iterable[Site | None]) -> frozenset[str]:
+    """The time zones of some sites; where nobody says anything, clocks show UTC."""
+    return frozenset(site.spec.time_zone or hours.UTC for site in sites if site is not None) | {hours.UTC}
 
 
 def next_hour(policies: Iterable[Policy], zones: Iterable[str], now: int) -> int | None:

@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING
 from batuta.core.decide import APPLICATION, SITE
 from batuta.core.decided import Assignment, Fence, Release
 from batuta.core.liveness import heard_at, missed_ms
+from batuta.core.rules import asks_the_hour, next_hour, zones_of
 from batuta.core.standing import Standing
 from batuta.kinds.application import Application
 from batuta.kinds.base import DEFAULT_NAMESPACE
 from batuta.kinds.model import Model
 from batuta.kinds.node import Node
+from batuta.kinds.policy import Policy
 from batuta.kinds.site import Site
 
 if TYPE_CHECKING:
@@ -32,7 +34,7 @@ def touched(before: State, after: State, was: int, now: int, fleet: Fleet | None
     decision to decision saves looking at every node."""
     if before.hub_since != after.hub_since or now < was:
         return everything(before) | everything(after)
-    return frozenset(_touched(before, after, now, fleet))
+    return frozenset((*_touched(before, after, now, fleet), *_by_hour(after, was, now, fleet)))
 
 
 def everything(state: State) -> frozenset[str]:
@@ -75,10 +77,38 @@ def _by_resource(before: State, after: State, old: Any, new: Any) -> Iterator[st
             yield from _on(after, resource.metadata.name)
             yield from _wide(after)
         elif isinstance(resource, Site):
-            # Conditions may ask of a node's site.
-            for node in state.nodes_of_site.get(resource.metadata.name, ()):
-                yield from _on(after, node)
+            # Conditions may ask of a node's site, and of those above it; and where data may live, a site says for those
+            # below it.
+            for site in below(state, resource.metadata.name):
+                for node in state.nodes_of_site.get(site, ()):
+                    yield from _on(after, node)
             yield from _wide(after)
+        elif isinstance(resource, Policy):
+            yield from (APPLICATION + app for app in after.applications())
+
+
+def below(state: State, site: str) -> set[str]:
+    """A site and all sites under it; a cycle, which admission refuses, ends the walk."""
+    children: dict[str, list[str]] = {}
+    for other in state.sites():
+        if other.spec.parent is not None:
+            children.setdefault(other.spec.parent, []).append(other.metadata.name)
+    found, todo = {site}, [site]
+    while todo:
+        for child in children.get(todo.pop(), []):
+            if child not in found:
+                found.add(child)
+                todo.append(child)
+    return found
+
+
+def _by_hour(after: State, was: int, now: int, fleet: Fleet | None) -> Iterator[str]:
+    """Policies may hold at certain hours only: then all that runs is looked at when they begin and end."""
+    if any(asks_the_hour(policy) for policy in after.policies):
+        kept = fleet.refresh(after, now).zones if fleet is not None else zones_of(after.sites())
+        at = next_hour(after.policies, kept, was)
+        if at is not None and at <= now:
+            yield from (APPLICATION + app for app in after.applications())
 
 
 def _by_report(after: State, old: Report | None, new: Report | None) -> Iterator[str]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from batuta.core.liveness import link_rule
+from batuta.core.touched import below
 from batuta.core.view_application import application_status
 from batuta.core.view_policy import policy_status
 from batuta.core.words import WORDS, worst
@@ -184,7 +185,7 @@ def _next_of(reason: Any) -> str:
 
 def site_status(state: State, site: Site, now: int) -> dict[str, Any]:
     """As bad as the worst of its nodes and of the sites below it."""
-    names = sorted(_below(state, site.metadata.name))
+    names = sorted(below(state, site.metadata.name))
     nodes = [node for name in names for node in state.nodes_of_site.get(name, ())]
     found = {node: node_status(state, state.nodes[node], now) for node in nodes}
     word = worst(f["state"] for f in found.values()) if nodes else "empty"
@@ -197,21 +198,6 @@ def site_status(state: State, site: Site, now: int) -> dict[str, Any]:
         "reason": reason,
         "next": WORDS[word].next_step,
     }
-
-
-def _below(state: State, site: str) -> set[str]:
-    """A site and all sites under it; a cycle, which admission refuses, ends the walk."""
-    children: dict[str, list[str]] = {}
-    for other in state.sites():
-        if other.spec.parent is not None:
-            children.setdefault(other.spec.parent, []).append(other.metadata.name)
-    found, todo = {site}, [site]
-    while todo:
-        for child in children.get(todo.pop(), []):
-            if child not in found:
-                found.add(child)
-                todo.append(child)
-    return found
 
 
 def model_status(state: State, model: Model) -> dict[str, Any]:
