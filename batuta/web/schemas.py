@@ -105,6 +105,8 @@ def schemas_of(source: Source) -> dict[str, Any]:
     }
     if kind is None:
         described = f"{source.kind}: a view of what Batuta runs, made for clients of Kubernetes."
+        if any(k.plural == source.plural for k in KINDS):
+            described += f" What people declare: `kubectl explain {source.plural} --api-version={API_VERSION}`."
         view = {
             "type": "object",
             "description": described,

@@ -221,7 +221,7 @@ def test_an_application_runs_scales_and_ends(kubectl: Kubectl) -> None:
         watching.end()
     name, ready, status, *_, node, app = kubectl.row("get", "pods", "-o", "wide")
     assert (name, ready, status, node, app) == ("walk.run-1-0", "1/1", "Running", "pi-1", "walk")
-    assert "Node:         pi-1/" in kubectl("describe", "pod", name)
+    assert re.search("Node: +pi-1/", kubectl("describe", "pod", name))
     assert "walk.run-1-0" in kubectl("describe", "node", "pi-1")
     assert re.search("Kind: +Application", kubectl("describe", "app", "walk"))
 
@@ -291,6 +291,67 @@ def test_the_language_explains_itself_and_refuses_with_every_problem(kubectl: Ku
     assert 'The Application "wrong" is invalid' in refused
     assert "replicsa" in refused
     assert "stopGrcae" in refused
+
+
+def test_output_is_cut_to_measure(kubectl: Kubectl) -> None:
+    kubectl.apply(SITE.replace("NAME", "ulm"))
+    try:
+        assert kubectl("get", "site", "ulm", "-o", "jsonpath={.spec.residency}") == "eu"
+        columns = kubectl("get", "sites", "ulm", "-o", "custom-columns=WHO:.metadata.name,LAND:.metadata.labels.land")
+        assert [line.split() for line in columns.splitlines()] == [["WHO", "LAND"], ["ulm", "de"]]
+        assert yaml.safe_load(kubectl("get", "site", "ulm", "-o", "yaml"))["kind"] == "Site"
+        assert kubectl("get", "site", "ulm", "-o", "name") == "site.batuta.dev/ulm\n"
+        assert kubectl("get", "sites", "-l", "land=de", "--sort-by=.metadata.name", "--no-headers").startswith("ulm")
+        assert re.search("^node/pi-1", kubectl("get", "nodes", "-o", "name"))
+    finally:
+        kubectl("delete", "site", "ulm")
+
+
+def test_unknown_fields_are_warned_of_when_asked_for(kubectl: Kubectl) -> None:
+    document = SITE.replace("NAME", "bonn").replace("residency: eu", "residency: eu, colour: red")
+    assert "there is no field 'colour'" in kubectl.apply(document, status=1)
+    try:
+        warned = kubectl.apply(document, "--validate=warn")
+        assert 'Warning: unknown field "spec.colour" was left out' in warned
+        assert kubectl.json("get", "site", "bonn")["spec"] == {"residency": "eu"}
+        assert "Warning" not in kubectl.apply(document.replace("eu", "de"), "--validate=ignore")
+        warned = kubectl.apply(document, "--server-side", "--validate=warn", "--force-conflicts")
+        assert 'unknown field "spec.colour"' in warned
+    finally:
+        kubectl("delete", "site", "bonn")
+
+
+def test_everything_explains_itself(kubectl: Kubectl) -> None:
+    whole = kubectl("explain", "application", "--recursive")
+    for field in ("components", "stopGrace", "perSite", "metadata", "status"):
+        assert re.search(rf"^ +{field}\b", whole, re.MULTILINE), whole
+    assert "Kubernetes" in kubectl("explain", "pods")
+    assert "--api-version=batuta.dev/v1" in kubectl("explain", "nodes")
+    assert "GROUP:      batuta.dev" in kubectl("explain", "nodes.spec", "--api-version=batuta.dev/v1")
+
+
+def test_rights_are_told(stage: Stage, kubectl: Kubectl) -> None:
+    assert kubectl("auth", "can-i", "delete", "sites.batuta.dev").startswith("yes")
+    assert "batuta:admin" in kubectl("auth", "whoami")
+    viewer = Kubectl(stage, stage.client.create_api_token("viewer", ("default",), ttl_ms=60_000, name="w").token, "w")
+    assert viewer("auth", "can-i", "get", "applications.batuta.dev").strip() == "yes"
+    assert viewer("auth", "can-i", "create", "applications.batuta.dev", status=1).startswith("no")
+    assert viewer("auth", "can-i", "get", "applications.batuta.dev", "-n", "other", status=1).startswith("no")
+
+
+def test_nobody_gets_into_an_instance(kubectl: Kubectl) -> None:
+    kubectl.apply(application("shut"))
+    try:
+        kubectl("wait", "--for=condition=Ready", "app/shut", "--timeout=60s")
+        for words in (
+            ("exec", "shut.run-1-0", "--", "ls"),
+            ("attach", "shut.run-1-0"),
+            ("port-forward", "shut.run-1-0", "18080:80"),
+        ):
+            refused = kubectl(*words, status=1)
+            assert "instances have no shell and no way in over the hub" in refused, refused
+    finally:
+        kubectl("delete", "app", "shut")
 
 
 def test_who_has_no_good_token_is_told_so(stage: Stage, kubectl: Kubectl) -> None:
