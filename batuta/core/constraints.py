@@ -74,19 +74,19 @@ def _is_node(wish: Wish, fleet: Fleet, rows: Ints) -> Bools:
 
 def _tolerates(wish: Wish, fleet: Fleet, rows: Ints) -> Bools:
     tolerations = wish.ask.component.placement.tolerations
-    answer: Bools = fleet.tolerated(tolerations, ("NoSchedule", "NoExecute"))[rows]
+    answer: Bools = traits.tolerated(fleet, tolerations, ("NoSchedule", "NoExecute"))[rows]
     return answer
 
 
 def _taints(wish: Wish, fleet: Fleet, row: int) -> str:
-    minded = fleet.minded(wish.ask.component.placement.tolerations, row)
+    minded = traits.minded(fleet, wish.ask.component.placement.tolerations, row)
     return ", ".join(f"{t.key}={t.value}:{t.effect}" if t.value else f"{t.key}:{t.effect}" for t in minded)
 
 
 def _runs_it(wish: Wish, fleet: Fleet, rows: Ints) -> Bools:
     found = np.zeros(len(rows), np.bool_)
     for runtime in sorted(set(wish.ask.formats)):
-        found |= fleet.has_runtime(runtime)[rows]
+        found |= traits.has_runtime(fleet, runtime)[rows]
     return found
 
 
@@ -104,8 +104,7 @@ def _wrong_architecture(wish: Wish, fleet: Fleet, row: int) -> str:
 
 
 def _fault(wish: Wish, fleet: Fleet, row: int) -> str:
-    fault = fleet.fault(wish.ask.where or "true", row)
-    return fault.message if fault is not None else ""
+    return traits.where_fault(fleet, wish.ask.where or "true", row)
 
 
 def _far_from_home(wish: Wish, fleet: Fleet, row: int) -> str:
@@ -216,7 +215,7 @@ def _misfits(wish: Wish, fleet: Fleet, row: int) -> str:
 def _misfit(ask: Ask, fleet: Fleet, row: int, i: int) -> str:
     assert ask.version is not None, "only models have variants"
     v = ask.version.variants[i]
-    if not fleet.has_runtime(v.format)[row]:
+    if not traits.has_runtime(fleet, v.format)[row]:
         return f"no runtime for {v.format}"
     if v.architectures and not traits.runs_on(fleet, v.architectures)[row]:
         return f"only for {' or '.join(v.architectures)}"

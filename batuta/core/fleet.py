@@ -17,9 +17,9 @@ from batuta.core.facts import chain, look_up, node_facts, paths_of, site_facts
 from batuta.core.liveness import heard_at, missed_ms
 from batuta.core.load import load_of
 from batuta.core.observed import Report
+from batuta.core.rules import zones_of
 from batuta.core.trail import named
 from batuta.kinds.condition import ConditionFault, compile_condition, evaluate
-from batuta.kinds.hours import UTC
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from batuta.core.load import Claim, Load
     from batuta.core.state import State
     from batuta.core.trail import Keys
-    from batuta.kinds.application import Toleration
     from batuta.kinds.node import Node, Taint
     from batuta.kinds.site import Site
 
@@ -234,36 +233,6 @@ class Fleet:
         answer: NDArray[np.int8] = self._classed(("where", text), paths, ask, np.int8)
         return np.where(self.reported, answer, np.int8(FALSE))
 
-    def fault(self, text: str, row: int) -> ConditionFault | None:
-        """Why a condition cannot be answered for a row."""
-        answer = evaluate(compile_condition(text), self.variables(row))
-        return answer if isinstance(answer, ConditionFault) else None
-
-    def tolerated(self, tolerations: tuple[Toleration, ...], effects: tuple[str, ...]) -> Bools:
-        """By row: does a component with these tolerations mind none of the taints that have these effects?"""
-
-        def ask(row: int) -> bool:
-            return not any(t.effect in effects for t in self.minded(tolerations, row))
-
-        answer: Bools = self.column(("tolerated", tolerations, effects), self.machine, ask, np.bool_)
-        return answer
-
-    def minded(self, tolerations: tuple[Toleration, ...], row: int) -> list[Taint]:
-        """The taints of a row that are not tolerated."""
-        return [
-            taint
-            for taint in self.taints.get(row, ())
-            if not any(t.key == taint.key and t.value in (None, taint.value) for t in tolerations)
-        ]
-
-    def has_runtime(self, name: str) -> Bools:
-        def ask(row: int) -> bool:
-            report = self._report[row]
-            return report is not None and name in report.inventory.runtimes
-
-        answer: Bools = self.column(("runtime", name), self.machine, ask, np.bool_)
-        return answer
-
     def has_artifact(self, digest: str) -> Bools:
         found: Bools = self._artifacts.column(digest, self.capacity) > 0
         return found
@@ -392,8 +361,7 @@ class Fleet:
                     self._know_site(state, node.spec.site)
                 self._take_node(row, node)
         if moved or came or gone:
-            known = (site.spec.time_zone for site in self._sites.values() if site is not None)
-            self.zones = frozenset(zone or UTC for zone in known) | {UTC}
+            self.zones = zones_of(self._sites.values())
         if came or gone:
             self._rank()
         return came

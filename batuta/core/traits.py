@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from batuta.core.load import Claim
     from batuta.core.observed import Report
     from batuta.core.rules import Rule, Ruling
-    from batuta.kinds.application import AcceleratorNeed, Component
-    from batuta.kinds.node import Node
+    from batuta.kinds.application import AcceleratorNeed, Component, Toleration
+    from batuta.kinds.node import Node, Taint
 
 UNKNOWN = -1
 RULINGS_MAX = 4096
@@ -60,6 +60,10 @@ def hardware(fleet: Fleet) -> tuple[Ints, dict[str, int]]:
         return codes.setdefault(name, len(codes))
 
     return trait(fleet, "hardware", ask), codes
+
+
+def has_runtime(fleet: Fleet, name: str) -> Bools:
+    return holds(fleet, ("runtime", name), lambda _, report: report is not None and name in report.inventory.runtimes)
 
 
 def runs_on(fleet: Fleet, architectures: tuple[str, ...]) -> Bools:
@@ -117,6 +121,25 @@ def resides(fleet: Fleet, places: tuple[str, ...]) -> Bools:
 
 def residency_at(fleet: Fleet, site: str) -> str:
     return residency(site, {s.metadata.name: s for s in fleet.chain(site)})
+
+
+def minded(fleet: Fleet, tolerations: tuple[Toleration, ...], row: int) -> list[Taint]:
+    """The taints of a row that are not tolerated."""
+    return [
+        taint
+        for taint in fleet.taints.get(row, ())
+        if not any(t.key == taint.key and t.value in (None, taint.value) for t in tolerations)
+    ]
+
+
+def tolerated(fleet: Fleet, tolerations: tuple[Toleration, ...], effects: tuple[str, ...]) -> Bools:
+    """By row: does a component with these tolerations mind none of the taints that have these effects?"""
+
+    def ask(row: int) -> bool:
+        return not any(t.effect in effects for t in minded(fleet, tolerations, row))
+
+    found: Bools = fleet.column(("tolerated", tolerations, effects), fleet.machine, ask, np.bool_)
+    return found
 
 
 # --- What instances have for themselves -------------------------------------------------------------------------------
@@ -222,6 +245,12 @@ def refused(fleet: Fleet, rule: Rule) -> Bools:
     """By row: does this rule of a policy say no?"""
     said: Bools = answers(fleet, rule) == (TRUE if rule.refuses else FALSE)
     return said
+
+
+def where_fault(fleet: Fleet, text: str, row: int) -> str:
+    """Why a condition cannot be answered for a row; empty where it can."""
+    answer = evaluate(compile_condition(text), fleet.variables(row))
+    return answer.message if isinstance(answer, ConditionFault) else ""
 
 
 def fault(fleet: Fleet, rule: Rule, row: int) -> str:

@@ -106,7 +106,7 @@ class Ask:
         """By row: can this variant be loaded there, room aside? A program has one variant, itself."""
         if variant not in self._suits:
             fleet = self.fleet
-            found: Bools = fleet.has_runtime(self.formats[variant]).copy()
+            found: Bools = traits.has_runtime(fleet, self.formats[variant]).copy()
             if self.version is not None:
                 v = self.version.variants[variant]
                 if v.architectures:
@@ -132,7 +132,7 @@ class Ask:
     def eligible(self) -> Bools:
         """By row: may it run there at all, room aside?"""
         effects = ("NoSchedule", "NoExecute")
-        tolerated = self.fleet.tolerated(self.component.placement.tolerations, effects)
+        tolerated = traits.tolerated(self.fleet, self.component.placement.tolerations, effects)
         answer: Bools = self.fleet.present & (self.fleet.where(self.where) == TRUE) & tolerated & self._is_home()
         process = self.component.process
         if process is not None and process.architectures:
@@ -159,7 +159,7 @@ class Ask:
     def stays(self) -> Bools:
         """By row: may what runs there stay? A condition that cannot be answered moves nothing."""
         if self._stays is None:
-            tolerated = self.fleet.tolerated(self.component.placement.tolerations, ("NoExecute",))
+            tolerated = traits.tolerated(self.fleet, self.component.placement.tolerations, ("NoExecute",))
             holds = self.fleet.where(self.where) != FALSE
             for rule in self.ruling.hard:
                 holds &= self.may(rule) | (not rule.moves)
