@@ -21,6 +21,7 @@ from batuta.web.answers import Wrong, raw, said
 from batuta.web.applying import by_update, writer_of
 from batuta.web.bodies import in_namespace, text_of
 from batuta.web.logs import Logs
+from batuta.web.queries import yes
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -89,7 +90,7 @@ class Actions:
         found = instances_of(self._hub.loop.state, app, query.get("component", ""), query.get("instance", ""))
         if not found:
             raise NotFound(f"{app} has no such instance", next_step=f"batuta why {app.split('/')[1]}")
-        follow = query.get("follow") in ("true", "1")
+        follow = yes(query, "follow")
         streams = [self._logs.log(node, name, min(int(tail), TAIL_MAX), follow=follow) for node, name in found]
         names = [name.split("/")[2] if len(found) > 1 else "" for _, name in found]
         lines = _following(streams, names) if follow else _in_order(streams, names)

@@ -18,6 +18,7 @@ from batuta.web.core_nodes import core_node
 from batuta.web.core_views import core_views, instance_of
 from batuta.web.logs import Logs
 from batuta.web.patches import merged
+from batuta.web.queries import yes
 from batuta.web.reading import Reading, no_such
 from batuta.web.sources import at
 
@@ -66,7 +67,7 @@ class Core:
         found = instance_of(self._hub, namespace, name)
         if found is None:
             raise NotFound(f'pods "{name[:80]}" not found', next_step="kubectl get pods")
-        if query.get("previous") in ("true", "1"):
+        if yes(query, "previous"):
             raise Wrong(400, "the log of an instance goes on over its restarts", next_step="ask without previous")
         asked = [word for word in _UNKNOWN_TO_LOGS if query.get(word) not in (None, "", "false", "All")]
         if asked:
@@ -74,7 +75,7 @@ class Core:
         tail = query.get("tailLines") or str(TAIL_MAX)
         if not tail.isascii() or not tail.isdigit():
             raise Wrong(400, f"tailLines={tail[:20]} is not a number of lines")
-        follow = query.get("follow") in ("true", "1")
+        follow = yes(query, "follow")
         lines = self._logs.log(*found, min(int(tail), TAIL_MAX), follow=follow)
         # The first words are awaited here: a node that cannot be asked is an answer of its own, not an empty log.
         first = await anext(lines, "")

@@ -111,6 +111,12 @@ LIST_WORDS = (
     Parameter("resourceVersion", VERSION, "Of a watch: begin after this; none or 0 begins with all there is."),
     Parameter("timeoutSeconds", NUMBER, "Of a watch: end after so long."),
     Parameter("allowWatchBookmarks", YES, "Of a watch: say now and then how far it has come."),
+    Parameter("sendInitialEvents", YES, "Of a watch: all there is comes first, then a bookmark; or none of it."),
+    Parameter(
+        "resourceVersionMatch",
+        _text(enum=["NotOlderThan"]),
+        "Goes with sendInitialEvents; a list is always as of now, so never older.",
+    ),
     Parameter("includeObject", _text(enum=["None", "Metadata", "Object"]), "Of a Table: what rows carry."),
 )
 

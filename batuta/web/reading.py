@@ -12,6 +12,7 @@ from batuta.errors import NotFound
 from batuta.kinds.base import Ref
 from batuta.web.answers import Wrong, raw, said
 from batuta.web.lookout import ROWS_AT_ONCE, Lookout, refresh
+from batuta.web.queries import yes
 from batuta.web.selectors import selector
 from batuta.web.tables import event_table, table, table_wanted
 from batuta.web.watch import Watch
@@ -40,7 +41,7 @@ class Reading:
         chosen = selector(query.get("labelSelector", ""), query.get("fieldSelector", ""), source.selectable)
         namespace = request.path_params.get("namespace", "")
         as_table, included = table_wanted(request), query.get("includeObject", "")
-        if query.get("watch") in ("true", "1"):
+        if yes(query, "watch"):
             look = (as_table, included) if as_table else None
             write = partial(self._event_table, as_table, included) if as_table else None
             return Watch(self._lookout, self._lookout.group(namespace, chosen, look, write), query)

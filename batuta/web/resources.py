@@ -18,6 +18,7 @@ from batuta.web.bodies import body_of, json_of, text_of
 from batuta.web.leniency import lenient, own_up, validation_of
 from batuta.web.operations import APPLY_PATCH, JSON_PATCH, MERGE_PATCH
 from batuta.web.patches import PatchFails, merged, patched
+from batuta.web.queries import yes
 from batuta.web.reading import Reading, no_such
 from batuta.web.scaling import scale_of, scaled
 from batuta.web.sources import KindSource, at
@@ -116,7 +117,7 @@ class KindApi:
     async def _apply(self, request: Request) -> Response:
         manager = writer_of(request, "Apply")
         config = lenient(self._kind, config_of(await text_of(request)), request)
-        force, dry_run = request.query_params.get("force") in ("true", "1"), _dry_run(request)
+        force, dry_run = yes(request.query_params, "force"), _dry_run(request)
         ref = self._reading.ref(request)
         known = config["metadata"].get("resourceVersion")
         if known:

@@ -8,7 +8,7 @@ but one piece.
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 from starlette.responses import Response
@@ -16,6 +16,7 @@ from starlette.responses import Response
 from batuta.hub.feed import TooOld
 from batuta.web.answers import Wrong, expired
 from batuta.web.lookout import PIECE_BYTES, refresh
+from batuta.web.queries import yes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from batuta.web.sources import Shown, Source
 
 BOOKMARK_EVERY_MS: Final = 20_000
+INITIAL_END: Final = "k8s.io/initial-events-end"
 STALL_S: Final = 20.0
 """Whoever has not taken what it was sent for so long is dropped."""
 
@@ -41,7 +43,11 @@ class Watch(Response):
         said = query.get("resourceVersion", "")
         if not said.isascii() or (said and not said.isdigit()):
             raise Wrong(400, f"resourceVersion={said[:20]} was not given out by this hub")
-        self._after = int(said or 0)
+        # Asked for by name, what is there comes first whatever the version, and a bookmark says where it ends.
+        self._shows_first = yes(query, "sendInitialEvents") if "sendInitialEvents" in query else None
+        if self._shows_first is not None and query.get("resourceVersionMatch") != "NotOlderThan":
+            raise Wrong(400, "sendInitialEvents needs resourceVersionMatch=NotOlderThan")
+        self._after = 0 if self._shows_first else int(said or 0)
         if self._after:
             lookout.source.since(self._after, 1)
         self._hub, self._source = lookout.hub, lookout.source
@@ -50,7 +56,7 @@ class Watch(Response):
         timeout = query.get("timeoutSeconds", "")
         is_number = timeout.isascii() and timeout.isdigit()
         self._until = self._hub.clock.now() + int(timeout) * 1000 if is_number else None
-        self._bookmarks = query.get("allowWatchBookmarks") in ("true", "1")
+        self._bookmarks = yes(query, "allowWatchBookmarks")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
@@ -73,6 +79,8 @@ class Watch(Response):
         try:
             for piece in await self._there():
                 await _sent(send, piece)
+            if self._shows_first and self._bookmarks:
+                await _sent(send, _bookmark(self._source, self._after, annotations={INITIAL_END: "true"}))
             await self._follow(send)
         except TooOld:
             self._hub.counters.add("watches_dropped", "too_slow")
@@ -86,6 +94,9 @@ class Watch(Response):
         if self._after:
             return iter(())
         await refresh(self._source)
+        if self._shows_first is False:
+            self._after = self._source.version
+            return iter(())
         rows = self._source.shown([each.key for each in self._source.named()])
         self._after = self._source.version
         return self._pieces(rows)
@@ -136,7 +147,7 @@ async def _hung_up(receive: Receive) -> None:
         pass
 
 
-def _bookmark(source: Source, version: int) -> bytes:
-    metadata = {"resourceVersion": str(version), "creationTimestamp": None}
+def _bookmark(source: Source, version: int, **more: Any) -> bytes:
+    metadata = {"resourceVersion": str(version), "creationTimestamp": None, **more}
     bookmark = {"apiVersion": source.api_version, "kind": source.kind, "metadata": metadata}
     return b'{"type":"BOOKMARK","object":' + msgspec.json.encode(bookmark) + b"}\n"

@@ -204,6 +204,22 @@ def test_official_watches_and_goes_on(clients: Clients) -> None:
     assert versions[0] > int(here)
 
 
+def test_official_streams_a_list(clients: Clients) -> None:
+    """What newer clients do instead of listing: all there is as events, and a bookmark where it ends."""
+    named = {s.metadata.name for s in clients.sites.get().items}
+    streaming = Following(
+        lambda: clients.sites.watch(
+            send_initial_events=True, resource_version_match="NotOlderThan", allow_watch_bookmarks=True, timeout=90
+        )
+    )
+    *events, end = streaming.until(lambda e: e["type"] == "BOOKMARK")
+    assert {e["object"].metadata.name for e in events} == named
+    assert {e["type"] for e in events} == {"ADDED"}
+    assert end["raw_object"]["metadata"]["annotations"] == {"k8s.io/initial-events-end": "true"}
+    clients.sites.create(body=site("st-one"))
+    streaming.until(lambda e: e["type"] == "ADDED" and e["object"].metadata.name == "st-one")
+
+
 def test_official_is_told_when_a_version_is_too_old(clients: Clients) -> None:
     with pytest.raises(dynamic.exceptions.GoneError):
         next(iter(clients.sites.watch(resource_version="1", timeout=5)))
