@@ -50,6 +50,9 @@ class Columns:
 
     def asked(self, key: object, present: Bools, versions: Ints, ask: Callable[[int], Any], dtype: Any) -> Any:
         """The answer of every row; `ask` is asked for those that are present and whose facts changed."""
+        known = self._columns.get(key)
+        if known is not None and known.revision == self.revision:
+            return known.values
         column = self._kept(key, dtype)
         stale = self._stale(column, present, versions)
         for row in stale.tolist():
@@ -95,10 +98,11 @@ class Columns:
 class Marks:
     """Numbers by key of which each row has few: the topics that are published there, the artifacts that are there."""
 
-    def __init__(self) -> None:
+    def __init__(self, dtype: Any = np.int64) -> None:
+        self._dtype = dtype
         self._rows: dict[str, dict[int, int]] = {}
         """By key, the rows that have it."""
-        self._columns: dict[str, Ints] = {}
+        self._columns: dict[str, Any] = {}
         """By key that was asked for: the number of every row."""
 
     def note(self, row: int, before: Mapping[str, int], after: Mapping[str, int]) -> None:
@@ -114,13 +118,13 @@ class Marks:
                 self._rows.setdefault(key, {})[row] = number
                 self._set(key, row, number)
 
-    def column(self, key: str, capacity: int) -> Ints:
+    def column(self, key: str, capacity: int) -> Any:
         """The number of every row; 0 where there is none."""
         found = self._columns.pop(key, None)
         if found is None or len(found) != capacity:
             while len(self._columns) >= COLUMNS_MAX:
                 del self._columns[next(iter(self._columns))]
-            found = np.zeros(capacity, np.int64)
+            found = np.zeros(capacity, self._dtype)
             rows = self._rows.get(key, {})
             found[list(rows)] = list(rows.values())
         self._columns[key] = found

@@ -193,13 +193,20 @@ def fitting(wish: Wish, fleet: Fleet, rows: Ints, *, fast: bool = True) -> Ints:
     """By row: the best variant that can be loaded there, whose memory is free and (with `fast`) which has not proved to
     be slower there than is asked for; -1 for none."""
     ask = wish.ask
+    fast = fast and ask.slo_us is not None and ask.version is not None
+    # Several rows of the tables ask for the same nodes, one after the other.
+    known, asked = ask.fitted, (fleet.lays, fast)
+    if known is not None and known[0] is rows and known[1] == asked:
+        return known[2]
     choice = np.full(len(rows), -1, np.int64)
     free = fleet.memory_free[rows]
     for i in ask.order:
         fits = (choice < 0) & ask.suits(i)[rows] & (free >= ask.requests[i])
-        if fast and ask.slo_us is not None and ask.version is not None:
+        if fast and ask.slo_us is not None:
             fits &= ask.p99_us(i)[rows] <= ask.slo_us
         choice[fits] = i
+    choice.flags.writeable = False
+    ask.fitted = (rows, asked, choice)
     return choice
 
 

@@ -103,6 +103,8 @@ class Fleet:
         """By row, for the few that have some."""
         self.moves: list[tuple[int, Load, int]] = []
         """What was shifted since the last refresh, in order: the row, the load, and 1 or -1 for given or taken."""
+        self.lays = 0
+        """Counts the changes of what is free: what was worked out from that holds while this is the same."""
         self.unsettled: dict[str, set[str]] = {}
         """By site: nodes whose assignment, serial or address changed since `core.assemble` looked at them."""
         self.books: dict[str, Any] = {}
@@ -117,7 +119,7 @@ class Fleet:
         self._drafted: dict[int, tuple[Instance, ...] | None] = {}
         """Rows whose loads were shifted, and the instances to which that led, where it was said (`settle`)."""
         self._state: State | None = None
-        self._artifacts, self._topics, self._flows = Marks(), Marks(), Marks()
+        self._artifacts, self._topics, self._flows = Marks(np.bool_), Marks(), Marks()
         """By digest: is it there? By pattern: how much is published there. By consumer: what its inbox took in."""
         self._sites: dict[str, Site | None] = {}
         self._node: list[Node | None] = []
@@ -127,6 +129,7 @@ class Fleet:
         self._columns = Columns()
         self._codes: dict[Path, dict[Any, int]] = {}
         self._variables: dict[int, tuple[int, int, dict[str, Any]]] = {}
+        self._vital_versions: tuple[int, Ints] = (-1, np.zeros(0, np.int64))
         self._grow(64)
 
     # --- Following the state ---
@@ -161,6 +164,7 @@ class Fleet:
                 self._take_assignment(row, assignment)
         self._drafted.clear()
         self.moves = []
+        self.lays += 1
         self.missed_ms = missed_ms(state)
         self.fresh = self.present & self.sighted & ~self.closed & (self.heard > now - self.missed_ms)
         return self
@@ -182,6 +186,7 @@ class Fleet:
 
     def lay(self, rows: int | Ints, load: Load, count: int) -> None:
         """Add a load to rows, none of them named twice, or take it away. Whoever tries things out puts them back."""
+        self.lays += 1
         self.cpu_free[rows] -= load.cpu_millis * count
         self.memory_free[rows] -= load.memory_bytes * count
         self.disk_free[rows] -= load.disk_bytes * count
@@ -234,12 +239,12 @@ class Fleet:
         return np.where(self.reported, answer, np.int8(FALSE))
 
     def has_artifact(self, digest: str) -> Bools:
-        found: Bools = self._artifacts.column(digest, self.capacity) > 0
+        found: Bools = self._artifacts.column(digest, self.capacity)
         return found
 
     def published(self, patterns: tuple[str, ...], consumer: str) -> Ints:
         """By row: messages first published there that match a pattern, or that the consumer's inbox took in."""
-        found = self._flows.column(consumer, self.capacity).copy()
+        found: Ints = self._flows.column(consumer, self.capacity).copy()
         for pattern in patterns:
             found += self._topics.column(pattern, self.capacity)
         return found
@@ -307,9 +312,15 @@ class Fleet:
         codes: Ints = self.column(("fact", path), self._versions((path,)), ask, np.int64)
         return codes
 
+    def vital_versions(self) -> Ints:
+        """Counts the changes of what a node is and how it is."""
+        if self._vital_versions[0] != self._columns.revision:
+            self._vital_versions = (self._columns.revision, self.machine + self.vitals)
+        return self._vital_versions[1]
+
     def _versions(self, paths: tuple[Path, ...]) -> Ints:
         vital = any(len(path) == 1 or path[1] in _VITAL_FIELDS for path in paths)
-        return self.machine + self.vitals if vital else self.machine
+        return self.vital_versions() if vital else self.machine
 
     # --- Rows ---
 
@@ -327,6 +338,7 @@ class Fleet:
         self._free_rows = list(range(capacity - 1, old - 1, -1)) + self._free_rows
         self.capacity = capacity
         self._columns.grow(capacity)
+        self._columns.revision += 1
 
     def _follow_nodes(self, state: State, keys: Keys | None) -> set[str]:
         """Rows for nodes that came, changed or went; returns the names of those that came."""

@@ -28,7 +28,7 @@ REFUSED = -(2**63)
 FEW = 2
 """For so few instances the best is simply looked for."""
 AHEAD = 64
-"""How many of the best are asked ahead at least."""
+"""How many of the best are looked at together at least."""
 _WIDTH: dict[Reach, int] = {"fixed": 0, "row": 1, "site": 2, "fleet": 3}
 
 
@@ -86,7 +86,7 @@ class Ranking:
             self.__init__(self.ask, self.fleet)  # type: ignore[misc]
         self._catch_up()
         own = [row for row in (*wish.own, wish.before, wish.shun) if row is not None]
-        if not own and wish.slot.is_free:
+        if not own and wish.slot.is_free and wish.only is None:
             return self._best()
         among = self._in_question(wish)
         special = self._reached(own)
@@ -117,20 +117,24 @@ class Ranking:
         total += self._span - 1 - fleet.rank[left]
         fits = fitting(wish, fleet, left)
         if good is None:
-            return total, fits
+            return total, fits.copy()
         keys[good], variants[good] = total, fits
         return keys, variants
 
-    def members(self, unit: int) -> int | Ints:
-        """The places of `rows` that make up a unit: a single one, or all of a site."""
-        if self._width < _WIDTH["site"]:
-            return unit
+    @property
+    def is_by_site(self) -> bool:
+        """Does placing an instance change what other nodes of the site score?"""
+        return self._width >= _WIDTH["site"]
+
+    def members(self, site: int) -> Ints:
+        """The places of `rows` that are at one site."""
         order, begins = self._by_site()
-        return order[begins[unit] : begins[unit + 1]]
+        found: Ints = order[begins[site] : begins[site + 1]]
+        return found
 
     def units(self) -> Ints:
         """What the best of each unit scores: of each row, or of each site."""
-        if self._width < _WIDTH["site"]:
+        if not self.is_by_site:
             return self.keys
         order, begins = self._by_site()
         return np.maximum.reduceat(self.keys[order], begins[:-1]) if len(order) else self.keys
@@ -168,7 +172,7 @@ class Ranking:
 
     def _in_question(self, wish: Wish) -> Ints | None:
         """The places that a slot can be at; None for all of them."""
-        if wish.slot.is_free:
+        if wish.slot.is_free and wish.only is None:
             return None
         at = self._position[wish.rows()]
         found: Ints = at[at >= 0]
@@ -211,6 +215,8 @@ class _Ladder:
         heapq.heapify(self._heap)
         self._next: dict[int, _Next] = {}
         """By unit: where in it an instance would go, and what would come of it."""
+        self._unknown = [unit for key, unit in self._heap if -key != REFUSED]
+        """Units of which that is not known (any more)."""
         self._expected: tuple[int, Load, int] | None = None
         self._here = 0
 
@@ -240,39 +246,38 @@ class _Ladder:
         found = self._next.pop(unit)
         ranking.keys[found.at], ranking.variants[found.at] = found.keys, found.variants
         heapq.heapreplace(self._heap, (-found.key, unit))
+        self._unknown.append(unit)
         return True
 
     def _look_ahead(self) -> None:
         """Place one more in each of the best units, in thought, and ask them all at once what they score then."""
         ranking, ask, fleet = self._ranking, self._ranking.ask, self._ranking.fleet
-        count = min(len(self._heap), max(AHEAD, self._width if not self._next else 0))
-        units = [u for key, u in heapq.nsmallest(count, self._heap) if u not in self._next and -key != REFUSED]
-        groups = [ranking.members(unit) for unit in units]
-        best = [group if isinstance(group, int) else int(group[ranking.keys[group].argmax()]) for group in groups]
+        units, self._unknown = self._unknown, []
+        groups = [ranking.members(unit) for unit in units] if ranking.is_by_site else []
+        best = [int(group[ranking.keys[group].argmax()]) for group in groups] if groups else units
         rows, variants = ranking.rows[best], ranking.variants[best].tolist()
-        loads = [ask.load(variant, row) for row, variant in zip(rows.tolist(), variants, strict=True)]
+        choices = list(map(Choice, rows.tolist(), variants))
+        loads = [ask.load(variant, row) for row, variant in choices]
         alike: dict[Load, list[int]] = {}
-        for row, load in zip(rows.tolist(), loads, strict=True):
+        for (row, _), load in zip(choices, loads, strict=True):
             alike.setdefault(load, []).append(row)
-        for load, those in alike.items():
-            fleet.lay(np.array(those), load, 1)
+        laid = [(np.array(those), load) for load, those in alike.items()]
+        for those, load in laid:
+            fleet.lay(those, load, 1)
         ask.here[rows] += 1
-        at = np.array(groups) if isinstance(groups[0], int) else np.concatenate(groups)
-        keys, after = ranking.evaluate(at, ranking.plain)
+        keys, after = ranking.evaluate(np.concatenate(groups) if groups else np.array(units), ranking.plain)
         ask.here[rows] -= 1
-        for load, those in alike.items():
-            fleet.lay(np.array(those), load, -1)
-        begin = 0
-        for k, group in enumerate(groups):
-            choice = Choice(int(rows[k]), variants[k])
-            if isinstance(group, int):
-                key = int(keys[k])
-                self._next[units[k]] = _Next(choice, loads[k], key, group, key, int(after[k]))
-                continue
-            end = begin + len(group)
-            best_key = int(keys[begin:end].max())
-            self._next[units[k]] = _Next(choice, loads[k], best_key, group, keys[begin:end], after[begin:end])
-            begin = end
+        for those, load in laid:
+            fleet.lay(those, load, -1)
+        if not groups:
+            found = map(_Next, choices, loads, keys.tolist(), units, keys.tolist(), after.tolist())
+            self._next.update(zip(units, found, strict=True))
+            return
+        end = 0
+        for unit, choice, load, group in zip(units, choices, loads, groups, strict=True):
+            begin, end = end, end + len(group)
+            there = keys[begin:end]
+            self._next[unit] = _Next(choice, load, int(there.max()), group, there, after[begin:end])
 
 
 class _Next(NamedTuple):

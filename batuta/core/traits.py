@@ -40,7 +40,7 @@ RULINGS_MAX = 4096
 
 def trait(fleet: Fleet, name: str, ask: Callable[[Node, Report | None], int], *, vital: bool = False) -> Ints:
     """By row: a number that follows from what a node is and what its site is; with `vital`, also from how it is."""
-    versions = fleet.machine + fleet.vitals if vital else fleet.machine
+    versions = fleet.vital_versions() if vital else fleet.machine
     found: Ints = fleet.column(("trait", name), versions, lambda row: ask(*fleet.at(row)[:2]), np.int64)
     return found
 

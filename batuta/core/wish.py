@@ -70,6 +70,8 @@ class Ask:
         """Why a slot that may be anywhere found no node: the next one need not ask again."""
         self.open = 1
         """How many slots are to be filled at once, as far as that is known: whoever ranks nodes looks so far ahead."""
+        self.fitted: tuple[Ints, tuple[int, bool], Ints] | None = None
+        """The nodes last asked which variant fits there, and the answer."""
         self._stays: Bools | None = None
         self._suits: dict[int, Bools] = {}
         self._p99_us: dict[int, Ints] = {}
