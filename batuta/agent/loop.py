@@ -54,8 +54,10 @@ class Senses(NamedTuple):
     """What the loop asks for when it reports. Each answers at once, from what is known."""
 
     inventory: Callable[[], Inventory]
+    beside: Callable[[Report], Report]
+    """Fills in what also brings a report near when it changes: flows, addresses, who is heard. Asked every round."""
     rest: Callable[[Report], Report]
-    """Fills in vitals, flows, addresses, what is heard: all that the loop does not decide by."""
+    """Fills in what only rides along: vitals, topics. Asked when a report goes."""
 
 
 class Loop:
@@ -333,7 +335,8 @@ class Loop:
             self._ailing["hub"] = Reason(code="hub_unreachable", subject=f"node/{self.node}", detail=f"silent {since}")
         for about in [about for about, until in self._told_until.items() if now >= until]:
             self._well(about)
-        report = self.report(now)
+        # Offered and sent must say the same of what matters; else each report would seem news and bring the next one.
+        report = self.senses.beside(self.report(now))
         self.reporter.offer(report, now)
         if self.reporter.is_due(now):
             self.reporter.send(self.senses.rest(report), now)

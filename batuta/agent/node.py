@@ -123,7 +123,7 @@ class Node:
             actuator=self.actuator,
             artifacts=self.artifacts,
             reporter=self.reporter,
-            senses=Senses(parts.inventory, self._rest),
+            senses=Senses(parts.inventory, self._beside, self._rest),
             note=ContactNote(parts.home / "contact", parts.machine_boot),
             on_assignment=self._follow,
             apart=parts.apart,
@@ -179,7 +179,7 @@ class Node:
         if self.parts.fabric.is_connected:
             now = self.parts.steady.now()
             await self.reporter.flush()
-            self.reporter.send(self._rest(self.loop.report(now)), now)
+            self.reporter.send(self._rest(self._beside(self.loop.report(now))), now)
             await self.reporter.flush()
         await self.actuator.close()
 
@@ -206,17 +206,13 @@ class Node:
             await self.parts.follow(assignment)
         await self.actuator.surround(Surroundings(self.parts.broker, neighbours.served(assignment, self.name)))
 
-    def _rest(self, report: Report) -> Report:
+    def _beside(self, report: Report) -> Report:
         address, mqtt = self.parts.places()
-        return msgspec.structs.replace(
-            report,
-            vitals=self.parts.vitals(),
-            flows=self.parts.flows(),
-            topics=self.parts.topics(),
-            address=address,
-            mqtt=mqtt,
-            hears=self.parts.neighbours.hears() if self.parts.neighbours is not None else {},
-        )
+        hears = self.parts.neighbours.hears() if self.parts.neighbours is not None else {}
+        return msgspec.structs.replace(report, flows=self.parts.flows(), address=address, mqtt=mqtt, hears=hears)
+
+    def _rest(self, report: Report) -> Report:
+        return msgspec.structs.replace(report, vitals=self.parts.vitals(), topics=self.parts.topics())
 
     async def _doctor(self) -> dict[str, Any]:
         loop = self.loop

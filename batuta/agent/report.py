@@ -78,8 +78,8 @@ class Reporter:
     def send(self, report: Report, now: int) -> None:
         """Put it on its way. Failing to deliver brings the next one near."""
         self.sequence += 1
-        report = bounded(msgspec.structs.replace(report, sequence=self.sequence, at=now))
         self._told = self._offered = _what_matters(report)
+        report = bounded(msgspec.structs.replace(report, sequence=self.sequence, at=now))
         self.due_at = now + self.every_ms
         self._sending = asyncio.create_task(self._send(report, now))
 

@@ -112,6 +112,7 @@ class Rig:
                 machine_boot=self.machine_boot,
                 inventory=Inventory,
                 vitals=lambda: Vitals(cpu_percent=float(len(self.reports))),
+                places=lambda: ("10.0.0.1:7422", "10.0.0.1:1883"),
                 apart=False,
             )
         )

@@ -56,6 +56,22 @@ def test_an_assignment_runs_and_is_reported(rig: Any, one: Any) -> None:
     play(story)
 
 
+def test_a_node_at_rest_reports_every_fifteen_seconds_and_no_more(rig: Any, one: Any) -> None:
+    async def story() -> None:
+        await rig.open()
+        await rig.assign(one())
+        rig.start()
+        await rig.until(lambda: rig.phases() == {"c-1-0": "ready"})
+        await asyncio.sleep(5)
+        before = len(rig.reports)
+        await asyncio.sleep(150)
+        assert 9 <= len(rig.reports) - before <= 11
+        assert rig.report.address, "what only rides along is there all the same"
+        await rig.leave()
+
+    play(story)
+
+
 def test_an_older_assignment_changes_nothing(rig: Any, one: Any) -> None:
     async def story() -> None:
         await rig.open()
