@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import click
 
 from batuta.cli.main import VERBS, batuta
+from batuta.cli.reference_api import api
 from batuta.core.liveness import LINK_RULES
 from batuta.core.reasons import CATALOGUE
 from batuta.core.words import APPLICATION, HEALTH, LINK, MODEL, POLICY, SYNC, WORDS
@@ -36,6 +37,7 @@ def rendered() -> dict[str, str]:
     """Every page: file name and exact text."""
     pages = {"cli.md": cli(), "reasons.md": reasons(), "states.md": states(), "kinds.md": kinds()}
     pages["access.md"] = access()
+    pages["api.md"] = api()
     return {name: _page(lines) for name, lines in pages.items()}
 
 

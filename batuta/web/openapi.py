@@ -108,5 +108,5 @@ def _operation(operation: Operation) -> dict[str, Any]:
 
 def _identity(operation: Operation) -> str:
     """A name of its own for each: the method, then the words of the path."""
-    words = re.findall(r"[A-Za-z0-9]+", operation.path.replace(f"/apis/{API_VERSION}", "").replace("/api/v1", ""))
+    words = re.findall(r"[A-Za-z0-9]+", operation.path.replace(f"/apis/{API_VERSION}/", "").replace("/api/v1/", ""))
     return operation.method.lower() + "".join(word[0].upper() + word[1:] for word in words)
