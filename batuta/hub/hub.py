@@ -65,7 +65,7 @@ class Hub:
         self.sightings = Sightings(
             clock,
             self.counters,
-            lambda: self.loop.state,
+            lambda: self.loop.known,
             changed.ring,
             newest_serial=self.loop.newest_serial,
             epoch=lambda: self.store.epoch,

@@ -79,6 +79,11 @@ class Store:
         """Returns never, unless a watch ends: then it raises what ended it, and the hub must start anew."""
         await asyncio.gather(*self._watches)
 
+    @property
+    def has_news(self) -> bool:
+        """Is there something to take?"""
+        return bool(self._pending)
+
     def take(self) -> list[Change]:
         """The changes since the last call, in order."""
         taken, self._pending = self._pending, []
