@@ -43,7 +43,7 @@ def assemble(draft: Draft, sites: Iterable[str]) -> list[Change]:
         if book.read(draft, due) or book.watched != state.watched:
             book.watched = state.watched
             due = members
-        found = [change for node in due if (change := book.assignment(draft, node)) is not None]
+        found = book.changes(draft, due)
         if found:
             # Until they are written, they are to be looked at again.
             fleet.unsettled[site] = {change.value.node for change in found}
@@ -100,42 +100,37 @@ class Book:
             self.captures = captures if found == captures else found
         return self.peers != peers or self.captures is not captures
 
-    def assignment(self, draft: Draft, node: str) -> Change | None:
-        """The node's assignment, if it is to be another one."""
-        state = draft.state
-        before, report = state.assignments.get(node), state.observed.get(node)
-        instances = self._instances.get(node, ())
-        if (
-            before is not None
-            and before is self._given.get(node)
-            and before.captures is self.captures
-            and before.instances is instances
-            and before.watched is state.watched
-            and (report is None or report.serial <= before.serial)
-            and not draft.is_insisted(node)
-        ):
-            return None  # Just what it was given: nothing need be compared.
-        peers = self._peers_of(node)
-        elders = self.members[: self.place[node]][:ELDERS_MAX]
-        if (
-            before is not None
-            and (report is None or report.serial <= before.serial)
-            and before.site == self.site
-            and before.instances == instances
-            and before.peers == peers
-            and before.elders == elders
-            and before.captures == self.captures
-            and before.watched == state.watched
-            and not draft.is_insisted(node)
-        ):
-            return None
-        after = Assignment(
-            node=node, site=self.site, serial=draft.serial(node), instances=instances, peers=peers, elders=elders,
-            captures=self.captures, watched=state.watched,
-        )  # fmt: skip
-        self._given[node] = after
-        draft.settle(node, instances)
-        return Change("decided", assignment_key(node), after)
+    def changes(self, draft: Draft, due: Iterable[str]) -> list[Change]:
+        """The assignments of these nodes that are to be others."""
+        assignments, reports, watched = draft.state.assignments, draft.state.observed, draft.state.watched
+        found: list[Change] = []
+        for node in due:
+            before, report, instances = assignments.get(node), reports.get(node), self._instances.get(node, ())
+            ahead = before is not None and report is not None and report.serial > before.serial
+            if before is not None and not ahead and not draft.is_insisted(node):
+                same = before.captures is self.captures and before.watched is watched and before.instances is instances
+                if same and before is self._given.get(node):
+                    continue  # Just what it was given: nothing more need be compared.
+                if (
+                    before.site == self.site
+                    and before.instances == instances
+                    and before.peers == self._peers_of(node)
+                    and before.elders == self._elders(node)
+                    and before.captures == self.captures
+                    and before.watched == watched
+                ):
+                    continue
+            after = self._given[node] = Assignment(
+                node=node, site=self.site, serial=draft.serial(node), instances=instances, peers=self._peers_of(node),
+                elders=self._elders(node), captures=self.captures, watched=watched,
+            )  # fmt: skip
+            draft.settle(node, instances)
+            found.append(Change("decided", assignment_key(node), after))
+        return found
+
+    def _elders(self, node: str) -> tuple[str, ...]:
+        place = self.place[node]
+        return self.members[: min(place, ELDERS_MAX)]
 
     def _find_peers(self) -> None:
         found: list[Peer] = []

@@ -73,6 +73,6 @@ def _scope(state: State, subjects: Iterable[str] | None) -> tuple[list[str], set
     apps = {s.removeprefix(APPLICATION) for s in named if s.startswith(APPLICATION)}
     sites = {s.removeprefix(SITE) for s in named if s.startswith(SITE)}
     # Whatever was on a removed node goes with its assignment, so its applications are always part of this.
-    for node in state.assignments.keys() - state.nodes.keys():
+    for node in state.strays:
         apps |= {instance.app for instance in state.assignments[node].instances}
     return sorted(apps), sites

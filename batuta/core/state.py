@@ -226,7 +226,8 @@ class State:
                     declared.pop(_app(old), None)
                 if isinstance(new, Application):
                     declared[_app(new)] = new
-                near_changed = near_changed or _near(old) != _near(new)
+                was, now = _near(old), _near(new)
+                near_changed = near_changed or (was != now and (bool(was - now) or not now.issubset(self.watched)))
                 wide = set(self.wide) if wide is None else wide
                 wide -= {_app(old)} if isinstance(old, Application) else set()
                 wide |= {_app(new)} if isinstance(new, Application) and _is_wide(new) else set()

@@ -56,7 +56,11 @@ def _touched(before: State, after: State, now: int, fleet: Fleet | None) -> Iter
         yield from (SITE + site for site in after.nodes_of_site)
     for old, new in differences("decided"):
         if isinstance(old, Assignment) or isinstance(new, Assignment):
-            yield from _by_assignment(old, new)
+            if old is not None and new is not None and old.instances is new.instances and old.site == new.site:
+                yield SITE + new.site
+            else:
+                yield from _by_assignment(old, new)
+            continue
         for row in (old, new):
             if isinstance(row, (Release, Fence, Standing)):
                 yield f"{APPLICATION}{row.namespace}/{row.application}"
@@ -140,9 +144,6 @@ def _vitals(report: Report) -> tuple[float | None, float | None]:
 
 def _by_assignment(old: Assignment | None, new: Assignment | None) -> Iterator[str]:
     """Whose instances came or went. Those that stay are none the worse for it: room is no matter to them."""
-    if old is not None and new is not None and old.instances is new.instances and old.site == new.site:
-        yield SITE + new.site
-        return
     was, now = (row.instances if row is not None else () for row in (old, new))
     same = {id(i) for i in was} & {id(i) for i in now}
     left, come = ({i.name: i for i in those if id(i) not in same} for those in (was, now))
