@@ -9,7 +9,8 @@ import msgspec
 from batuta.core.decided import Fence
 from batuta.core.heal import UNLEASED_MS, gone_by
 from batuta.core.load import load_of
-from batuta.core.place import Choice, choose, refusals
+from batuta.core.place import choose, refusals
+from batuta.core.rank import Choice
 from batuta.core.reasons import Reason
 
 if TYPE_CHECKING:
@@ -50,6 +51,8 @@ class Notes:
     def __init__(self, draft: Draft) -> None:
         self.draft = draft
         self.reasons: list[Reason] = []
+        self.wanted: set[str] = set()
+        """Every slot that is wished for, as `component/slot`."""
         self.unmet = False
         """Somebody was turned away who might fit once room is freed."""
         self.pending = False
@@ -146,6 +149,9 @@ class Care:
         """Nobody can take it: a wait when its node is only silent, else for want of nodes or of room."""
         counts = refusals(wish, self.fleet)
         self.notes.unmet = True
+        gave_way = self.draft.displacement(self.ask.app, self.ask.component.name, wish.slot.name)
+        if gave_way is not None:
+            self.say("gave_way", wish.slot, gave_way.said)
         if before is not None and before.verdict == "lost":
             if set(counts) <= {"node_offline"}:
                 self.say_silent(wish.slot, before)

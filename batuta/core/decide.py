@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from batuta.core.assemble import assemble
 from batuta.core.draft import Draft
 from batuta.core.fleet import fleet_of
+from batuta.core.preempt import above_others, priority_of
 from batuta.core.tend import tend
 
 if TYPE_CHECKING:
@@ -43,17 +44,23 @@ def decide(state: State, now: int, subjects: Iterable[str] | None = None, fleet:
     apps, sites = _scope(state, subjects)
     reasons: dict[str, tuple[Reason, ...]] = {}
     pending: set[str] = set()
-    turn = apps
+    turn, unmet = apps, set[str]()
     while turn:
-        freed, unmet = draft.freed, []
-        for app in turn:
+        freed = draft.freed
+        draft.displaced.clear()
+        for app in _in_order(state, turn):
             tended = tend(draft, app)
             reasons[app] = tended.reasons
             (pending.add if tended.pending else pending.discard)(app)
-            if tended.unmet:
-                unmet.append(app)
+            (unmet.add if tended.unmet else unmet.discard)(app)
         # Room that came free after somebody had been turned away is offered once more, so that deciding ends at rest.
-        turn = unmet if draft.freed > freed else []
+        # Only when there is none left may those that fit nowhere displace others; who was displaced is tended at once.
+        if draft.freed > freed:
+            draft.may_preempt, turn = False, unmet | draft.displaced
+        elif not draft.may_preempt:
+            draft.may_preempt, turn = True, above_others(draft, unmet)
+        else:
+            turn = set()
     changes = sorted(draft.decided() + assemble(draft, sites), key=lambda c: (c.table, c.key))
     wakes = draft.wakes | {at for at in (fleet.next_silence(now), fleet.next_release(now)) if at is not None}
     return Decision(
@@ -64,15 +71,20 @@ def decide(state: State, now: int, subjects: Iterable[str] | None = None, fleet:
     )
 
 
-def _scope(state: State, subjects: Iterable[str] | None) -> tuple[list[str], set[str]]:
-    """The applications, in order, and the sites to decide."""
+def _in_order(state: State, apps: Iterable[str]) -> list[str]:
+    """What is no more gives its room first; then the highest priority, then names."""
+    return sorted(apps, key=lambda app: (state.application(app) is not None, -priority_of(state, app), app))
+
+
+def _scope(state: State, subjects: Iterable[str] | None) -> tuple[set[str], set[str]]:
+    """The applications and the sites to decide."""
     if subjects is None:
         everywhere = state.nodes_of_site.keys() | {a.site for a in state.assignments.values()}
-        return state.applications(), set(everywhere)
+        return set(state.applications()), set(everywhere)
     named = list(subjects)
     apps = {s.removeprefix(APPLICATION) for s in named if s.startswith(APPLICATION)}
     sites = {s.removeprefix(SITE) for s in named if s.startswith(SITE)}
     # Whatever was on a removed node goes with its assignment, so its applications are always part of this.
     for node in state.strays:
         apps |= {instance.app for instance in state.assignments[node].instances}
-    return sorted(apps), sites
+    return apps, sites

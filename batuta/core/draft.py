@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, TypeVar
 from batuta.core.decided import Capture, Fence, Instance, Release, fence_key, release_key
 from batuta.core.liveness import Ears, heard_at, missed_ms
 from batuta.core.load import load_of
-from batuta.core.standing import Standing
+from batuta.core.standing import Displaced, Standing
 from batuta.core.state import Change, Held
 
 if TYPE_CHECKING:
@@ -31,6 +31,10 @@ class Draft:
         self.now = now
         self.ears = Ears(state, now)
         self.missed_ms = missed_ms(state)
+        self.may_preempt = False
+        """Is it the turn of those that fit nowhere to displace others?"""
+        self.displaced: set[str] = set()
+        """Applications of which somebody was displaced."""
         self.freed = 0
         """Counts what was taken away: room that somebody turned away before may want."""
         self.watched_sites: set[str] = set()
@@ -74,6 +78,26 @@ class Draft:
         self._holders(held.instance.app).remove(held)
         self._shift(held.node, held.instance, -1)
         self.freed += 1
+
+    def take_back(self, held: Held) -> None:
+        """Take away what was given in this decision, as if it had never been."""
+        i = held.instance
+        if i.lease_ms is not None:
+            before = self.state.fences.get(i.app, {}).get(f"{i.component}/{i.slot}")
+            given = self.fence(i.app, i.component, i.slot)
+            if before is not None:
+                self.write_fence(before)
+            elif given is not None:
+                self.drop_fence(given)
+        for row in self.state.standing.get(i.app, {}).values():
+            if isinstance(row, Displaced) and (row.component, row.slot) == (i.component, i.slot):
+                self.write_standing(row)
+        self.take(held)
+        self.displaced.add(i.app)
+
+    def holding_apps(self) -> set[str]:
+        """Whoever holds anything, as drafted."""
+        return {app for app in self.state.held.keys() | self._held.keys() if self.held(app)}
 
     def changed_nodes(self) -> list[str]:
         return sorted(self._instances.keys() | self._insisted.keys())
@@ -188,7 +212,7 @@ class Draft:
     def standing(self, app: str, kind: type[Row]) -> list[Row]:
         """The rows of one kind that an application has, as drafted, in order of key."""
         known = self.state.standing.get(app, {})
-        rows = known | self._standing[app] if app in self._standing else known
+        rows = {**known, **self._standing[app]} if app in self._standing else known
         return [row for _, row in sorted(rows.items()) if isinstance(row, kind)]
 
     def write_standing(self, row: Standing) -> None:
@@ -196,6 +220,13 @@ class Draft:
 
     def drop_standing(self, row: Standing) -> None:
         self._decided[row.key] = self._standing.setdefault(row.app, {})[row.key] = None
+
+    def displacement(self, app: str, component: str, slot: str) -> Displaced | None:
+        """What a slot gave way to, while it is not filled again."""
+        if app not in self._standing and app not in self.state.standing:
+            return None
+        rows = self.standing(app, Displaced)
+        return next((row for row in rows if (row.component, row.slot) == (component, slot)), None)
 
     def decided(self) -> list[Change]:
         """The releases, fences and standing rows that differ from what is decided already."""

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from batuta.core.care import fence_of, lift
 from batuta.core.heal import is_gone
 from batuta.core.place import choose
+from batuta.core.preempt import make_way
 from batuta.core.wish import Wish
 
 if TYPE_CHECKING:
@@ -44,11 +45,12 @@ def refill_never_twice(care: Care, slot: Slot, holders: list[Holder], *, may_rep
     if holders:
         return _tend_holder(care, slot, holders[0], fence, may_replace=may_replace)
     wish = Wish(ask, slot, before=care.fleet.row_of.get(fence.node) if fence is not None else None)
-    found = choose(wish, care.fleet)
+    epoch = fence.epoch + 1 if fence is not None else 1
+    found = choose(wish, care.fleet) or make_way(care, wish)
     if found is None:
         care.say_unfilled(wish, None)
     else:
-        care.give(slot, found, fence.epoch + 1 if fence is not None else 1)
+        care.give(slot, found, epoch)
     return True
 
 
@@ -78,11 +80,11 @@ def _tend_holder(care: Care, slot: Slot, holder: Holder, fence: Fence | None, *,
             return True
     wish = Wish(care.ask, slot, before=row, own=(row,))
     if holder.verdict == "lost":
-        found = choose(wish, care.fleet)
+        epoch = max(holder.instance.epoch, fence.epoch if fence is not None else 0) + 1
+        found = choose(wish, care.fleet) or make_way(care, wish)
         if found is None:
             care.say_unfilled(wish, holder)
         else:
-            epoch = max(holder.instance.epoch, fence.epoch if fence is not None else 0) + 1
             care.take(holder.held)
             care.give(slot, found, epoch)
         return True

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from batuta.core.place import choose
+from batuta.core.preempt import make_way
 from batuta.core.wish import Wish
 
 if TYPE_CHECKING:
@@ -79,6 +80,7 @@ def _fill(care: Care, slot: Slot, before: Holder | None, left: list[Holder]) -> 
     rows = tuple(row for h in left if (row := care.row(h)) is not None)
     row_before = care.row(before) if before is not None else None
     wish = Wish(ask, slot, before=row_before, own=rows, shun=row_before if ask.claims_port else None)
+    epoch = 1 + max((h.instance.epoch for h in left), default=0)
     found = choose(wish, fleet)
     keeps = before if before is not None and before.verdict in ("replace", "move") else None
     if found is None and keeps is not None and keeps.verdict == "replace":
@@ -89,6 +91,8 @@ def _fill(care: Care, slot: Slot, before: Holder | None, left: list[Holder]) -> 
     elif found is not None and keeps is not None:
         code = "replacing" if keeps.verdict == "replace" else "moving"
         care.say(code, slot, f"{keeps.node}: until the new one on {fleet.names[found.row]} is ready")
+    if found is None and keeps is None:
+        found = make_way(care, wish)
     if found is None:
         care.say_unfilled(wish, before)
         return
@@ -97,4 +101,4 @@ def _fill(care: Care, slot: Slot, before: Holder | None, left: list[Holder]) -> 
             care.say_held(slot, holder)
         elif holder is not keeps:
             care.take(holder.held)
-    care.give(slot, found, 1 + max((h.instance.epoch for h in left), default=0))
+    care.give(slot, found, epoch)

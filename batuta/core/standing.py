@@ -32,7 +32,7 @@ class Standing(Record):
         return ".".join(part for part in where if part)
 
 
-class Displaced(Standing):
+class Displaced(Standing, kw_only=True):
     """A slot that gave way to a higher priority. Until it is filled again it displaces nobody: no cascades."""
 
     node: str
@@ -44,8 +44,13 @@ class Displaced(Standing):
     by_priority: int
     at: int
 
+    @property
+    def said(self) -> str:
+        """Who took its place, for people."""
+        return f"to {self.by} (priority {self.by_priority} over {self.priority}) on {self.node}"
 
-class Scaled(Standing):
+
+class Scaled(Standing, kw_only=True):
     """How many replicas an autoscaled component has, and where its load is heading."""
 
     count: int
@@ -65,7 +70,7 @@ class Scaled(Standing):
     rate: float | None = None
 
 
-class Reserved(Standing):
+class Reserved(Standing, kw_only=True):
     """Room that is kept for the successor of an instance, from before the old one goes until the new one is there."""
 
     node: str
@@ -74,7 +79,7 @@ class Reserved(Standing):
     at: int
 
 
-class Moving(Standing):
+class Moving(Standing, kw_only=True):
     """A move that somebody asked for: this slot's instance leaves `node`, and `to` is where it goes."""
 
     node: str

@@ -13,6 +13,7 @@ from batuta.core import heal
 from batuta.core.care import Care, Holder, Notes, counted, fence_of, lift
 from batuta.core.never_twice import refill_never_twice
 from batuta.core.place import refusals
+from batuta.core.preempt import settle_displaced
 from batuta.core.refill import refill
 from batuta.core.release import release
 from batuta.core.wish import Ask, Slot, Wish, slots_of
@@ -52,6 +53,7 @@ def tend(draft: Draft, app: str) -> Tended:
             if not notes.is_kept(held):
                 _retire(draft, held)
     _settle_fences(notes, app, wanted)
+    settle_displaced(draft, app, notes.wanted)
     draft.watch_fences(app)
     return Tended(tuple(notes.reasons), notes.unmet, notes.pending)
 
@@ -63,6 +65,7 @@ def _tend_component(care: Care, held: list[Held]) -> set[str]:
     for row in rows:
         ask.here[row] += 1
     slots = slots_of(ask, rows)
+    care.notes.wanted |= {f"{ask.component.name}/{slot.name}" for slot in slots}
     if not slots and ask.component.replicas.count is None:
         _say_nowhere(care)
     held_by: dict[str, list[Held]] = {slot.name: [] for slot in slots}

@@ -15,6 +15,7 @@ from batuta.core.draft import Draft
 from batuta.core.fleet import fleet_of
 from batuta.core.load import load_of
 from batuta.core.place import Scored, explain
+from batuta.core.preempt import gave_way_to
 from batuta.core.reasons import Reason
 from batuta.core.release import resolve
 from batuta.core.tend import tend
@@ -78,6 +79,9 @@ def _slot(draft: Draft, ask: Ask, f: Filled, said: list[Reason], node: str | Non
     entry = _entry(ask.component.name, f.slot.name, said)
     entry["state"] = "placed" if f.holders else "unplaced"
     entry["holders"] = [_holder(draft, ask, f, h) for h in f.holders]
+    gone = [r for h in f.holders for r in gave_way_to(draft.state, h.instance.name)]
+    if gone:
+        entry["displaced"] = [plain_reason(r) for r in gone]
     rows = tuple(row for h in f.holders if (row := draft.fleet.row_of.get(h.node)) is not None)
     wish = Wish(ask, f.slot, own=rows)
     if node is not None:

@@ -18,10 +18,11 @@ from batuta.core.liveness import heard_at, sighted
 from batuta.core.observed import InstanceReport
 from batuta.core.state import Change, State
 from batuta.core.touched import touched
-from batuta.kinds.application import Toleration
+from batuta.kinds.application import Disruption, Rollout, Toleration
 from batuta.kinds.instants import Instant
 from batuta.kinds.node import Hold, Taint
 from tests.core.fleets import MIB, NOW, application, component, model, no_application, node, report, site
+from tests.laws import preempting
 
 NODES = ("a", "b", "c", "d", "e", "f")
 SITES = ("berlin", "lyon")
@@ -53,11 +54,45 @@ components = st.builds(
     command=st.sampled_from(["one", "two", "three"]),
     port=st.sampled_from([None, None, 8080]),
 )
+
+
+def _application(name: str, parts: list[Any], priority: int, budget: int | None) -> Change:
+    change = application(*parts, name=name)
+    rollout = Rollout(disruption=Disruption(per_site=budget))
+    spec = msgspec.structs.replace(change.value.spec, priority=priority, rollout=rollout)
+    return change._replace(value=msgspec.structs.replace(change.value, spec=spec))
+
+
 applications = st.builds(
-    lambda name, parts: application(*parts, name=name),
+    _application,
     st.sampled_from(APPS),
     st.lists(components, min_size=1, max_size=2, unique_by=lambda c: c.name),
+    st.sampled_from([0, 0, -5, 10, 20]),
+    st.sampled_from([None, None, 0, 1]),
 )
+crowds = st.builds(
+    _application,
+    st.sampled_from(APPS),
+    st.lists(
+        st.builds(
+            component,
+            name=st.sampled_from(["x", "y"]),
+            count=st.integers(1, 4),
+            per_site=st.sampled_from([None, None, None, 1]),
+            every_node=st.sampled_from([None, None, None, True]),
+            cpu=st.sampled_from([700, 1_500]),
+            where=st.sampled_from([None, None, *WHERES]),
+            never_twice=st.sampled_from([False, False, True]),
+            command=st.sampled_from(["one", "two"]),
+        ),
+        min_size=1,
+        max_size=2,
+        unique_by=lambda c: c.name,
+    ),
+    st.sampled_from([0, -5, 10, 20]),
+    st.sampled_from([None, None, 0, 1, 2]),
+)
+"""Applications for which there is never room enough."""
 taints = st.sampled_from([(), (), (Taint(key="t"),), (Taint(key="t", effect="NoExecute"),), (Taint(key="u"),)])
 holds = st.sampled_from([None, None, None, Hold(), Hold(until=Instant(NOW + 9_000)), Hold(until=Instant(NOW + 40_000))])
 labels = st.sampled_from([{}, {"camera": "1"}, {"camera": "1", "zone": "1"}, {"zone": "2"}])
@@ -90,6 +125,15 @@ worlds = st.builds(
     lambda first, then: [*(("apply", a) for a in first), ("obey", set()), *then],
     st.lists(applications, min_size=1, max_size=3),
     st.lists(steps, min_size=5, max_size=30),
+)
+crowded_worlds = st.builds(
+    lambda first, then: [*(("apply", a) for a in first), ("obey", set()), *then],
+    st.lists(crowds, min_size=2, max_size=3),
+    st.lists(
+        st.one_of(st.tuples(st.just("apply"), crowds), st.tuples(st.just("obey"), st.sets(names, max_size=1)), steps),
+        min_size=5,
+        max_size=20,
+    ),
 )
 
 
@@ -239,6 +283,7 @@ class World:
         before, self.state = self.state, self.state.with_changes(decision.changes)
         self._capacity_is_kept(before)
         self._holds_are_kept(before)
+        preempting.check(before, self.state)
         again = decide(self.state, self.now, None, Fleet())
         assert again.changes == (), f"not idle: {[c.key for c in again.changes]}"
         if again.wake_at is not None:
