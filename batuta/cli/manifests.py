@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
@@ -40,6 +40,13 @@ class Manifest(NamedTuple):
         """What declaring it would change and move. Refused as `apply` would be."""
         try:
             return hub.diff(self.text, namespace=namespace)
+        except Refused as refused:
+            raise Refused([self._placed(problem) for problem in refused.problems]) from None
+
+    def rehearsal(self, hub: Client, *, namespace: str) -> dict[str, Any]:
+        """All of the hub's tables, and what declaring it would change in them. Refused as `apply` would be."""
+        try:
+            return hub.rehearsal(self.text, namespace=namespace)
         except Refused as refused:
             raise Refused([self._placed(problem) for problem in refused.problems]) from None
 

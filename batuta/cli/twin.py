@@ -20,6 +20,7 @@ class Part(NamedTuple):
 
 PARTS: Mapping[str, Part] = {
     "run": Part("twin_run", "Play a scenario, or a fleet drawn from a seed, in virtual time."),
+    "rehearse": Part("twin_rehearse", "Try a change on a copy of the fleet: what moves, how long, at what cost."),
     "replay": Part("twin_replay", "Decide a recording again, and show the first difference."),
     "record": Part("twin_record", "Save what the hub decided of late."),
 }

@@ -6,11 +6,15 @@ transfers and power are modelled from what is declared and what was measured, an
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from batuta.core.draft import Draft
 from batuta.core.fleet import Fleet
 from batuta.core.foresee import Step, steps_between
+from batuta.core.optimize import Move as Proposed
+from batuta.core.optimize import propose
+from batuta.core.standing import Moving
+from batuta.core.state import Change
 from batuta.core.view_application import fill, plain_reason
 from batuta.kinds.base import Record
 from batuta.twin.rehearse_books import ASSUMED_FULL_W, ASSUMED_IDLE_W, Deed, Outage, Point
@@ -23,7 +27,7 @@ from batuta.twin.rehearse_stage import Stage
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from batuta.core.state import Change, State
+    from batuta.core.state import State
     from batuta.kinds.scenario import Fault
 
 POINTS_MAX = 400
@@ -82,19 +86,36 @@ class Rehearsal(Record):
     changed: Course
     nothing: Course
     guesses: tuple[Guess, ...]
+    proposed: tuple[Proposed, ...]
+    """Moves that pay for themselves: made as soon as the change is done, when they were asked for."""
     assumed: tuple[str, ...]
     """What nobody has measured or declared, in sentences."""
 
 
 def rehearse(
-    state: State, changes: Iterable[Change], now: int, *, for_ms: int, seed: int = 0, faults: Sequence[Fault] = ()
+    state: State,
+    changes: Iterable[Change],
+    now: int,
+    *,
+    for_ms: int,
+    seed: int = 0,
+    faults: Sequence[Fault] = (),
+    optimize: bool = False,
 ) -> Rehearsal:
     """Plays `for_ms` of the fleet from `now` on, with the change and without. Equal arguments give equal answers."""
-    changes = list(changes)
-    with_it, without = Stage(state, now), Stage(state, now)
-    for stage in (with_it, without):
+    plans = [Plan(0, tuple(changes))]
+
+    def play(plans: Sequence[Plan]) -> tuple[Stage, Course]:
+        stage = Stage(state, now)
         plan_faults(stage, faults, seed, for_ms)
-    changed, nothing = _course(with_it, changes, now + for_ms), _course(without, [], now + for_ms)
+        return stage, _course(stage, plans, now + for_ms)
+
+    _, nothing = play([])
+    with_it, changed = play(plans)
+    proposed: tuple[Proposed, ...] = ()
+    if optimize and changed.done_ms is not None:
+        proposed = propose(with_it.hub.state, with_it.time.now).moves
+        with_it, changed = play([*plans, Plan(changed.done_ms, tuple(asked_for(proposed, now)))])
     return Rehearsal(
         at=now,
         for_ms=for_ms,
@@ -104,17 +125,37 @@ def rehearse(
         changed=changed,
         nothing=nothing,
         guesses=with_it.pace.guesses,
+        proposed=proposed,
         assumed=tuple(_assumed(with_it, changed, faults)),
     )
 
 
-def _course(stage: Stage, changes: list[Change], end: int) -> Course:
+class Plan(NamedTuple):
+    """What people do so long after the begin."""
+
+    after_ms: int
+    changes: tuple[Change, ...]
+
+
+def asked_for(proposed: Iterable[Proposed], now: int) -> Iterable[Change]:
+    """The moves as somebody would ask for them."""
+    for move in proposed:
+        namespace, _, name = move.app.partition("/")
+        row = Moving(
+            namespace=namespace, application=name, component=move.component, slot=move.slot, node=move.node,
+            to=move.to, by="twin", why="optimize", at=now,
+        )  # fmt: skip
+        yield Change("decided", row.key, row)
+
+
+def _course(stage: Stage, plans: Sequence[Plan], end: int) -> Course:
     """Plays it to its end."""
-    if changes:
-        stage.time.after(0, stage.hub.hear_edits, changes)
+    for plan in plans:
+        if plan.changes:
+            stage.time.after(plan.after_ms, stage.hub.hear_edits, plan.changes)
     stage.time.run_until(end)
     stage.books.close()
-    named = {_app(change) for change in changes} - {""}
+    named = {_app(change) for plan in plans for change in plan.changes} - {""}
     books, after, now = stage.books, stage.hub.state, stage.time.now
     steps = steps_between(stage.state_before, after, {})
     moves = sorted((_move(step, books.deeds) for step in steps), key=_when)

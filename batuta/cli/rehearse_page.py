@@ -1,0 +1,154 @@
+"""A rehearsal as one page for any browser: no script, nothing from the network, plots drawn as SVG."""
+
+from __future__ import annotations
+
+from html import escape
+from typing import TYPE_CHECKING, Final
+
+from batuta.cli.rehearse_text import seconds, told
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from batuta.twin.rehearse import Course, Curve, Move, Rehearsal
+
+WIDTH, HEIGHT, LEFT, BOTTOM = 900, 160, 170, 24
+BARS_MAX: Final = 200
+STYLE: Final = """
+:root { color-scheme: light dark; --ink: #1d2433; --dim: #667; --paper: #fff; --grid: #dde1ea;
+  --changed: #2456c6; --nothing: #9aa3b5; --wait: #d99a21; --start: #6ea8fe; --good: #2e8b57; --bad: #c0392b; }
+@media (prefers-color-scheme: dark) { :root { --ink: #e8ebf2; --dim: #9aa3b5; --paper: #14181f; --grid: #2b3240;
+  --changed: #7aa7ff; --nothing: #5d677a; } }
+body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper); max-width: 960px;
+  margin: 2rem auto; padding: 0 1rem; }
+h1 { font-size: 1.4rem; } h2 { font-size: 1.05rem; margin-top: 2rem; }
+pre { background: color-mix(in srgb, var(--grid) 35%, transparent); padding: .8rem; overflow-x: auto; }
+svg { width: 100%; height: auto; } text { fill: var(--dim); font-size: 12px; }
+.key span { margin-right: 1.2rem; } .key i { display: inline-block; width: .8rem; height: .8rem; margin-right: .3rem; }
+"""
+
+
+def page(found: Rehearsal) -> str:
+    """The whole page."""
+    parts = [
+        "<!doctype html><html lang=en><head><meta charset=utf-8>",
+        "<meta name=viewport content='width=device-width'><title>Rehearsal</title>",
+        f"<style>{STYLE}</style></head><body>",
+        f"<h1>{escape(_headline(found))}</h1>",
+        f"<p>A copy of {found.nodes} nodes, {escape(seconds(found.for_ms))} ahead, seed {found.seed}.</p>",
+        f"<pre>{escape(_summary(found))}</pre>",
+        "<h2>What moves, and when</h2>",
+        _key([("wait", "ordered, on its way"), ("start", "starting"), ("good", "ready, the old one still there")]),
+        _bars(found.changed.moves, _span(found.changed, found.for_ms)),
+    ]
+    titles = {"ready": "Instances that are ready", "links": "Artifacts over all links", "power": "What all nodes draw"}
+    for mine, other in zip(found.changed.curves, found.nothing.curves, strict=True):
+        span = _span(found.changed, found.for_ms)
+        parts += [
+            f"<h2>{escape(titles.get(mine.name, mine.name))}, {escape(mine.unit)}</h2>",
+            _key([("changed", "with the change"), ("nothing", "nothing done")]),
+            _plot([(other, "nothing"), (mine, "changed")], span),
+        ]
+    return "\n".join([*parts, "</body></html>\n"])
+
+
+def _headline(found: Rehearsal) -> str:
+    if found.changed.done_ms is None:
+        return "Not done in time"
+    return f"Done after {seconds(found.changed.done_ms)}, {len(found.changed.moves)} instances changed"
+
+
+def _summary(found: Rehearsal) -> str:
+    import re
+
+    # The same words as at a terminal, whoever looks: colours do not belong on a page.
+    return re.sub(r"\x1b\[[0-9;]*m", "", "\n".join(told(found)))
+
+
+def _span(course: Course, for_ms: int) -> int:
+    """As far as anything happens, and a little further."""
+    last = max(course.quiet_ms, course.done_ms or 0, 1_000)
+    return min(for_ms, last + last // 5)
+
+
+def _key(words: Sequence[tuple[str, str]]) -> str:
+    spans = (f"<span><i style='background:var(--{tone})'></i>{escape(word)}</span>" for tone, word in words)
+    return f"<p class=key>{''.join(spans)}</p>"
+
+
+def _x(ms: float, span_ms: int) -> float:
+    return round(LEFT + (WIDTH - LEFT - 10) * min(ms, span_ms) / span_ms, 1)
+
+
+def _axis(span_ms: int, height: int) -> str:
+    parts = []
+    for k in range(6):
+        ms = span_ms * k // 5
+        x = _x(ms, span_ms)
+        parts.append(f"<line x1={x} y1=0 x2={x} y2={height - BOTTOM} stroke='var(--grid)'/>")
+        parts.append(f"<text x={x} y={height - 6} text-anchor=middle>{escape(seconds(ms))}</text>")
+    return "".join(parts)
+
+
+def _plot(curves: Sequence[tuple[Curve, str]], span_ms: int) -> str:
+    """Steps: each value holds until the next."""
+    top = max((value for curve, _ in curves for _, value in curve.points), default=0) or 1
+    room = HEIGHT - BOTTOM - 8
+
+    def y(value: float) -> float:
+        return round(8 + room * (1 - value / top), 1)
+
+    parts = [_axis(span_ms, HEIGHT)]
+    parts += [
+        f"<text x={LEFT - 8} y={y(value) + 4} text-anchor=end>{_figure(value)}</text>" for value in (0, top / 2, top)
+    ]
+    for curve, tone in curves:
+        path: list[str] = []
+        last = 0.0
+        for ms, value in curve.points:
+            if ms > span_ms:
+                break
+            path.append(f"M{_x(ms, span_ms)},{y(value)}" if not path else f"H{_x(ms, span_ms)}V{y(value)}")
+            last = value
+        if path:
+            path.append(f"H{_x(span_ms, span_ms)}")
+            name = f"{curve.name}, {_figure(last)} {curve.unit} in the end"
+            parts.append(
+                f"<path d='{''.join(path)}' fill=none stroke='var(--{tone})' stroke-width=2>"
+                f"<title>{escape(name)}</title></path>"
+            )
+    return f"<svg viewBox='0 0 {WIDTH} {HEIGHT}' role=img>{''.join(parts)}</svg>"
+
+
+def _bars(moves: Sequence[Move], span_ms: int) -> str:
+    """One bar an instance: from its order until the old one is gone."""
+    if not moves:
+        return "<p>Nothing.</p>"
+    shown = moves[:BARS_MAX]
+    height = 18 * len(shown) + BOTTOM + 8
+    parts = [_axis(span_ms, height)]
+    for row, move in enumerate(shown):
+        y = 4 + 18 * row
+        step = move.step
+        edges = [move.ordered_ms, move.begun_ms, move.ready_ms, move.left_ms]
+        label = f"{step.app.removeprefix('default/')}/{step.instance or step.was}"
+        where = f"{step.was_on} → {step.node}" if step.was_on and step.node != step.was_on else step.node or step.was_on
+        for begin, end, tone in zip(edges, edges[1:], ("wait", "start", "good"), strict=False):
+            if begin is not None and end is not None and end >= begin:
+                width = max(1.0, round(_x(end, span_ms) - _x(begin, span_ms), 1))
+                parts.append(f"<rect x={_x(begin, span_ms)} y={y} width={width} height=12 fill='var(--{tone})'/>")
+        first = next((ms for ms in edges if ms is not None), 0)
+        title = f"{label} on {where}: {step.action}"
+        parts.append(
+            f"<text x={LEFT - 8} y={y + 10} text-anchor=end>{escape(label[-24:])}<title>{escape(title)}</title></text>"
+            f"<text x={_x(max(first, *(ms or 0 for ms in edges)), span_ms) + 5} y={y + 10}>{escape(where)}</text>"
+        )
+    more = f"<p>… and {len(moves) - BARS_MAX} more.</p>" if len(moves) > BARS_MAX else ""
+    return f"<svg viewBox='0 0 {WIDTH} {height}' role=img>{''.join(parts)}</svg>{more}"
+
+
+def _figure(value: float) -> str:
+    for unit, by in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if value >= by:
+            return f"{value / by:.3g} {unit}"
+    return f"{value:.3g}"

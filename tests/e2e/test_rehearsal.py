@@ -1,0 +1,151 @@
+"""A rehearsal is honest: what it foretells is then done by real processes, and both are laid side by side.
+
+The machine that rehearses is the machine that does it, and starts were measured on it just before. A machine on which
+others work too is not equally quick from one minute to the next, so the comparison is made three times at most, each
+time with a change of its own; what it was like is printed with every try.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import pytest
+
+from batuta.cli.rehearse_files import snapshot_of
+from batuta.demo.stage import wait_for
+from batuta.kinds import Application
+from batuta.twin.rehearse import Rehearsal, rehearse
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from batuta.demo.stage import Stage
+
+pytestmark = pytest.mark.e2e
+
+NODES = ("pi-1", "pi-2", "pi-3")
+TRIES = 3
+WITHIN = 0.30
+SITE = """
+apiVersion: batuta.dev/v1
+kind: Site
+metadata: {name: berlin}
+spec: {uplink: {bandwidth: 1Gbit, latency: 1ms}}
+"""
+# A program that needs a while until it is ready, as real ones do.
+PROGRAM = "import pathlib, time; time.sleep(0.8); pathlib.Path('ready').touch(); time.sleep(3600)"
+APP = f"""
+apiVersion: batuta.dev/v1
+kind: Application
+metadata: {{name: worker}}
+spec:
+  components:
+  - name: work
+    process:
+      command: ["{sys.executable}", "-c", "{PROGRAM}"]
+      env: {{VERSION: "VERSION"}}
+      ready: {{exec: [test, -e, ready]}}
+    replicas: {{count: 3}}
+    placement: {{spread: node}}
+"""
+
+
+class Moved(NamedTuple):
+    """One instance that was replaced."""
+
+    slot: str
+    was: str
+    was_on: str
+    instance: str
+    node: str
+
+
+class Try(NamedTuple):
+    """What was foretold, and what came."""
+
+    foretold_ms: int
+    measured_ms: int
+    foretold: list[Moved]
+    came: list[Moved]
+    load: float
+
+    @property
+    def off(self) -> float:
+        """How far the foretold is from the measured, as a share of the measured."""
+        return abs(self.foretold_ms - self.measured_ms) / self.measured_ms
+
+    def __str__(self) -> str:
+        return (
+            f"foretold {self.foretold_ms} ms, measured {self.measured_ms} ms: {self.off:.0%} off, load {self.load:.1f}"
+        )
+
+
+def held(stage: Stage) -> dict[str, Mapping[str, Any]]:
+    """By slot: the one instance that holds it."""
+    return {i["slot"]: i for i in stage.instances("worker")}
+
+
+def at_rest(stage: Stage, version: int) -> bool | None:
+    """For `wait_for`: every replica is of this generation and ready, and nothing else is left."""
+    found = stage.client.get(Application, "worker")
+    instances = [i for c in found.status["components"] for i in c["instances"]]
+    is_so = (
+        found.status["state"] == "ok"
+        and found.status["release"] == version
+        and len(instances) == len(NODES)
+        and all(i["ready"] and i["revision"] == version for i in instances)
+    )
+    return is_so or None
+
+
+def foretold(stage: Stage, manifest: str) -> Rehearsal:
+    taken = snapshot_of(stage.client.rehearsal(manifest))
+    return rehearse(taken.state, taken.changes, taken.now, for_ms=600_000)
+
+
+def compared(stage: Stage, version: int) -> Try:
+    """Rehearses a new version, then does it."""
+    manifest = APP.replace('"VERSION"', f'"{version}"')
+    before = held(stage)
+    found = foretold(stage, manifest)
+    assert found.changed.done_ms is not None
+    stage.client.apply(manifest)
+    began = time.monotonic()
+    wait_for("the new version everywhere", lambda: at_rest(stage, version), 120)
+    measured_ms = round((time.monotonic() - began) * 1000)
+    after = held(stage)
+    came = [
+        Moved(slot, _short(was["name"]), was["node"], _short(after[slot]["name"]), after[slot]["node"])
+        for slot, was in sorted(before.items(), key=lambda pair: after[pair[0]]["since"])
+    ]
+    steps = [m.step for m in found.changed.moves]
+    assert {step.action for step in steps} <= {"replace"}
+    said = [Moved(s.slot, s.was, s.was_on, s.instance, s.node) for s in steps]
+    return Try(found.changed.done_ms, measured_ms, said, came, os.getloadavg()[0])
+
+
+def _short(name: str) -> str:
+    return name.rpartition("/")[2]
+
+
+def test_what_is_foretold_of_a_new_version_is_what_real_processes_do(stage: Stage) -> None:
+    stage.start_hub()
+    stage.client.apply(SITE)
+    for name in NODES:
+        stage.start_node(name, "berlin")
+    for name in NODES:
+        wait_for(f"{name} online", lambda name=name: stage.online(name), 60)
+    stage.client.apply(APP)
+    wait_for("the first version everywhere", lambda: at_rest(stage, 1), 120)
+
+    tries = []
+    for version in range(2, 2 + TRIES):
+        tries.append(compared(stage, version))
+        print(tries[-1])
+        assert tries[-1].foretold == tries[-1].came, "the same instances, from where to where, in the same order"
+        if tries[-1].off <= WITHIN:
+            break
+    assert tries[-1].off <= WITHIN, "; ".join(map(str, tries))
