@@ -99,12 +99,13 @@ class Care:
 
     def give(self, slot: Slot, found: Choice, epoch: int) -> None:
         node = self.fleet.names[found.row]
-        instance = self.ask.instance(slot.name, epoch, found.variant)
+        instance = self.ask.instance(slot.name, epoch, found.variant, found.row)
         self.draft.give(node, instance)
         self.ask.here[found.row] += 1
         if self.ask.never_twice:
             self.draft.write_fence(fence_of(self.draft, node, instance))
-        self.take_turn(f"{instance.name} on {node}")
+        if not self.waits_for:
+            self.take_turn(f"{instance.name} on {node}")
 
     def take(self, held: Held, *, fenced: bool = False) -> None:
         """Take an instance away; `fenced`: remember it until it is surely gone."""

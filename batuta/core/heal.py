@@ -84,6 +84,9 @@ RULES: tuple[Rule, ...] = (
 )
 
 
+WELL = RULES[-1]
+
+
 def judge(case: Case) -> Rule:
     """The first rule that holds."""
     return next(rule for rule in RULES if rule.holds(case))

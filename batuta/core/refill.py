@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from batuta.core.heal import WELL
 from batuta.core.place import choose
 from batuta.core.preempt import make_way
 from batuta.core.wish import Wish
@@ -20,6 +21,8 @@ def refill(care: Care, slot: Slot, holders: list[Holder], *, may_replace: bool) 
     if fence is not None:
         # It used to be never-twice; by what people say now, running twice does no harm.
         draft.drop_fence(fence)
+    if len(holders) == 1 and holders[0].rule is WELL:
+        return True
     left = [h for h in holders if not _is_done_with(care, h)]
     for done in holders if not may_replace else ():
         if _is_done_with(care, done):

@@ -75,14 +75,51 @@ def _tend_component(care: Care, held: list[Held]) -> set[str]:
         elif not care.notes.is_kept(h):
             care.take(h, fenced=h.instance.lease_ms is not None)
     ask.open = sum(1 for those in held_by.values() if not those)
-    judged = [(slot, judge_slot(care.draft, ask, slot, held_by[slot.name])) for slot in slots]
-    care.waits_for = _unready(ask, judged)
+    well = well_slots(care, slots, held_by)
+    judged = [(s, judge_slot(care.draft, ask, s, held_by[s.name])) for s in slots if s.name not in well]
+    if any(holder.verdict == "replace" for _, holders in judged for holder in holders):
+        every = dict(judged) | {s: judge_slot(care.draft, ask, s, held_by[s.name]) for s in slots if s.name in well}
+        care.waits_for = _unready(ask, [(slot, every[slot]) for slot in slots])
     fill = refill_never_twice if ask.never_twice else refill
     later = [entry for entry in judged if not fill(care, *entry, may_replace=False)]
     # Those that do not work anyway cost nothing to replace: they go first, and a repaired version reaches them.
     for entry in sorted(later, key=lambda entry: any(h.ready for h in entry[1])):
         fill(care, *entry, may_replace=True)
     return {f"{ask.component.name}/{slot.name}" for slot in slots} if ask.never_twice else set()
+
+
+def well_slots(care: Care, slots: list[Slot], held_by: dict[str, list[Held]]) -> set[str]:
+    """Slots with which nothing is the matter: one holder, as asked, on a node that was just heard and may keep it.
+
+    Most are, in any fleet and at any time: judging them one by one would cost more than all the rest.
+    """
+    ask, fleet, draft = care.ask, care.fleet, care.draft
+    alone = [(slot, those[0]) for slot in slots if len(those := held_by[slot.name]) == 1]
+    if not alone:
+        return set()
+    good = fleet.fresh & ask.stays()
+    going = (good & ~fleet.drained).tolist()
+    bound = good.tolist()
+    fences = draft.fences(ask.app)
+    found: set[str] = set()
+    for slot, held in alone:
+        row, instance = fleet.row_of.get(held.node), held.instance
+        if row is None or instance.revision != ask.revision or not (bound if slot.node is not None else going)[row]:
+            continue
+        if slot.site is not None and fleet.site_names[fleet.site[row]] != slot.site:
+            continue
+        fence = fences.get(f"{ask.component.name}/{slot.name}") if fences else None
+        if not ask.never_twice:
+            is_fenced_well = fence is None
+        else:
+            is_fenced_well = (
+                fence is not None
+                and (fence.node, fence.epoch) == (held.node, instance.epoch)
+                and fence.released_at is None
+            )
+        if is_fenced_well:
+            found.add(slot.name)
+    return found
 
 
 def _unready(ask: Ask, judged: list[tuple[Slot, list[Holder]]]) -> str:
@@ -99,6 +136,9 @@ def judge_slot(draft: Draft, ask: Ask, slot: Slot, held: list[Held]) -> list[Hol
     if not held:
         return []
     fleet, stays = draft.fleet, ask.stays()
+    if len(held) == 1 and _is_well(ask, slot, held[0]):
+        report = draft.reported(held[0].node, held[0].instance)
+        return [Holder(held[0], heal.WELL, report is not None and report.phase == "ready", late=False)]
     after_ms = max(int(ask.component.failover.after_ms), draft.missed_ms)
     judged: list[Holder] = []
     superseded = False
@@ -124,6 +164,14 @@ def judge_slot(draft: Draft, ask: Ask, slot: Slot, held: list[Held]) -> list[Hol
             draft.wake(draft.now - silent_ms + after_ms)
             draft.wake(draft.now - silent_ms + after_ms + grace_ms)
     return judged[::-1]
+
+
+def _is_well(ask: Ask, slot: Slot, held: Held) -> bool:
+    """Is it plain that the last of the rules applies? So it is with most, most of the time."""
+    row = ask.fleet.row_of.get(held.node)
+    if row is None or held.instance.revision != ask.revision or not ask.calm()[row]:
+        return False
+    return slot.site is None or ask.fleet.site_names[ask.fleet.site[row]] == slot.site
 
 
 def _say_nowhere(care: Care) -> None:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from batuta.core.decided import Released, VersionChoice
     from batuta.core.fleet import Bools, Fleet, Ints
     from batuta.core.load import Claim, Load
+    from batuta.core.preferences import Scorer
     from batuta.core.rank import Ranking
     from batuta.core.rules import Rule, Ruling
     from batuta.kinds.application import AcceleratorNeed, Component
@@ -41,7 +42,7 @@ class Ask:
         self.component: Component = released.component
         self.revision = released.revision
         self.version: VersionChoice | None = released.version
-        self.fleet = fleet
+        self.fleet: Fleet = fleet
         base = int(self.component.resources.memory_bytes)
         variants = self.version.variants if self.version is not None else ()
         self.formats: tuple[str, ...] = tuple(v.format for v in variants) or (PROCESS,)
@@ -73,9 +74,12 @@ class Ask:
         self.fitted: tuple[Ints, tuple[int, bool], Ints] | None = None
         """The nodes last asked which variant fits there, and the answer."""
         self._stays: Bools | None = None
+        self._calm: Bools | None = None
         self._suits: dict[int, Bools] = {}
         self._p99_us: dict[int, Ints] = {}
         self._ranking: Ranking | None = None
+        self.scorers: tuple[Scorer, ...] | None = None
+        """What weighs for it, once somebody asked (`preferences.scorers_for`)."""
         self._loads: dict[int, Load] = {}
 
     @property
@@ -167,6 +171,13 @@ class Ask:
                 holds &= self.may(rule) | (not rule.moves)
             self._stays = self.fleet.present & (~self.fleet.reported | holds) & tolerated & self._is_home()
         return self._stays
+
+    def calm(self) -> Bools:
+        """By row: may what runs there stay, on a node that is heard and that nobody drains or holds?"""
+        if self._calm is None:
+            fleet = self.fleet
+            self._calm = self.stays() & fleet.fresh & (fleet.held_until <= fleet.now) & ~fleet.drained
+        return self._calm
 
     def ranking(self, fleet: Fleet) -> Ranking:
         """The order of all nodes, kept right while a decision is made."""
