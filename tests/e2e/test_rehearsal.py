@@ -8,16 +8,17 @@ time with a change of its own; what it was like is printed with every try.
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 import time
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import msgspec
 import pytest
 
-from batuta.cli.rehearse_files import snapshot_of
 from batuta.demo.stage import wait_for
 from batuta.kinds import Application
-from batuta.twin.rehearse import Rehearsal, rehearse
+from batuta.twin.rehearse import Rehearsal
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -101,9 +102,20 @@ def at_rest(stage: Stage, version: int) -> bool | None:
     return is_so or None
 
 
+def batuta(stage: Stage, *words: str) -> subprocess.CompletedProcess[str]:
+    """As a user types it."""
+    return subprocess.run(
+        [sys.executable, "-m", "batuta", *words, "--state", str(stage.hub_state)],
+        capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+
+
 def foretold(stage: Stage, manifest: str) -> Rehearsal:
-    taken = snapshot_of(stage.client.rehearsal(manifest))
-    return rehearse(taken.state, taken.changes, taken.now, for_ms=600_000)
+    file = stage.directory / "change.yaml"
+    file.write_text(manifest)
+    ran = batuta(stage, "twin", "rehearse", "-f", str(file), "--for", "10m", "-o", "json")
+    assert ran.returncode == 0, ran.stderr
+    return msgspec.json.decode(ran.stdout, type=Rehearsal)
 
 
 def compared(stage: Stage, version: int) -> Try:
@@ -149,3 +161,18 @@ def test_what_is_foretold_of_a_new_version_is_what_real_processes_do(stage: Stag
         if tries[-1].off <= WITHIN:
             break
     assert tries[-1].off <= WITHIN, "; ".join(map(str, tries))
+    what_was_decided_is_decided_again(stage)
+
+
+def what_was_decided_is_decided_again(stage: Stage) -> None:
+    """All that this hub has decided, with real nodes, is what the code decides by itself from the recording."""
+    file = str(stage.directory / "recording.jsonl.gz")
+    assert batuta(stage, "twin", "record", file).returncode == 0
+    ran = subprocess.run(
+        [sys.executable, "-m", "batuta", "twin", "replay", file, "-o", "json"],
+        capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    said = msgspec.json.decode(ran.stdout)
+    print(f"replayed {said['turns']} decisions that wrote {said['decided']} rows: the same")
+    assert said["decided"] >= 3 + 3 + 2, "three were placed and three replaced, in two releases"
