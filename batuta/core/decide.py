@@ -13,6 +13,7 @@ from batuta.core.draft import Draft
 from batuta.core.fleet import fleet_of
 from batuta.core.preempt import above_others, priority_of
 from batuta.core.tend import tend
+from batuta.core.traits import wakes_at
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -62,7 +63,7 @@ def decide(state: State, now: int, subjects: Iterable[str] | None = None, fleet:
         else:
             turn = set()
     changes = sorted(draft.decided() + assemble(draft, sites), key=lambda c: (c.table, c.key))
-    wakes = draft.wakes | {at for at in (fleet.next_silence(now), fleet.next_release(now)) if at is not None}
+    wakes = draft.wakes | {at for at in (fleet.next_silence(now), wakes_at(fleet)) if at is not None}
     return Decision(
         changes=tuple(changes),
         reasons={app: said for app, said in sorted(reasons.items()) if said},

@@ -14,6 +14,7 @@ import numpy as np
 
 from batuta.core.columns import Columns, Marks
 from batuta.core.facts import chain, look_up, node_facts, paths_of, site_facts
+from batuta.core.figures import Figures
 from batuta.core.liveness import heard_at, missed_ms
 from batuta.core.load import load_of
 from batuta.core.observed import Report
@@ -40,55 +41,12 @@ if TYPE_CHECKING:
 TRUE, FALSE, FAULT = 1, 0, -1
 FOREVER = 2**63 - 1
 
-_BOOLS = ("present", "sighted", "closed", "reported", "schedulable", "drained", "fresh")
-_INTS = (
-    "heard", "site", "rank", "cpu_total", "cpu_free", "memory_total", "memory_free", "instances",
-    "disk_total", "disk_free", "held_until", "since", "restarts", "machine", "vitals", "stock", "claimed", "pace",
-)  # fmt: skip
 _VITAL_FIELDS = ("temperature", "battery")
 _SILENCE = Report(node="", boot="", sequence=0, at=0)
 
 
-class Fleet:
+class Fleet(Figures):
     """One row per node. Rows of removed nodes are used again; names, not rows, decide ties."""
-
-    present: Bools
-    sighted: Bools
-    closed: Bools
-    reported: Bools
-    schedulable: Bools
-    drained: Bools
-    fresh: Bools
-    """Heard of late, its link open: something new may be placed there."""
-    heard: Ints
-    """From when the hub's own ears count its silence."""
-    site: Ints
-    """Code of its site, an index into `site_names`."""
-    rank: Ints
-    """Place among all names, in alphabetical order."""
-    cpu_total: Ints
-    cpu_free: Ints
-    memory_total: Ints
-    memory_free: Ints
-    disk_total: Ints
-    disk_free: Ints
-    instances: Ints
-    since: Ints
-    """From when it has been there without a break."""
-    restarts: Ints
-    """How often what it runs had to be started again, and how often its link broke of late."""
-    held_until: Ints
-    """The instant at which its owner's hold ends; 0 without one."""
-    machine: Ints
-    """Counts the changes of what conditions ask of a node, of its site and of its taints."""
-    vitals: Ints
-    """Counts the changes of its temperature and battery."""
-    stock: Ints
-    """Counts the changes of its artifacts, topics and flows."""
-    claimed: Ints
-    """Counts the changes of what its instances have for themselves."""
-    pace: Ints
-    """Counts the changes of what its models measure of themselves."""
 
     def __init__(self) -> None:
         self.now = 0
@@ -121,7 +79,9 @@ class Fleet:
         self._state: State | None = None
         self._artifacts, self._topics, self._flows = Marks(np.bool_), Marks(), Marks()
         """By digest: is it there? By pattern: how much is published there. By consumer: what its inbox took in."""
-        self._sites: dict[str, Site | None] = {}
+        self.sites: dict[str, Site | None] = {}
+        """Those of its nodes and all above them; None for what is named and not declared."""
+        self.sites_revision = 0
         self._node: list[Node | None] = []
         self._report: list[Report | None] = []
         self._sighting: list[Any] = []
@@ -157,6 +117,7 @@ class Fleet:
                 self.closed[row] = sighting is not None and sighting.disconnected_at is not None
                 self.heard[row] = heard_at(state, name)
                 self.since[row] = sighting.online_since if sighting is not None else state.hub_since
+                self.drops[row] = sighting.drops if sighting is not None else 0
         assigned = self._names(keys, "decided", before is None or state.assignments is not before.assignments)
         for name in assigned | came | {self.names[row] for row in self._drafted}:
             row, assignment = self.row_of.get(name), state.assignments.get(name)
@@ -218,11 +179,6 @@ class Fleet:
         at = at[at > now]
         return int(at.min()) if at.size else None
 
-    def next_release(self, now: int) -> int | None:
-        """The next instant at which a hold ends by itself."""
-        at = self.held_until[self.present & (self.held_until > now) & (self.held_until < FOREVER)]
-        return int(at.min()) if at.size else None
-
     # --- Questions ---
 
     def where(self, text: str | None) -> NDArray[np.int8]:
@@ -274,7 +230,7 @@ class Fleet:
 
     def chain(self, site: str) -> list[Site]:
         """A site and those above it, nearest first, as far as they are declared."""
-        return [found for name in chain(site, self._sites) if (found := self._sites.get(name)) is not None]
+        return [found for name in chain(site, self.sites) if (found := self.sites.get(name)) is not None]
 
     @property
     def state(self) -> State:
@@ -289,7 +245,7 @@ class Fleet:
         if known is None or known[:2] != version:
             node, report = self._node[row], self._report[row]
             assert node is not None, "a row without a node was asked"
-            known = (*version, {"node": node_facts(node, report), "site": site_facts(node, self._sites)})
+            known = (*version, {"node": node_facts(node, report), "site": site_facts(node, self.sites)})
             self._variables[row] = known
         return known[2]
 
@@ -326,11 +282,7 @@ class Fleet:
 
     def _grow(self, capacity: int) -> None:
         old = self.capacity
-        for name, dtype in [(n, np.bool_) for n in _BOOLS] + [(n, np.int64) for n in _INTS]:
-            column = np.zeros(capacity, dtype)
-            if old:
-                column[:old] = getattr(self, name)
-            setattr(self, name, column)
+        self.widen(capacity)
         more = capacity - old
         self.names += [""] * more
         for rows in (self._node, self._report, self._sighting, self._assignment):
@@ -344,18 +296,18 @@ class Fleet:
         """Rows for nodes that came, changed or went; returns the names of those that came."""
         if keys is None:
             names: set[str] = self.row_of.keys() | state.nodes.keys()
-            sites: Iterable[str] = self._sites.keys()
+            sites: Iterable[str] = self.sites.keys()
         else:
             desired = keys.get("desired", set())
             names, sites = set(named(desired, "nodes.")), named(desired, "sites.")
-        moved = {site for site in sites if site in self._sites and state.site(site) is not self._sites[site]}
+        moved = {site for site in sites if site in self.sites and state.site(site) is not self.sites[site]}
         for site in moved:
-            self._sites[site] = state.site(site)
+            self.sites[site] = state.site(site)
         if moved:
             # What a site says holds for those below it, too, unless they say otherwise.
-            moved |= {site for site in self._sites if not moved.isdisjoint(chain(site, self._sites))}
+            moved |= {site for site in self.sites if not moved.isdisjoint(chain(site, self.sites))}
             names |= {name for site in moved for name in state.nodes_of_site.get(site, ())}
-            for site in list(self._sites):
+            for site in list(self.sites):
                 self._know_site(state, site)
         came: set[str] = set()
         gone = [name for name in names if name in self.row_of and name not in state.nodes]
@@ -369,11 +321,12 @@ class Fleet:
                 row = self._new_row(name)
                 came.add(name)
             if self._node[row] is not node or node.spec.site in moved:
-                if node.spec.site not in self._sites:
+                if node.spec.site not in self.sites:
                     self._know_site(state, node.spec.site)
                 self._take_node(row, node)
         if moved or came or gone:
-            self.zones = zones_of(self._sites.values())
+            self.zones = zones_of(self.sites.values())
+            self.sites_revision += 1
         if came or gone:
             self._rank()
         return came
@@ -382,8 +335,8 @@ class Fleet:
         """Remember a site and all above it, so that their changes are noticed; also those that are not declared yet."""
         here: str | None = site
         while here is not None:
-            found = self._sites.setdefault(here, state.site(here))
-            here = found.spec.parent if found is not None and found.spec.parent not in self._sites else None
+            found = self.sites.setdefault(here, state.site(here))
+            here = found.spec.parent if found is not None and found.spec.parent not in self.sites else None
 
     def _new_row(self, name: str) -> int:
         if not self._free_rows:
@@ -401,7 +354,7 @@ class Fleet:
         for column in (self.present, self.sighted, self.closed, self.reported, self.schedulable, self.drained):
             column[row] = False
         loads = (self.cpu_total, self.cpu_free, self.memory_total, self.memory_free, self.disk_total, self.disk_free)
-        for numbers in (*loads, self.instances, self.since, self.restarts, self.held_until):
+        for numbers in (*loads, self.instances, self.since, self.restarts, self.drops, self.held_until):
             numbers[row] = 0
         self.claims.pop(row, None)
         # Versions only ever rise, so that no remembered answer survives the row's next tenant.

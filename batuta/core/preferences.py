@@ -6,18 +6,24 @@ when an instance of the same component is placed, as the constraints do.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from batuta.core import nature, traits
 from batuta.core.constraints import fitting
+from batuta.core.fleet import TRUE
+from batuta.core.gravity import closeness
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from batuta.core.constraints import Reach
     from batuta.core.fleet import Fleet, Ints
+    from batuta.core.observed import Report
+    from batuta.core.rules import Rule
     from batuta.core.wish import Ask, Wish
+    from batuta.kinds.node import Node
 
 
 class Scorer(NamedTuple):
@@ -40,7 +46,8 @@ def _stays_put(wish: Wish, _: Fleet, rows: Ints) -> Ints:
 
 
 def _near(wish: Wish, fleet: Fleet, rows: Ints) -> Ints:
-    """Being at the publisher's site is most of it: workers there read every neighbour's inbox."""
+    """Being at the publisher's site is most of it: workers there read every neighbour's inbox. The rest is how far it
+    is from all who publish, over the links of the site tree, and how much is published at the node itself."""
     near = wish.ask.component.placement.near
     if not near:
         return np.zeros(len(rows), np.int64)
@@ -50,8 +57,21 @@ def _near(wish: Wish, fleet: Fleet, rows: Ints) -> Ints:
         return np.zeros(len(rows), np.int64)
     sites = np.zeros(len(fleet.site_names), np.int64)
     np.add.at(sites, fleet.site, published)
-    here: Ints = sites[fleet.site[rows]] * 80 // sites.max() + published[rows] * 20 // busiest
-    return here
+    where = fleet.site[rows]
+    share, close = sites[where] * 60 // sites.max(), _close(fleet, sites)[where] * 20 // 100
+    found: Ints = share + close + published[rows] * 20 // busiest
+    return found
+
+
+def _close(fleet: Fleet, published: Ints) -> Ints:
+    """By code of the site: how near it is to where things are published; remembered while nothing moves."""
+    key = (fleet.sites_revision, published.tobytes())
+    known: tuple[Any, Ints] | None = fleet.kept.get("closeness")
+    if known is None or known[0] != key:
+        said = closeness(fleet.sites, dict(zip(fleet.site_names, published.tolist(), strict=True)))
+        known = (key, np.array([said.get(name, 0) for name in fleet.site_names], np.int64))
+        fleet.kept["closeness"] = known
+    return known[1]
 
 
 def _apart(wish: Wish, _: Fleet, rows: Ints) -> Ints:
@@ -59,30 +79,90 @@ def _apart(wish: Wish, _: Fleet, rows: Ints) -> Ints:
 
 
 def _spread(wish: Wish, fleet: Fleet, rows: Ints) -> Ints:
-    """Only when asked for: `spread: node` counts once more, `spread: site` counts replicas at the site."""
-    spread = wish.ask.component.placement.spread
-    if spread == "node":
-        return _apart(wish, fleet, rows)
-    if spread is None:
-        return np.zeros(len(rows), np.int64)
-    there = np.flatnonzero((wish.ask.here > 0) & fleet.present)
-    sites = np.zeros(len(fleet.site_names), np.int64)
-    np.add.at(sites, fleet.site[there], np.maximum(wish.beside(there), 0))
-    return 100 // (1 + sites[fleet.site[rows]])
+    """Only when asked for: `spread: node` counts once more, `spread: site` counts replicas at the site, and a label
+    those on nodes that have the same value of it."""
+    placement = wish.ask.component.placement
+    parts = []
+    if placement.spread == "node":
+        parts.append(_apart(wish, fleet, rows))
+    elif placement.spread == "site":
+        parts.append(_few(wish, fleet, fleet.site, rows))
+    if placement.spread_label is not None:
+        domains = _domains(fleet, placement.spread_label)
+        # Who has no such label shares no fate by it.
+        parts.append(np.where(domains[rows] < 0, _apart(wish, fleet, rows), _few(wish, fleet, domains, rows)))
+    return sum(parts, np.zeros(len(rows), np.int64)) // max(1, len(parts))
+
+
+def _few(wish: Wish, fleet: Fleet, domain: Ints, rows: Ints) -> Ints:
+    """How few other replicas are in the same domain."""
+    there = np.flatnonzero((wish.ask.here > 0) & fleet.present & (domain >= 0))
+    counts = np.zeros(int(domain.max(initial=0)) + 1, np.int64)
+    np.add.at(counts, domain[there], np.maximum(wish.beside(there), 0))
+    found: Ints = 100 // (1 + counts[np.maximum(domain[rows], 0)])
+    return found
+
+
+def _domains(fleet: Fleet, label: str) -> Ints:
+    """By row: the code of its value of a label; -1 without one."""
+    codes: dict[str, int] = fleet.kept.setdefault(("domains", label), {})
+
+    def ask(node: Node, _: Report | None) -> int:
+        value = node.metadata.labels.get(label)
+        return -1 if value is None else codes.setdefault(value, len(codes))
+
+    return traits.trait(fleet, f"label {label}", ask)
 
 
 def _spread_reach(ask: Ask) -> Reach:
-    return "site" if ask.component.placement.spread == "site" else "row"
+    placement = ask.component.placement
+    return "fleet" if placement.spread_label is not None else "site" if placement.spread == "site" else "row"
+
+
+def _quality(wish: Wish, fleet: Fleet, rows: Ints) -> Ints:
+    """By the place of the variant that fits, among all by quality."""
+    order = wish.ask.order
+    worth = np.zeros(len(order) + 1, np.int64)
+    for place, i in enumerate(order):
+        worth[i] = 100 * (len(order) - place) // len(order)
+    found: Ints = worth[fitting(wish, fleet, rows)]
+    return found
+
+
+def _proven(wish: Wish, fleet: Fleet, rows: Ints) -> Ints:
+    """Known to be fast enough, rather than not known to be too slow."""
+    ask = wish.ask
+    if ask.version is None or ask.slo_us is None:
+        return np.zeros(len(rows), np.int64)
+    chosen = fitting(wish, fleet, rows)
+    score = np.zeros(len(rows), np.int64)
+    for i in ask.order:
+        score[(chosen == i) & (ask.p99_us(i)[rows] != traits.UNKNOWN)] = 100
+    return score
 
 
 def _has_artifact(wish: Wish, fleet: Fleet, rows: Ints) -> Ints:
+    """All of it where the artifact is; more than half where a neighbour at the site can give it."""
     if wish.ask.version is None:
         return np.zeros(len(rows), np.int64)
     chosen = fitting(wish, fleet, rows)
     score = np.zeros(len(rows), np.int64)
     for i, variant in enumerate(wish.ask.version.variants):
-        score[(chosen == i) & fleet.has_artifact(variant.digest)[rows]] = 100
+        there = fleet.has_artifact(variant.digest)
+        beside = np.zeros(len(fleet.site_names), np.bool_)
+        beside[fleet.site[there & fleet.fresh]] = True
+        score[(chosen == i) & beside[fleet.site[rows]]] = 60
+        score[(chosen == i) & there[rows]] = 100
     return score
+
+
+def _thrifty(wish: Wish, fleet: Fleet, rows: Ints) -> Ints:
+    """How little more the machine would draw: its share of what full load adds and, if it had nothing to do, what it
+    draws at rest. Five watts are worth 50. Of whom nobody knows, nothing is expected."""
+    idle, full = nature.idle_mw(fleet)[rows], nature.full_mw(fleet)[rows]
+    more = (full - idle) * wish.ask.cpu_millis // np.maximum(fleet.cpu_total[rows], 1)
+    more += np.where(fleet.instances[rows] == 0, idle, 0)
+    return np.where(full == traits.UNKNOWN, 0, 500_000 // (5_000 + np.maximum(more, 0)))
 
 
 def _room(wish: Wish, fleet: Fleet, rows: Ints) -> Ints:
@@ -92,32 +172,71 @@ def _room(wish: Wish, fleet: Fleet, rows: Ints) -> Ints:
     return np.clip(np.minimum(cpu, memory), 0, 100)
 
 
+def _all_of(ask: Callable[[Fleet], Ints]) -> Callable[[Wish, Fleet, Ints], Ints]:
+    """For what is the same whatever is wished for."""
+    return lambda _, fleet, rows: ask(fleet)[rows]
+
+
 SCORERS: tuple[Scorer, ...] = (
     Scorer("stays", "its predecessor is there", 16, _stays_put, by_slot=True),
     Scorer(
-        "near",
-        "what it reads is published there, or at the same site",
-        8,
-        _near,
+        "near", "what it reads is published there, at the same site, or not far away", 8, _near,
         if_any=lambda ask: bool(ask.component.placement.near),
     ),
     Scorer(
-        "spread",
-        "the places that `spread` names hold few of its replicas",
-        4,
-        _spread,
-        _spread_reach,
+        "spread", "the places that `spread` and `spreadLabel` name hold few of its replicas", 4, _spread, _spread_reach,
         by_slot=True,
-        if_any=lambda ask: ask.component.placement.spread is not None,
+        if_any=lambda ask: (ask.component.placement.spread or ask.component.placement.spread_label) is not None,
     ),
     Scorer("apart", "few of its replicas are on the node", 4, _apart, "row", by_slot=True),
     Scorer(
-        "artifact", "its artifact is there already", 2, _has_artifact, "row", if_any=lambda ask: ask.version is not None
+        "quality", "a good variant of its model fits there", 4, _quality, "row",
+        if_any=lambda ask: ask.version is not None and len(ask.version.variants) > 1,
     ),
+    Scorer(
+        "slo", "its model has proved to be fast enough on such hardware", 4, _proven, "row",
+        if_any=lambda ask: ask.version is not None and ask.slo_us is not None,
+    ),
+    Scorer(
+        "artifact", "its artifact is there already, or at a neighbour", 2, _has_artifact, "row",
+        if_any=lambda ask: ask.version is not None,
+    ),
+    Scorer(
+        "energy", "it would draw little more power", 1, _thrifty, "row",
+        if_any=lambda ask: nature.knows_power(ask.fleet),
+    ),
+    Scorer(
+        "carbon", "the power there is clean", 1, _all_of(nature.cleanness),
+        if_any=lambda ask: nature.knows_carbon(ask.fleet),
+    ),
+    Scorer(
+        "uplink", "the way to the hub is quick and costs nothing", 1, _all_of(nature.uplink),
+        if_any=lambda ask: nature.knows_uplinks(ask.fleet),
+    ),
+    Scorer(
+        "headroom", "its battery is full and it is cool", 2, _all_of(nature.headroom),
+        if_any=lambda ask: nature.knows_vitals(ask.fleet),
+    ),
+    Scorer("steady", "it has been there without a break, and nothing on it had to be started again", 1,
+           _all_of(nature.steadiness)),
     Scorer("room", "much would be left free there", 1, _room, "row"),
-)
+)  # fmt: skip
 
 
-def scorers_for(_: Ask) -> tuple[Scorer, ...]:
-    """The rows that weigh for this component, with the weights that hold for it."""
-    return SCORERS
+def scorers_for(ask: Ask) -> tuple[Scorer, ...]:
+    """The rows that weigh for this component, with the weights that hold for it, and what policies prefer."""
+    if ask.scorers is None:
+        weights = dict(ask.ruling.weights)
+        rows = [s._replace(weight=weights.get(s.name, s.weight)) for s in SCORERS]
+        preferred = [_preference(rule) for rule in ask.ruling.soft]
+        ask.scorers = tuple(s for s in (*rows, *preferred) if s.weight and (s.if_any is None or s.if_any(ask)))
+    return ask.scorers
+
+
+def _preference(rule: Rule) -> Scorer:
+    """A policy's `prefer`. Where it cannot be answered it prefers nothing; `why` says where that is."""
+    sentence = rule.message or f"the policy prefers {rule.text}"
+    return Scorer(
+        f"policy {rule.policy}", sentence, rule.weight,
+        lambda _, fleet, rows: np.where(traits.answers(fleet, rule)[rows] == TRUE, 100, 0),
+    )  # fmt: skip

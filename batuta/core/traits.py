@@ -12,7 +12,7 @@ import numpy as np
 
 from batuta.core.cards import allot, cards_of
 from batuta.core.facts import residency
-from batuta.core.fleet import FALSE, FAULT, TRUE
+from batuta.core.fleet import FALSE, FAULT, FOREVER, TRUE
 from batuta.core.rules import NO_RULING, marks_of, next_hour, node_paths, ruling_of
 from batuta.kinds import hours
 from batuta.kinds.condition import ConditionFault, compile_condition, evaluate
@@ -260,9 +260,11 @@ def fault(fleet: Fleet, rule: Rule, row: int) -> str:
 
 
 def wakes_at(fleet: Fleet) -> int | None:
-    """The next instant at which a policy may change its mind because of the hour."""
+    """The next instant at which a hold ends by itself, or at which a policy may change its mind because of the hour."""
     policies = fleet.state.policies
-    return next_hour(policies, fleet.zones, fleet.now) if policies else None
+    hour = next_hour(policies, fleet.zones, fleet.now) if policies else None
+    ends = fleet.held_until[fleet.present & (fleet.held_until > fleet.now) & (fleet.held_until < FOREVER)]
+    return min((at for at in (hour, int(ends.min()) if ends.size else None) if at is not None), default=None)
 
 
 def _variables(fleet: Fleet, rule: Rule, row: int) -> dict[str, Any]:
