@@ -6,6 +6,8 @@ computed at the end, as rows of the decided table.
 
 from __future__ import annotations
 
+from bisect import bisect_left
+from operator import attrgetter
 from typing import TYPE_CHECKING, TypeVar
 
 from batuta.core.decided import Capture, Fence, Instance, Release, fence_key, release_key
@@ -20,6 +22,9 @@ if TYPE_CHECKING:
     from batuta.core.state import State
 
 Row = TypeVar("Row", bound=Standing)
+
+
+_name = attrgetter("name")
 
 
 class Draft:
@@ -41,7 +46,7 @@ class Draft:
         """Sites whose captures must be looked at, whether or not a node of theirs was drafted."""
         self.wakes: set[int] = set()
         """Instants at which an answer given in this decision could change by time alone."""
-        self._instances: dict[str, dict[str, Instance]] = {}
+        self._instances: dict[str, list[Instance]] = {}
         self._insisted: dict[str, int] = {}
         self._held: dict[str, list[Held]] = {}
         self._decided: dict[str, Release | Fence | Standing | None] = {}
@@ -62,19 +67,21 @@ class Draft:
         """What a node should run, as drafted, by name."""
         drafted = self._instances.get(node)
         if drafted is not None:
-            return tuple(drafted[name] for name in sorted(drafted))
+            return tuple(drafted)
         assignment = self.state.assignments.get(node)
         return assignment.instances if assignment is not None else ()
 
     def give(self, node: str, instance: Instance) -> None:
-        drafted = self._drafted(node)
-        assert instance.name not in drafted, f"{instance.name} is given to {node} twice"
-        drafted[instance.name] = instance
+        drafted, name = self._drafted(node), instance.name
+        place = bisect_left(drafted, name, key=_name)
+        assert place == len(drafted) or drafted[place].name != name, f"{name} is given to {node} twice"
+        drafted.insert(place, instance)
         self._holders(instance.app).append(Held(node, instance))
         self._shift(node, instance, 1)
 
     def take(self, held: Held) -> None:
-        del self._drafted(held.node)[held.instance.name]
+        drafted, name = self._drafted(held.node), held.instance.name
+        del drafted[next(i for i, instance in enumerate(drafted) if instance.name == name)]
         self._holders(held.instance.app).remove(held)
         self._shift(held.node, held.instance, -1)
         self.freed += 1
@@ -238,9 +245,10 @@ class Draft:
             self._fences[app] = dict(self.state.fences.get(app, {}))
         return self._fences[app]
 
-    def _drafted(self, node: str) -> dict[str, Instance]:
+    def _drafted(self, node: str) -> list[Instance]:
+        """By name, as an assignment has them."""
         if node not in self._instances:
-            self._instances[node] = {i.name: i for i in self.instances(node)}
+            self._instances[node] = list(self.instances(node))
         return self._instances[node]
 
     def _holders(self, app: str) -> list[Held]:
