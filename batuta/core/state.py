@@ -6,6 +6,7 @@ for ten thousand rows), so changes are folded in batches. Indexes are derived he
 
 from __future__ import annotations
 
+from operator import itemgetter
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeGuard
 
@@ -136,7 +137,9 @@ class State:
         return found if isinstance(found, Site) else None
 
     def sites(self) -> list[Site]:
-        return [r for _, r in sorted(self.desired.items()) if isinstance(r, Site)]
+        # There are few of them among many; they are found before they are put in order.
+        found = [(key, r) for key, r in self.desired.items() if isinstance(r, Site)]
+        return [r for _, r in sorted(found, key=itemgetter(0))]
 
     def applications(self) -> list[str]:
         """Every application that is wished for or still leaves something behind, sorted."""
