@@ -128,7 +128,7 @@ def _slow(course: Course) -> Iterator[str]:
 
     for place in course.slow:
         yield painted(
-            f"slow    {place.instance} on {place.node}: p99 {place.measured_p99_ms:g} ms ({place.how}), "
+            f"slow    {place.instance} on {place.node}: p99 is {place.known_p99_ms:g} ms on {place.hardware}, "
             f"and {place.asked_p99_ms} ms are asked",
             "bad",
         )

@@ -171,7 +171,7 @@ def _course(stage: Stage, plans: Sequence[Plan], end: int) -> Course:
         links=stage.links.used(),
         outages=outages,
         budgets=tuple(budgets(after, outages)),
-        slow=tuple(slow_places(stage.state_before, after)),
+        slow=tuple(slow_places(stage.state_before, after, stage.time.began_at)),
         energy_wh=round(books.joules / 3600, 3),
         reasons={app: tuple(plain_reason(r) for r in said) for app, said in sorted(stage.hub.reasons.items()) if said},
         curves=(

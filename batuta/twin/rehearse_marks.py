@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from batuta.core.fleet import Fleet
+from batuta.core.traits import UNKNOWN, p99_us
 from batuta.kinds.base import Record
 from batuta.twin.rehearse_pace import hardware_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from batuta.core.decided import Instance
     from batuta.core.state import State
     from batuta.twin.rehearse_books import Outage
 
@@ -28,15 +29,16 @@ class Budget(Record):
 
 
 class SlowPlace(Record):
-    """An instance that came to a place where its like has proved to be slower than asked."""
+    """An instance at a place where its like is slower than asked."""
 
     app: str
     component: str
     node: str
     instance: str
+    hardware: str
     asked_p99_ms: int
-    measured_p99_ms: float
-    how: str
+    known_p99_ms: float
+    """As nodes with such hardware have measured it, else as the variant's profile says."""
 
 
 def budgets(state: State, outages: Sequence[Outage]) -> Iterator[Budget]:
@@ -70,22 +72,22 @@ def _overlap(outages: Sequence[Outage], may_miss: int) -> tuple[int, int]:
     return most, breached_ms
 
 
-def slow_places(before: State, after: State) -> Iterator[SlowPlace]:
-    """Model instances that are somewhere new, where what was measured is above what is asked."""
-    measured = _measured(before)
-    was = {(h.node, h.instance.name) for held in before.held.values() for h in held}
+def slow_places(before: State, after: State, now: int) -> Iterator[SlowPlace]:
+    """Model instances, of those that are there in the end, of which more is asked than is known of such a place."""
+    fleet = Fleet().refresh(before, now)
     for app, held in sorted(after.held.items()):
         asked = _asked(after, app)
         for h in held:
-            limit = asked.get(h.instance.component)
-            if limit is None or (h.node, h.instance.name) in was:
+            limit, order, row = asked.get(h.instance.component), h.instance.model, fleet.row_of.get(h.node)
+            if limit is None or order is None or row is None:
                 continue
-            found = _likely(h.instance, hardware_of(after, h.node), measured)
-            if found is not None and found[0] > limit:
+            profiles = {p.hardware: int(p.p99_ms) * 1000 for p in order.variant.profiles}
+            known_us = int(p99_us(fleet, order.variant.digest, profiles)[row])
+            if known_us != UNKNOWN and known_us > limit * 1000:
                 yield SlowPlace(
                     app=app, component=h.instance.component, node=h.node,
-                    instance=h.instance.name.rpartition("/")[2],
-                    asked_p99_ms=limit, measured_p99_ms=found[0], how=found[1],
+                    instance=h.instance.name.rpartition("/")[2], hardware=hardware_of(before, h.node),
+                    asked_p99_ms=limit, known_p99_ms=known_us / 1000,
                 )  # fmt: skip
 
 
@@ -93,28 +95,3 @@ def _asked(state: State, app: str) -> dict[str, int]:
     application = state.application(app)
     components = application.spec.components if application is not None else ()
     return {c.name: int(c.slo.p99_ms) for c in components if c.slo is not None}
-
-
-def _measured(state: State) -> dict[tuple[str, str], float]:
-    """By digest of the variant and class of hardware: the slowest p99 that was reported."""
-    found: dict[tuple[str, str], float] = {}
-    for node, assignment in state.assignments.items():
-        report = state.observed.get(node)
-        said = {i.name: i.measures for i in report.instances} if report is not None else {}
-        for instance in assignment.instances:
-            measures = said.get(instance.name)
-            if instance.model is not None and measures is not None and measures.latency_p99_ms is not None:
-                key = (instance.model.variant.digest, hardware_of(state, node))
-                found[key] = max(found.get(key, 0.0), measures.latency_p99_ms)
-    return found
-
-
-def _likely(instance: Instance, hardware: str, measured: dict[tuple[str, str], float]) -> tuple[float, str] | None:
-    """What it will probably take there, and how that is known; None when nobody knows."""
-    if instance.model is None:
-        return None
-    variant = instance.model.variant
-    if (known := measured.get((variant.digest, hardware))) is not None:
-        return known, f"measured on {hardware}"
-    profile = next((float(p.p99_ms) for p in variant.profiles if p.hardware == hardware), None)
-    return (profile, f"its profile on {hardware}") if profile is not None else None

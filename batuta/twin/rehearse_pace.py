@@ -99,12 +99,14 @@ def _told(known: _Known, start_ms: int, starts: int, how: str) -> Guess:
 
 
 def hardware_of(state: State, node: str) -> str:
-    """The class of hardware of a node: as people call it, as it reports, or else its processor."""
+    """The class of hardware of a node: as people call it, as it reports, or else by its processor and cards."""
     resource, report = state.nodes.get(node), state.observed.get(node)
     if resource is not None and resource.spec.hardware:
         return resource.spec.hardware
     if report is None:
         return ""
     inventory = report.inventory
+    if inventory.hardware:
+        return inventory.hardware
     cards = sorted({card.kind for card in inventory.accelerators})
     return "-".join([inventory.architecture or "unknown", f"{int(inventory.cpu_millis)}m", *cards])

@@ -6,7 +6,9 @@ import msgspec
 import pytest
 
 from batuta.core.foresee import foresee
+from batuta.core.observed import Measures
 from batuta.core.state import Change, State
+from batuta.kinds.application import Slo
 from batuta.kinds.base import BitsPerSecond, Millis
 from batuta.kinds.node import Power
 from batuta.kinds.scenario import Fault
@@ -247,3 +249,28 @@ def test_an_answer_is_plain_data() -> None:
     found = rehearse(fleet("pi-1"), newer(count=1), NOW, for_ms=HOUR_MS)
     said = msgspec.json.encode(found)
     assert msgspec.json.decode(said, type=Rehearsal) == found
+
+
+# --- Marks -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_place_that_is_slower_than_asked_is_told() -> None:
+    read = component(model="1", per_site=1)
+    rows = [machines("pi-1"), site("berlin", uplink=link()), model("1"), application(read)]
+    state = settled(state_of(*rows))
+    report = state.observed["pi-1"]
+    slow = Measures(latency_p99_ms=80.0)
+    inventory = msgspec.structs.replace(report.inventory, hardware="raspberry-pi-4-model-b")
+    said = tuple(msgspec.structs.replace(i, measures=slow) for i in report.instances)
+    measured_ = msgspec.structs.replace(report, inventory=inventory, instances=said)
+    state = state.with_changes([Change("observed", "pi-1", measured_)])
+    asked = msgspec.structs.replace(read, slo=Slo(p99_ms=Millis(50)))
+    found = rehearse(state, [application(asked)], NOW, for_ms=HOUR_MS)
+    [place] = found.changed.slow
+    assert (place.node, place.hardware, place.asked_p99_ms, place.known_p99_ms) == (
+        "pi-1",
+        "raspberry-pi-4-model-b",
+        50,
+        80.0,
+    )
+    assert found.nothing.slow == (), "without the change nothing is asked"
