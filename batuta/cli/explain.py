@@ -11,14 +11,22 @@ from batuta.cli.text import painted
 
 @click.command()
 @click.argument("path")
-def explain(path: str) -> None:
+@click.option("--schema", is_flag=True, help="The JSON Schema of a kind, for editors.")
+def explain(path: str, *, schema: bool) -> None:
     """What a field, a state or a reason means.
+
+    With --schema an editor can complete and check manifests: write it to a file, and name that in the first line of a
+    manifest: `# yaml-language-server: $schema=application.schema.json`.
 
     \b
     batuta explain application.spec.components.placement
     batuta explain deferred
     batuta explain memory_short
+    batuta explain application --schema > application.schema.json
     """
+    if schema:
+        click.echo(_schema(path), nl=False)
+        return
     from batuta.core.reasons import CATALOGUE
     from batuta.core.words import WORDS
     from batuta.kinds import KINDS, kind_called
@@ -43,6 +51,13 @@ def explain(path: str) -> None:
         known = (*(k.__name__.lower() for k in KINDS), *WORDS, *CATALOGUE)
         hint = did_you_mean(path, known, "it explains fields, states and reason codes")
         raise click.UsageError(f"nothing is called {path!r}; {hint}")
+
+
+def _schema(word: str) -> str:
+    from batuta.cli.options import the_kind
+    from batuta.kinds.schema import rendered
+
+    return rendered()[f"{the_kind(word).plural}.json"]
 
 
 def _pairs(*pairs: tuple[str, str]) -> None:

@@ -82,10 +82,9 @@ def print_found(
     elif found:
         now_ms = time.time() * 1000
         names = headings(kind, is_wide=output == "wide", is_everywhere=is_everywhere)
-        for line in table(
-            names, [row(kind, f, now_ms, is_wide=output == "wide", is_everywhere=is_everywhere) for f in found]
-        ):
-            click.echo(line)
+        rows = [row(kind, f, now_ms, is_wide=output == "wide", is_everywhere=is_everywhere) for f in found]
+        # In one piece: thousands of lines would be as many writes.
+        click.echo("\n".join(table(names, rows, cuts=output != "wide")))
 
 
 def as_text(value: Any, output: str) -> str:
@@ -129,7 +128,7 @@ def _follow(kind: type[Resource], events: Iterable[Event[Any]], output: str, *, 
                 continue
             printed[ref.namespace, ref.name] = cells[:-1]
             widths = [max(pair) for pair in zip(widths, column_widths(names, [cells]), strict=True)]
-            for line in table(names, [cells], widths)[1 if has_heading else 0 :]:
+            for line in table(names, [cells], widths, cuts=not is_wide)[1 if has_heading else 0 :]:
                 click.echo(line)
             has_heading = True
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import sys
 import unicodedata
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
 CELL_MAX = 60
+CUT_MIN = 20
+"""No column is cut below this."""
 ABSENT = "-"
 
 _CODES = {"good": "32", "wait": "33", "bad": "31", "dim": "2", "strong": "1"}
@@ -51,18 +54,41 @@ def toned(text: str) -> str:
     return painted(text, tone_of(text.strip()))
 
 
-def table(headings: Sequence[str], rows: Iterable[Sequence[str]], widths: Sequence[int] | None = None) -> list[str]:
-    """Lines of a table: columns two spaces apart, nothing after the last word."""
+def table(
+    headings: Sequence[str], rows: Iterable[Sequence[str]], widths: Sequence[int] | None = None, *, cuts: bool = True
+) -> list[str]:
+    """Lines of a table: columns two spaces apart, nothing after the last word. At a terminal that is too narrow the
+    widest columns are cut, if it may be; what is piped elsewhere is whole."""
     rows = [[clean(cell) for cell in row] for row in rows]
     lines = [list(headings), *rows]
     needed = [max(map(_width, column)) for column in zip(*lines, strict=True)] if lines else []
     widths = [max(pair) for pair in zip(needed, widths, strict=True)] if widths else needed
+    if cuts and sys.stdout.isatty():
+        widths = fitting(widths, shutil.get_terminal_size().columns)
+        rows = [[_cut(cell, width) for cell, width in zip(row, widths, strict=True)] for row in rows]
     out = [painted(_joined(headings, widths), "dim")] if headings and any(headings) else []
+    colours = wants_colour()
     for row in rows:
         padded = [cell + " " * (width - _width(cell)) for cell, width in zip(row, widths, strict=True)]
         padded[-1] = row[-1]
-        out.append("  ".join(map(toned, padded)).rstrip())
+        out.append("  ".join(map(toned, padded) if colours else padded).rstrip())
     return out
+
+
+def fitting(widths: Sequence[int], room: int) -> list[int]:
+    """These widths, the widest made narrower until all of them fit; names and words of usual length are spared."""
+    found = list(widths)
+    while sum(found) + 2 * (len(found) - 1) > room and (widest := max(found, default=0)) > CUT_MIN:
+        found[found.index(widest)] = widest - 1
+    return found
+
+
+def _cut(text: str, width: int) -> str:
+    if _width(text) <= width:
+        return text
+    while _width(text) >= width:
+        text = text[:-1]
+    return f"{text}…"
 
 
 def column_widths(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> list[int]:
@@ -89,6 +115,8 @@ def cell(value: Any, *, wide: bool = False) -> str:
 
 def clean(text: str) -> str:
     """No control character of somebody else's reaches the terminal, and a cell is one line."""
+    if text.isprintable():
+        return text
     return re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+", " ", text)
 
 

@@ -186,3 +186,11 @@ def test_several_files_become_one_text_that_reads_as_they_do_apart(tmp_path) -> 
 
 
 SITE = {"apiVersion": "batuta.dev/v1", "kind": "Site"}
+
+
+def test_explain_prints_the_schema_that_is_checked_in(capsys: pytest.CaptureFixture[str]) -> None:
+    ran = invoke(capsys, "explain", "app", "--schema")
+    assert ran.code == 0
+    assert ran.out == (Path(__file__).parents[2] / "docs" / "schemas" / "applications.json").read_text()
+    ran = invoke(capsys, "explain", "device", "--schema")
+    assert (ran.code, "did you mean 'nodes'?" in ran.err) == (2, True)

@@ -98,3 +98,20 @@ def test_reasons_become_sentences_also_those_of_a_newer_hub() -> None:
         "node/pi-4: too little memory is free (96Mi free, 128Mi needed)"
     )
     assert reason_text({"code": "from_the_future", "subject": "node/a"}) == "node/a: from_the_future"
+
+
+def test_the_widest_columns_are_cut_at_a_narrow_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert text.fitting([4, 60, 30, 3], 80) == [4, 37, 30, 3]
+    assert text.fitting([4, 60, 50], 60) == [4, 26, 26]
+    assert text.fitting([4, 60, 50], 10) == [4, text.CUT_MIN, text.CUT_MIN], "words of usual length are spared"
+    assert text.fitting([5], 3) == [5]
+    rows = [["a", "online", "why " * 20], ["b", "日本" * 20, ""]]
+    whole = text.table(["NAME", "STATE", "REASON"], rows)
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    monkeypatch.setenv("NO_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "60")
+    cut = text.table(["NAME", "STATE", "REASON"], rows)
+    assert max(map(text._width, cut)) <= 60
+    assert cut[1].endswith("…")
+    assert "…" in cut[2]
+    assert text.table(["NAME", "STATE", "REASON"], rows, cuts=False) == whole
