@@ -27,7 +27,7 @@ fuzz: .venv/ready
 	BATUTA_FUZZ_EXAMPLES=$(EXAMPLES) BATUTA_FUZZ_SEED=$(SEED) $(BIN)/pytest tests/e2e/test_conformance.py
 
 bench: .venv/ready
-	for script in apply_to_healthy footprint placement api; do $(BIN)/python benchmarks/$$script.py || exit 1; done
+	for script in apply_to_healthy footprint placement recording api; do $(BIN)/python benchmarks/$$script.py || exit 1; done
 
 .venv/ready: pyproject.toml
 	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'Batuta needs Python 3.11 or newer; set PYTHON=python3.11')"

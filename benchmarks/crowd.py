@@ -68,6 +68,7 @@ class Crowd(NamedTuple):
     nodes: Nodes
     port: int
     token: str
+    listener: Listener
 
     @property
     def server(self) -> str:
@@ -207,7 +208,7 @@ async def crowd(directory: Path, nodes: int, *, instances_a_node: int = COMPONEN
                     await fleet.beat_all()
                 await asyncio.sleep(0.5)
             await fleet.beat_on(hub)
-            yield Crowd(hub, fleet, bound.getsockname()[1], token)
+            yield Crowd(hub, fleet, bound.getsockname()[1], token, listener)
         finally:
             listener.should_exit = True
             await asyncio.gather(serving, return_exceptions=True)

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 HEAD_S: Final = 10.0
 REST_S: Final = 10.0
+TAKEN_S: Final = 30.0
+"""Whoever takes nothing of its answer for so long is hung up on: what it does not read is memory of the hub."""
 Awaited = Literal["", "head", "rest"]
 
 
@@ -29,6 +31,7 @@ class Patient(H11Protocol):
     transport: asyncio.Transport
     _awaited: Awaited = ""
     _deadline: asyncio.TimerHandle | None = None
+    _taking: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -36,7 +39,16 @@ class Patient(H11Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._await("", 0)
+        self._watch_taking(0)
         super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._watch_taking(self.transport.get_write_buffer_size())
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._watch_taking(0)
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
@@ -69,6 +81,18 @@ class Patient(H11Protocol):
             self._deadline.cancel()
         self._awaited = what
         self._deadline = self.loop.call_later(seconds, self._give_up) if what else None
+
+    def _watch_taking(self, waiting_bytes: int) -> None:
+        if self._taking is not None:
+            self._taking.cancel()
+        self._taking = self.loop.call_later(TAKEN_S, self._look_taking, waiting_bytes) if waiting_bytes else None
+
+    def _look_taking(self, waited_bytes: int) -> None:
+        waiting_bytes = self.transport.get_write_buffer_size()
+        if waiting_bytes >= waited_bytes:
+            self.transport.abort()
+        else:
+            self._watch_taking(waiting_bytes)
 
     def _give_up(self) -> None:
         has_begun = bool(self.conn.trailing_data[0])

@@ -17,8 +17,9 @@ import msgspec
 import pytest
 
 from batuta.hub import history
+from batuta.hub.feed import Feed
 from batuta.kinds import Node
-from batuta.web import lookout, watch
+from batuta.web import lookout, patience, watch
 from batuta.web.lookout import Lookout, refresh
 from batuta.web.selectors import selector
 from batuta.web.sources import KindSource
@@ -117,6 +118,15 @@ async def test_who_does_not_read_is_dropped_and_counted(fleet: Crowd, monkeypatc
         await until_dropped
     said = {(name, label): count for name, label, count in fleet.hub.counters.items()}
     assert said["watches_dropped", "not_read"] == 1
+
+
+async def test_who_takes_nothing_of_a_list_is_hung_up_on(fleet: Crowd, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(patience, "TAKEN_S", 0.3)
+    monkeypatch.setattr(Feed, "shown", lambda feed, plural, _: list(feed.rows(plural).values()) * 500)
+    async with asking(fleet, NODES) as (reader, writer):
+        await reader.readuntil(b"\r\n\r\n")
+        writer.transport.pause_reading()  # type: ignore[attr-defined]
+        await until(lambda: not fleet.listener.server_state.connections)
 
 
 async def test_who_reads_on_too_late_is_told_to_list_again(fleet: Crowd, monkeypatch: pytest.MonkeyPatch) -> None:
