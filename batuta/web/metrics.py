@@ -38,6 +38,7 @@ HELP: Final = {
     "audit_entries_total": "Entries of the audit, by how the write ended.",
     "audit_entries_lost_total": "Entries that could not be kept; those of accepted writes stopped the write.",
     "token_uses_unwritten_total": "Last uses of tokens that could not be written down yet.",
+    "watches_dropped_total": "Watchers that were dropped, by why: they did not read, or came back too late.",
     "hub_cpu_seconds_total": "Processor time of the hub process.",
 }
 
