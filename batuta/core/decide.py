@@ -62,6 +62,8 @@ def decide(state: State, now: int, subjects: Iterable[str] | None = None, fleet:
             draft.may_preempt, turn = True, above_others(draft, unmet)
         else:
             turn = set()
+    if (at := draft.next_look()) is not None:
+        draft.wake(at)
     changes = sorted(draft.decided() + assemble(draft, sites), key=lambda c: (c.table, c.key))
     wakes = draft.wakes | {at for at in (fleet.next_silence(now), wakes_at(fleet)) if at is not None}
     return Decision(

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, TypeVar
 from batuta.core.decided import Capture, Fence, Instance, Release, fence_key, release_key
 from batuta.core.liveness import Ears, heard_at, missed_ms
 from batuta.core.load import load_of
-from batuta.core.standing import Displaced, Standing
+from batuta.core.standing import Displaced, Scaled, Standing
 from batuta.core.state import Change, Held
 
 if TYPE_CHECKING:
@@ -221,6 +221,17 @@ class Draft:
         known = self.state.standing.get(app, {})
         rows = {**known, **self._standing[app]} if app in self._standing else known
         return [row for _, row in sorted(rows.items()) if isinstance(row, kind)]
+
+    def has_standing(self, app: str) -> bool:
+        """Was anything of the kind drafted?"""
+        return app in self._standing
+
+    def next_look(self) -> int | None:
+        """The next instant at which time alone may change the number of somebody's replicas."""
+        known = {key: row for rows in self.state.standing.values() for key, row in rows.items()}
+        drafted = {key: row for rows in self._standing.values() for key, row in rows.items()}
+        looks = (row.look_at for row in {**known, **drafted}.values() if isinstance(row, Scaled))
+        return min((at for at in looks if at is not None and at > self.now), default=None)
 
     def write_standing(self, row: Standing) -> None:
         self._decided[row.key] = self._standing.setdefault(row.app, {})[row.key] = row

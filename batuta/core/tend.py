@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from batuta.core import heal
+from batuta.core.autoscale import scale, settle_scaled
 from batuta.core.care import Care, Holder, Notes, counted, fence_of, lift
 from batuta.core.never_twice import refill_never_twice
 from batuta.core.place import refusals
@@ -45,8 +46,11 @@ def tend(draft: Draft, app: str) -> Tended:
     for held in draft.held(app):
         held_by.setdefault(held.instance.component, []).append(held)
     wanted: set[str] = set()
+    autoscaled: set[str] = set()
     for released in resolved.release.components if resolved.release is not None else ():
-        ask = Ask(app, released, draft.fleet)
+        if released.component.replicas.autoscale is not None:
+            autoscaled.add(released.component.name)
+        ask = Ask(app, scale(notes, app, released), draft.fleet)
         wanted |= _tend_component(Care(notes, ask), held_by.pop(released.component.name, []))
     for component in sorted(held_by):
         for held in held_by[component]:
@@ -54,6 +58,7 @@ def tend(draft: Draft, app: str) -> Tended:
                 _retire(draft, held)
     _settle_fences(notes, app, wanted)
     settle_displaced(draft, app, notes.wanted)
+    settle_scaled(draft, app, autoscaled)
     draft.watch_fences(app)
     return Tended(tuple(notes.reasons), notes.unmet, notes.pending)
 

@@ -12,7 +12,7 @@ from batuta.core.decide import APPLICATION, SITE
 from batuta.core.decided import Assignment, Fence, Release
 from batuta.core.liveness import heard_at, missed_ms
 from batuta.core.rules import asks_the_hour, next_hour, zones_of
-from batuta.core.standing import Standing
+from batuta.core.standing import Scaled, Standing
 from batuta.kinds.application import Application
 from batuta.kinds.base import DEFAULT_NAMESPACE
 from batuta.kinds.model import Model
@@ -67,6 +67,29 @@ def _touched(before: State, after: State, now: int, fleet: Fleet | None) -> Iter
     for old, new in differences("observed"):
         yield from _by_report(after, old, new)
     yield from _by_silence(after, now, fleet)
+    autoscaled = {app for app, rows in after.standing.items() if any(isinstance(r, Scaled) for r in rows.values())}
+    if autoscaled:
+        yield from _by_load(after, autoscaled, now)
+        for old, new in differences("observed"):
+            yield from (APPLICATION + app for app in _measured(old, new) & autoscaled)
+        if before.nodes is not after.nodes:
+            yield from (APPLICATION + app for app in autoscaled)
+
+
+def _by_load(after: State, autoscaled: set[str], now: int) -> Iterator[str]:
+    """An autoscaled component says when time alone may change how many of it there are."""
+    for app in autoscaled:
+        looks = (r.look_at for r in after.standing[app].values() if isinstance(r, Scaled))
+        if any(at is not None and at <= now for at in looks):
+            yield APPLICATION + app
+
+
+def _measured(old: Report | None, new: Report | None) -> set[str]:
+    """Whose measures a report can have changed."""
+    reports = [report for report in (old, new) if report is not None]
+    # Names of namespaces, applications and components hold no underscore, names of instances no further slash.
+    consumers = {"/".join(flow.consumer.split("_")[:2]) for report in reports for flow in report.flows}
+    return consumers | {instance.name.rpartition("/")[0] for report in reports for instance in report.instances}
 
 
 def _by_resource(before: State, after: State, old: Any, new: Any) -> Iterator[str]:

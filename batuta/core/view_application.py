@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
+from batuta.core.autoscale import as_scaled, autoscale_status
 from batuta.core.draft import Draft
 from batuta.core.fleet import fleet_of
 from batuta.core.reasons import Reason
@@ -70,7 +71,7 @@ def application_status(state: State, application: Application, now: int, fleet: 
     )
     # Deciding it once more, on a draft that nobody keeps, says in the core's own words what is missing.
     reasons = [] if at_rest else list(tend(draft, app).reasons)
-    components = [_component(draft, name, slots) for name, slots in filled.items()]
+    components = [_component(draft, app, released[name], slots) for name, slots in filled.items()]
     reasons += [r for slots in filled.values() for f in slots for h in f.holders if (r := ails(draft, h)) is not None]
     reasons.sort(key=lambda r: r.is_waiting)
     wanted = sum(c["wanted"] for c in components)
@@ -90,6 +91,7 @@ def application_status(state: State, application: Application, now: int, fleet: 
 
 def fill(draft: Draft, app: str, released: Released) -> list[Filled]:
     """Every wanted slot of a component with its holders, judged."""
+    released = as_scaled(draft, app, released)
     held = [h for h in draft.held(app) if h.instance.component == released.component.name]
     rows = [row for h in held if (row := draft.fleet.row_of.get(h.node)) is not None]
     ask = Ask(app, released, draft.fleet)
@@ -140,9 +142,13 @@ def ails(draft: Draft, holder: Holder) -> Reason | None:
     return Reason(code=_STARTING.get(report.phase, "not_ready"), subject=subject, detail=holder.node)
 
 
-def _component(draft: Draft, name: str, slots: list[Filled]) -> dict[str, Any]:
+def _component(draft: Draft, app: str, released: Released, slots: list[Filled]) -> dict[str, Any]:
+    name = released.component.name
     instances = [_instance(draft, h) for f in slots for h in f.holders]
-    return {"name": name, "ready": sum(f.is_ready for f in slots), "wanted": len(slots), "instances": instances}
+    found: dict[str, Any] = {"name": name, "ready": sum(f.is_ready for f in slots), "wanted": len(slots)}
+    if released.component.replicas.autoscale is not None:
+        found["autoscale"] = autoscale_status(draft, app, released)
+    return found | {"instances": instances}
 
 
 def _instance(draft: Draft, holder: Holder) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from batuta.core.autoscale import as_scaled, autoscale_status
 from batuta.core.constraints import FILTERS, MIB
 from batuta.core.draft import Draft
 from batuta.core.fleet import fleet_of
@@ -49,12 +50,15 @@ def why(
         name = released.component.name
         if component not in (None, name):
             continue
-        ask = Ask(app, released, fleet)
+        ask = Ask(app, as_scaled(draft, app, released), fleet)
         for f in slots:
             for holder in f.holders:
                 row = fleet.row_of.get(holder.node)
                 if row is not None:
                     ask.here[row] += 1
+        if released.component.replicas.autoscale is not None:
+            autoscaled = autoscale_status(draft, app, released)
+            answers.append(_entry(name, "", []) | {"state": "autoscaled", "autoscale": autoscaled})
         if not slots:
             answers.append(_entry(name, "", said.get(f"component/{name}", [])) | {"state": "unwanted"})
         answers += [_slot(draft, ask, f, said.get(f"component/{name}/{f.slot.name}", []), node) for f in slots]

@@ -15,10 +15,12 @@ from batuta.core.decide import APPLICATION, Decision, decide
 from batuta.core.decided import Assignment
 from batuta.core.fleet import Fleet
 from batuta.core.liveness import heard_at, sighted
-from batuta.core.observed import InstanceReport
+from batuta.core.observed import Flow, InstanceReport, Measures
 from batuta.core.state import Change, State
 from batuta.core.touched import touched
-from batuta.kinds.application import Disruption, Rollout, Toleration
+from batuta.kinds.application import Disruption, Replicas, Rollout, Toleration
+from batuta.kinds.autoscale import Autoscale, Window
+from batuta.kinds.base import Millis
 from batuta.kinds.instants import Instant
 from batuta.kinds.node import Hold, Taint
 from tests.core.fleets import MIB, NOW, application, component, model, no_application, node, report, site
@@ -63,6 +65,37 @@ def _application(name: str, parts: list[Any], priority: int, budget: int | None)
     return change._replace(value=msgspec.structs.replace(change.value, spec=spec))
 
 
+def _scaled(part: Any, autoscale: Autoscale | None) -> Any:
+    if autoscale is None or part.replicas.count is None:
+        return part
+    return msgspec.structs.replace(part, replicas=Replicas(autoscale=autoscale))
+
+
+autoscales = st.builds(
+    Autoscale,
+    min=st.integers(0, 2),
+    max=st.integers(2, 5),
+    windows=st.sampled_from(
+        [
+            (),
+            (Window(opens="*/2 * * * *", closes="1-59/2 * * * *", min=3),),
+            (Window(opens="14 * * * *", closes="15 * * * *", max=1),),
+        ]
+    ),
+    load=st.sampled_from(
+        [
+            None,
+            "latency.p99 / 50.0",
+            "latency.p99 / 50.0",
+            "queue.stored / 10.0",
+            "rate.received / 5.0",
+            "latency.p50 / 1.0",
+        ]
+    ),
+    up_after_ms=st.sampled_from([Millis(0), Millis(2_000), Millis(10_000)]),
+    down_after_ms=st.sampled_from([Millis(0), Millis(5_000)]),
+)
+components = st.builds(_scaled, components, st.one_of(st.none(), st.none(), autoscales))
 applications = st.builds(
     _application,
     st.sampled_from(APPS),
@@ -118,6 +151,10 @@ steps = st.one_of(
     st.tuples(
         st.just("machine"), st.tuples(names, st.sampled_from([500, 2_000, 4_000]), st.sampled_from([40.0, 60.0]))
     ),
+    st.tuples(
+        st.just("measure"),
+        st.tuples(names, st.sampled_from([None, 1.0, 50.0, 400.0]), st.integers(0, 3), st.sampled_from([0, 90])),
+    ),
     st.tuples(st.just("models"), st.sampled_from([("1",), ("1", "2"), ("1", "2", "3")])),
     st.tuples(st.just("hub"), st.just(None)),
 )
@@ -152,6 +189,7 @@ class World:
         self.contact: dict[str, int] = {}
         self.fleet = Fleet()
         self.before, self.was, self.pending = self.state, self.now, frozenset[str]()
+        self.own: dict[str, Any] = {}
         self._beat()
         self.turn(full=True)
 
@@ -189,6 +227,21 @@ class World:
                     "observed", name, msgspec.structs.replace(known, inventory=fresh.inventory, vitals=vitals)
                 )
             )  # fmt: skip
+
+    def _measure(self, with_: tuple[str, float | None, int, int]) -> None:
+        """A node says how slow what it runs is, what came in and what waits."""
+        name, p99, came, stored = with_
+        known = self.state.observed.get(name)
+        if known is None or name in self.cut:
+            return
+        measures = None if p99 is None else Measures(latency_p99_ms=p99, received=came)
+        said = tuple(msgspec.structs.replace(i, measures=measures) for i in known.instances)
+        before = {flow.consumer: flow for flow in known.flows}
+        flows = tuple(
+            Flow(consumer=c, produced=(before[c].produced if c in before else 0) + 100 * came, stored=stored)
+            for c in (f"default_{app}_{part}" for app in APPS for part in "xy")
+        )
+        self.change(Change("observed", name, msgspec.structs.replace(known, instances=said, flows=flows)))
 
     def _models(self, versions: tuple[str, ...]) -> None:
         self.change(model(*versions))
@@ -232,12 +285,14 @@ class World:
             if name in self.cut or name in but or known is None or name not in self.state.nodes:
                 continue
             self.told[name] = assignment
+            measured = {(i.name, i.epoch): i.measures for i in known.instances}
             said = tuple(
                 InstanceReport(
-                    name=i.name, epoch=i.epoch, since=self.now, phase="starting" if name in self.failing else "ready"
+                    name=i.name, epoch=i.epoch, since=self.now, measures=measured.get((i.name, i.epoch)),
+                    phase="starting" if name in self.failing else "ready",
                 )
                 for i in assignment.instances
-            )
+            )  # fmt: skip
             rows.append(
                 Change("observed", name, msgspec.structs.replace(known, serial=assignment.serial, instances=said))
             )
@@ -275,7 +330,9 @@ class World:
     # --- What must hold ---
 
     def turn(self, *, full: bool = False) -> Decision:
-        subjects = None if full else touched(self.before, self.state, self.was, self.now) | self.pending
+        subjects = (
+            None if full else touched(self.before, self.state, self.was, self.now, self.fleet, self.own) | self.pending
+        )
         decision = decide(self.state, self.now, subjects, self.fleet)
         everything = decide(self.state, self.now, None, Fleet())
         assert decision.changes == everything.changes, "deciding what was touched is not deciding everything"
@@ -293,6 +350,7 @@ class World:
             early = decide(self.state, later, None, Fleet())
             assert early.changes == (), f"would have to wake at {later - self.now}, not {quiet_until - self.now} ms"
         self.before, self.was = before, self.now
+        self.own = {c.key: c.value for c in decision.changes}
         self.pending = frozenset(APPLICATION + app for app in decision.pending)
         self.never_twice_runs_once()
         return decision
