@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 _MASK = 2**64 - 1
+_STEP = 0x9E3779B97F4A7C15
 
 
 class Chance:
@@ -27,11 +28,12 @@ class Chance:
 
     def bits(self) -> int:
         """64 random bits."""
-        self._state = (self._state + 0x9E3779B97F4A7C15) & _MASK
-        z = self._state
-        z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
-        z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & _MASK
-        return z ^ (z >> 31)
+        self._state = (self._state + _STEP) & _MASK
+        return _mixed(self._state)
+
+    def at(self, index: int) -> int:
+        """The 64 bits of one index: a draw that needs none before it, and moves nothing."""
+        return _mixed((self._state + index * _STEP) & _MASK)
 
     def between(self, least: int, most: int) -> int:
         """A whole number from `least` to `most`, both included; the bias of the modulo is below 2^-40 here."""
@@ -43,3 +45,17 @@ class Chance:
 
     def pick(self, choices: Sequence[T]) -> T:
         return choices[self.bits() % len(choices)]
+
+    def sample(self, choices: Sequence[T], count: int) -> list[T]:
+        """So many different ones, in the order drawn (the first steps of a Fisher-Yates shuffle)."""
+        left = list(choices)
+        for i in range(min(count, len(left))):
+            j = self.between(i, len(left) - 1)
+            left[i], left[j] = left[j], left[i]
+        return left[:count]
+
+
+def _mixed(z: int) -> int:
+    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
+    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & _MASK
+    return z ^ (z >> 31)

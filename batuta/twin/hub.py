@@ -5,23 +5,26 @@ A hub restart forgets sightings and what was pending; a torn one dies between tw
 
 from __future__ import annotations
 
+import heapq
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from batuta.core.decide import APPLICATION
 from batuta.core.decided import Assignment
-from batuta.core.liveness import sighted
+from batuta.core.liveness import missed_ms, sighted
 from batuta.core.observed import Report, Sighting
 from batuta.core.state import Change, State
 from batuta.twin.chance import Chance
-from batuta.twin.world import Store
+from batuta.twin.weights import ANSWER_BYTES, RECEIPT_BYTES, assignment_bytes
+from batuta.twin.world import ANSWER, FOUND, PUSH, RECEIPT, Store
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from batuta.twin.laws import Laws
     from batuta.twin.node import Node
+    from batuta.twin.rest import Rest
     from batuta.twin.rules import Rules
     from batuta.twin.world import World
 
@@ -35,29 +38,58 @@ class Broker:
         self.world = world
         self.store = Store()
         self.nodes: dict[str, Node] = {}
+        self.sites: dict[str, list[Node]] = {}
+        self.resting: dict[str, Rest] = {}
+        """Nodes whose beats are known without being played."""
         self.hub: Hub | None = None
+        self._row_bytes: dict[str, int] = {}
 
     def heartbeat(self, node: Node, boot: int, sequence: int, serial: int, sent_at: int) -> None:
         """A request: without a hub process nobody answers."""
-        del sequence, serial
+        del serial
         if self.hub is not None:
             newest = self.hub.hear_heartbeat(node.name)
-            node.wire.send("down", node.heartbeat_answered, boot, sent_at, newest)
+            number = (boot << 32) + sequence
+            node.wire.send(ANSWER, ANSWER_BYTES, node.pulse.answered, boot, sent_at, newest, number=number)
 
     def report(self, node: Node, boot: int, report: Report) -> None:
         """Kept by the broker even while no hub listens; latest arrival wins, as in any key-value bucket."""
-        self.store.put("observed", node.name, report)
+        self.keep(report)
+        number = (boot << 32) + report.sequence
+        node.wire.send(RECEIPT, RECEIPT_BYTES, node.pulse.kept, boot, report.sequence, number=number)
+
+    def keep(self, report: Report) -> None:
+        self.store.put("observed", report.node, report)
         if self.hub is not None:
             self.hub.hear_report(report)
-        node.wire.send("down", node.report_kept, boot, report.sequence)
 
     def read_assignment(self, node: Node) -> None:
-        node.wire.send("down", node.hear_assignment, self.store.get("decided", f"assignment.{node.name}"))
+        node.wire.send(FOUND, self.row_bytes(node.name), node.hear_assignment, self.row(node.name))
+
+    def look(self, node: Node, number: int) -> None:
+        """The same, in turn with the beats."""
+        row = self.row(node.name)
+        node.wire.send(FOUND, self.row_bytes(node.name), node.hear_assignment, row, number=number)
+
+    def row(self, node: str) -> Assignment | None:
+        row: Assignment | None = self.store.get("decided", f"assignment.{node}")
+        return row
+
+    def row_bytes(self, node: str) -> int:
+        """What a node's row weighs on its way down."""
+        if node not in self._row_bytes:
+            self._row_bytes[node] = assignment_bytes(self.row(node))
+        return self._row_bytes[node]
 
     def publish_assignment(self, assignment: Assignment) -> None:
+        self._row_bytes.pop(assignment.node, None)
         node = self.nodes.get(assignment.node)
         if node is not None:
-            node.wire.send("down", node.hear_assignment, assignment)
+            node.wire.send(PUSH, self.row_bytes(assignment.node), node.hear_assignment, assignment)
+
+    def wake_all(self) -> None:
+        for rest in list(self.resting.values()):
+            rest.pulse.wake()
 
     def link_closed(self, node: str) -> None:
         """The broker saw a connection close."""
@@ -87,7 +119,15 @@ class Hub:
         self._decided_on, self._decided_at = self.state, world.now
         self._full_at = world.now
         self._has_decided_all = False
-        self._inbox: list[Change] = []
+        self._inbox: dict[tuple[str, str], Change] = {}
+        """What was heard and is not yet folded: the newest of each row."""
+        self._refreshed_at = world.now
+        self._watch: list[tuple[int, str]] = []
+        """A heap of whoever is listened for beat by beat, by when it would be missed at the earliest."""
+        self._watched: set[str] = set()
+        self._watch_token = 0
+        self._missed_ms = missed_ms(self.state)
+        self.decisions = 0
         self.promised: dict[str, int] = {}
         """Serials of the newest decision, by node."""
         self._unwritten: list[Change] = []
@@ -108,11 +148,77 @@ class Hub:
         it so is still to be written: the row that gives the slot to another may be written first.
         """
         before = self._newest(self.state.sightings, "sightings", node)
-        after = sighted(before, self.world.now)
+        after = sighted(before, self.world.now, self._missed_ms)
         self._gather(Change("sightings", node, after), before is None or before.online_since != after.online_since)
+        self._watch_for(node, self.world.now)
+        return self.newest_serial(node)
+
+    def _watch_for(self, node: str, heard_at: int) -> None:
+        """Be there when this one is missed, should it say no more."""
+        if node in self._watched:
+            return
+        self._watched.add(node)
+        heapq.heappush(self._watch, (heard_at + self._missed_ms, node))
+        if self._watch[0][1] == node:
+            self._plan_watch()
+
+    def _plan_watch(self) -> None:
+        self._watch_token += 1
+        if self._watch:
+            self.world.after(self._watch[0][0] - self.world.now, self._look_out, self._watch_token)
+
+    def _look_out(self, token: int) -> None:
+        """Is anybody really missed now? Most were heard again meanwhile."""
+        if not self.is_alive or token != self._watch_token:
+            return
+        now, missed = self.world.now, False
+        while self._watch and self._watch[0][0] <= now:
+            _, node = heapq.heappop(self._watch)
+            known = self._newest(self.state.sightings, "sightings", node)
+            if known is None or node in self.broker.resting:
+                self._watched.discard(node)
+            elif known.last_seen + self._missed_ms > now:
+                heapq.heappush(self._watch, (known.last_seen + self._missed_ms, node))
+            else:
+                self._watched.discard(node)
+                missed = True
+        self._plan_watch()
+        if missed:
+            self._turn()
+
+    def newest_serial(self, node: str) -> int:
         assignment = self.state.assignments.get(node)
         written = 0 if assignment is None else assignment.serial
         return max(written, self.promised.get(node, 0)) if self.world.physics.promises else written
+
+    def heard_of(self, node: str) -> int | None:
+        """When this hub last heard a node whose link is open."""
+        known: Sighting | None = self._newest(self.state.sightings, "sightings", node)
+        return known.last_seen if known is not None and known.disconnected_at is None else None
+
+    def follows(self, node: str, sequence: int) -> bool:
+        """Did this hub take its newest report? One from a clock set back it does not, until that one caught up."""
+        known: Report | None = self._newest(self.state.observed, "observed", node)
+        return known is not None and known.boot == self.broker.nodes[node].boot and known.sequence == sequence
+
+    def correct(self, node: str, last_seen: int, reported_at: int | None) -> None:
+        """What came of a rest: it is known now, and is no news."""
+        known: Sighting | None = self._newest(self.state.sightings, "sightings", node)
+        if known is not None:
+            at = known.reported_at if reported_at is None else reported_at
+            after = msgspec.structs.replace(known, last_seen=max(known.last_seen, last_seen), reported_at=at)
+            self._gather(Change("sightings", node, after), is_news=False)
+            if node not in self.broker.resting:
+                self._watch_for(node, after.last_seen)
+
+    def _refresh(self) -> None:
+        """Whoever rests is heard all the time. It is noted often enough that nobody looks silent."""
+        now = self.world.now
+        if now - self._refreshed_at < self._missed_ms - self.world.every_ms - self.world.longest_ms - 50:
+            return
+        self._refreshed_at = now
+        for name, rest in self.broker.resting.items():
+            self.correct(name, rest.heard_by(now), None)
 
     def hear_report(self, report: Report) -> None:
         """Folds it unless something newer of the same node is known already."""
@@ -120,7 +226,7 @@ class Hub:
         if known is not None and not _is_news(known, report):
             self.world.count("stale reports")
             return
-        self._gather(Change("observed", report.node, report))
+        self._gather(Change("observed", report.node, report), known is None or _says_more(known, report))
         sighting: Sighting | None = self._newest(self.state.sightings, "sightings", report.node)
         if sighting is not None:
             heard = msgspec.structs.replace(sighting, reported_at=self.world.now)
@@ -137,14 +243,12 @@ class Hub:
 
     def _newest(self, rows: Any, table: str, key: str) -> Any:
         """What is known of a row: what waits in the inbox is newer than what was folded."""
-        for change in reversed(self._inbox):
-            if change.table == table and change.key == key:
-                return change.value
-        return rows.get(key)
+        change = self._inbox.get((table, key))
+        return rows.get(key) if change is None else change.value
 
     def _gather(self, change: Change, is_news: bool = True) -> None:
         """News wakes the loop; a heartbeat as expected does not, for silence is found by its instant."""
-        self._inbox.append(change)
+        self._inbox[change.table, change.key] = change
         if is_news and not self._gathering:
             self._gathering = True
             self.world.after(self.world.physics.gather_ms, self._turn)
@@ -168,6 +272,9 @@ class Hub:
         if self._rounds == ROUNDS_MAX:
             self.laws.breaks("idle_when_done", f"the hub still decides after {ROUNDS_MAX} rounds")
         self.promised = {c.value.node: c.value.serial for c in decision.changes if isinstance(c.value, Assignment)}
+        for name in self.promised:
+            if name in self.broker.resting:
+                self.broker.nodes[name].pulse.wake()
         self._written, self._decided_for = 0, self.state
         self._unwritten = self._in_some_order(decision.changes)
         self._write_next()
@@ -184,7 +291,10 @@ class Hub:
     def _decide(self) -> Any:
         """What changed since the last decision, what it left open, and what the time that passed may change."""
         now = self.world.now
-        self.state, self._inbox = self.state.with_changes(self._inbox), []
+        self._refresh()
+        self.state, self._inbox = self.state.with_changes(self._inbox.values()), {}
+        self._missed_ms = missed_ms(self.state)
+        self.decisions += 1
         subjects = frozenset(self.rules.touched(self._decided_on, self.state, self._decided_at, now)) | self.pending
         decision = self.rules.decide(self.state, now, subjects, self.fleet)
         self._decided_on, self._decided_at = self.state, now
@@ -212,27 +322,30 @@ class Hub:
             self.kill()
             self.world.after(self.back_after_ms, self._start_again)
             return
-        change = self._unwritten.pop(0)
-        self.broker.store.put(change.table, change.key, change.value)
-        self.world.tell(f"hub writes {change.key}")
-        self.laws.wrote(self._decided_for, change)
-        self._written += 1
-        self.state = self.state.with_changes([change])
-        if isinstance(change.value, Assignment):
-            self.broker.publish_assignment(change.value)
+        written = [self._unwritten.pop() for _ in range(min(self.world.physics.writes_at_once, len(self._unwritten)))]
+        for change in written:
+            self.broker.store.put(change.table, change.key, change.value)
+            self.world.tell(f"hub writes {change.key}")
+            self.laws.wrote(self._decided_for, change)
+            if isinstance(change.value, Assignment):
+                self.broker.publish_assignment(change.value)
+        self._written += len(written)
+        self.state = self.state.with_changes(written)
         write_ms = self.world.physics.draw(self.world.physics.write_ms, self._chance)
         self.world.after(write_ms, self._write_next if self._unwritten else self._turn)
 
     def _in_some_order(self, changes: Sequence[Change]) -> list[Change]:
-        """Records first, then assignments, then what is no longer needed; within a group as chance has it, as writes
-        land that are under way together."""
+        """The last to be written comes first. Records go before assignments, those before what is no longer needed;
+        within a group as chance has it, as writes land that are under way together."""
 
         def group(change: Change) -> int:
             return 1 if change.key.startswith("assignment.") else 2 if change.value is None else 0
 
-        return [c for _, _, c in sorted(((group(c), self._chance.bits(), c) for c in changes), key=lambda row: row[:2])]
+        ranked = sorted(((group(c), self._chance.bits(), c) for c in changes), key=lambda row: row[:2], reverse=True)
+        return [c for _, _, c in ranked]
 
     def kill(self) -> None:
+        self.broker.wake_all()
         self.is_alive = False
         if self.broker.hub is self:
             self.broker.hub = None
@@ -242,3 +355,10 @@ def _is_news(known: Report, report: Report) -> bool:
     if known.boot == report.boot:
         return report.sequence > known.sequence
     return report.at >= known.at
+
+
+def _says_more(known: Report, report: Report) -> bool:
+    """Is there anything in it that somebody decides by? Instants, and who hears whom, only tell how silent one is."""
+    return (known.boot, known.serial, known.instances, known.artifacts, known.inventory) != (
+        report.boot, report.serial, report.instances, report.artifacts, report.inventory,
+    )  # fmt: skip

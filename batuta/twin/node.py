@@ -8,12 +8,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from batuta.core.local import Failed, Fetch, Fetched, Gone, Ready, Start, Started, Stop, locals_for_report
-from batuta.core.observed import Inventory, Report
+from batuta.core.local import Failed, Fetch, Fetched, Gone, Ready, Start, Started, Stop
 from batuta.core.reasons import Reason
-from batuta.kinds.base import Bytes, Millicores
 from batuta.twin.chance import Chance
 from batuta.twin.machine import Machine, Process
+from batuta.twin.pulse import Pulse, inventory_of
 from batuta.twin.world import EPOCH_MS
 
 if TYPE_CHECKING:
@@ -53,21 +52,31 @@ class Node:
         self.boots = 0
         self.is_isolated = False
         """Cut from its neighbours too, not from the hub alone."""
-        self.heard_at = world.now
-        """When its neighbours last heard it."""
+        self.index = len(broker.nodes)
+        """Its place in the fleet."""
+        self.place = 0
+        """Its place among the nodes of its site."""
+        self.trouble = 0
+        """Faults that are at work on it, on a neighbour or on the hub."""
+        self.calm_at = world.now
+        """When what the last one left behind is over."""
+        self.is_disk_full = False
+        self.slower = 1
+        """How many times slower than usual its disk is."""
+        self.whole_since = world.now
+        """Since when it runs and its own link is whole."""
+        self.is_leased = False
+        """Does it hold anything that must never run twice?"""
+        self.inventory = inventory_of(self)
+        self.pulse = Pulse(self)
         self._forget()
 
     def _forget(self) -> None:
         """What lives in the agent's memory only."""
-        self.contact_at: int | None = None
+        self.pulse.forget()
         self.events: list[Event] = []
         self.jobs: dict[str, list[Action]] = {}
         """The actuator's queue of each instance; the first is under way."""
-        self.sequence = 0
-        self.beats = 0
-        self.reported_at = 0
-        self.acknowledged = 0
-        self.report_planned = False
         self.work_planned = False
         self.wake_token = 0
         self._steady_at, self._steady_from = self.world.now, self._wall()
@@ -77,12 +86,21 @@ class Node:
     def _wall(self) -> int:
         return self.world.now + self.ahead_ms + (self.world.now - EPOCH_MS) * self.plan.drift_ppm // 1_000_000
 
-    def clock(self) -> int:
-        """What the node agent takes for now."""
+    def clock(self, at: int | None = None) -> int:
+        """What the node agent takes for now, or took for an instant of this life."""
         if not self.world.physics.steady:
             return self._wall()
-        passed = self.world.now - self._steady_at
+        passed = (self.world.now if at is None else at) - self._steady_at
         return self._steady_from + passed + passed * self.plan.drift_ppm // 1_000_000
+
+    def _due(self, clock: int) -> int:
+        """The first instant at which its clock shows so much, whenever that is asked."""
+        if not self.world.physics.steady:
+            return self.world.now + (clock - self._wall()) * 1_000_000 // (1_000_000 + self.plan.drift_ppm) + 1
+        due = self._steady_at + (clock - self._steady_from) * 1_000_000 // (1_000_000 + self.plan.drift_ppm) - 2
+        while self.clock(due) < clock:
+            due += 1
+        return due
 
     # --- Life and death ---
 
@@ -99,6 +117,7 @@ class Node:
 
     def stop_agent(self) -> None:
         if self.is_running:
+            self.pulse.wake()
             self.is_running = False
             self.boots += 1
             if self.world.physics.tied:
@@ -112,6 +131,7 @@ class Node:
             return
         self.is_running = True
         self.boots += 1
+        self.whole_since = self.world.now
         self._forget()
         for name, local in sorted(self.ledger.locals.items()):
             copies = self.machine.called(name)
@@ -126,19 +146,19 @@ class Node:
                 self._stop(name, copies)
             else:
                 self.hear(Gone(name))
-        self._plan_work()
-        self._beat(self.boots)
+        self.plan_work()
+        self.pulse.beat_now()
 
     # --- The loop ---
 
     def hear(self, event: Event) -> None:
         self.events.append(event)
-        self._plan_work()
+        self.plan_work()
 
-    def _plan_work(self) -> None:
+    def plan_work(self) -> None:
         if not self.work_planned:
             self.work_planned = True
-            self.world.after(0, self._if_same_boot, self.boots, self.work)
+            self.world.in_turn(0, self.index, self._if_same_boot, self.boots, self.work)
 
     def _if_same_boot(self, boot: int, do: Callable[[], None]) -> None:
         if self.is_running and boot == self.boots:
@@ -160,9 +180,12 @@ class Node:
             else:
                 here[event.name] = after
         self.events.clear()
-        plan = self.rules.step(self.ledger.assignment, here, self.ledger.artifacts, now, self.contact_at)
+        plan = self.rules.step(self.ledger.assignment, here, self.ledger.artifacts, now, self.pulse.contact_at)
         if plan.locals != self.ledger.locals:
-            self._plan_report()
+            self.pulse.plan_report()
+            was, self.is_leased = self.is_leased, any(x.instance.lease_ms is not None for x in plan.locals.values())
+            if self.is_leased and not was and self.world.every_ms > self.world.physics.heartbeat_ms:
+                self.world.after(0, self._if_same_boot, self.boots, self.pulse.beat_now)
         self.ledger.locals = dict(plan.locals)
         for action in plan.actions:
             self.world.tell(f"{self.name} does {type(action).__name__} {action.name}")
@@ -170,8 +193,8 @@ class Node:
             self._enqueue(action)
         self.wake_token += 1
         if plan.wake_at is not None:
-            drift = 1_000_000 + self.plan.drift_ppm
-            self.world.after((plan.wake_at - now) * 1_000_000 // drift + 1, self._wake, self.boots, self.wake_token)
+            due_ms = self._due(plan.wake_at) - self.world.now
+            self.world.in_turn(due_ms, self.index, self._wake, self.boots, self.wake_token)
 
     def _wake(self, boot: int, token: int) -> None:
         if token == self.wake_token:
@@ -195,7 +218,7 @@ class Node:
             process = self.machine.begin(
                 action.instance, self.world.now, self.chance.happens(self.world.physics.stubborn_permille)
             )
-            took_ms = self.world.physics.draw(self.world.physics.start_ms, self.chance)
+            took_ms = self.slower * self.world.physics.draw(self.world.physics.start_ms, self.chance)
             self.world.after(took_ms, self._started, self.boots, process)
         else:
             self._stop(action.name, self.machine.called(action.name))
@@ -222,7 +245,7 @@ class Node:
         self._watch(process)
 
     def _watch(self, process: Process) -> None:
-        warm_ms = self.world.physics.draw(self.world.physics.warm_ms, self.chance)
+        warm_ms = self.slower * self.world.physics.draw(self.world.physics.warm_ms, self.chance)
         self.world.after(warm_ms, self._warm, self.boots, process)
 
     def _warm(self, boot: int, process: Process) -> None:
@@ -233,7 +256,7 @@ class Node:
     def _stop(self, name: str, copies: list[Process]) -> None:
         longest_ms = 0
         for process in copies:
-            grace_ms = self.rules.grace_ms(process.instance, self.clock(), self.contact_at)
+            grace_ms = self.rules.grace_ms(process.instance, self.clock(), self.pulse.contact_at)
             took_ms = min(grace_ms, self.world.physics.draw(self.world.physics.stop_ms, self.chance))
             if process.stubborn:
                 # It waits for the last signal, and only a living agent sends that.
@@ -256,57 +279,35 @@ class Node:
         local = self.ledger.locals.get(action.name)
         if local is not None and local.instance.model is not None:
             size = int(local.instance.model.variant.size_bytes)
-        took_ms = self.world.physics.transfer_ms(size) + 2 * self.world.physics.draw(
-            self.world.physics.latency_ms, self.chance
+        bandwidth_bps = self.plan.bandwidth_bps or self.world.physics.bandwidth_bps
+        took_ms = self.slower * size * 8_000 // bandwidth_bps + 2 * self.world.physics.draw(
+            self.wire.latency_ms, self.chance
         )
+        self.wire.bytes_down += size
         self.world.after(took_ms, self._fetched, self.boots, action)
 
     def _fetched(self, boot: int, action: Fetch) -> None:
         if boot != self.boots or not self.is_running:
             return
-        if self.wire.is_whole:
+        if self.is_disk_full:
+            self.hear(Failed(action.name, Reason(code="disk_full", subject=f"instance/{action.name}")))
+        elif self.wire.is_whole:
             self.ledger.artifacts |= frozenset(action.digests)
             self.hear(Fetched(action.name))
         else:
             reason = Reason(code="hub_unreachable", subject=f"instance/{action.name}")
             self.hear(Failed(action.name, reason))
 
-    # --- Talking ---
+    # --- Following ---
 
-    def _beat(self, boot: int) -> None:
-        """Every second: say that it lives, repeat what was not acknowledged, now and then read the assignment again."""
-        if not self.is_running or boot != self.boots:
-            return
-        physics = self.world.physics
-        self.beats += 1
-        if not self.is_isolated:
-            self.heard_at = self.world.now
-        serial = self.serial
-        self.wire.send("up", self.broker.heartbeat, self, self.boots, self.beats, serial, self.clock())
-        unheard_ms = self.world.now - self.reported_at
-        if unheard_ms >= 30_000 or (unheard_ms >= 2_000 and self.acknowledged < self.sequence):
-            self._plan_report()
-        if self.beats % max(1, physics.reread_ms // physics.heartbeat_ms) == 1:
-            self.read_assignment()
-        self.world.after(physics.heartbeat_ms, self._beat, boot)
+    @property
+    def boot(self) -> str:
+        """What this life of the node agent is called."""
+        return f"{self.name}-{self.boots}"
 
     @property
     def serial(self) -> int:
         return 0 if self.ledger.assignment is None else self.ledger.assignment.serial
-
-    def heartbeat_answered(self, boot: int, sent_at: int, serial: int) -> None:
-        if not self.is_running or boot != self.boots:
-            return
-        self.contact_at = self.rules.contacted(self.contact_at, sent_at, self.clock(), missed=serial > self.serial)
-        if any(local.instance.lease_ms is not None for local in self.ledger.locals.values()):
-            self._plan_work()
-        if serial > self.serial:
-            self.read_assignment()
-
-    def read_assignment(self) -> None:
-        """A direct get of the node's own row."""
-        if self.is_running:
-            self.wire.send("up", self.broker.read_assignment, self)
 
     def hear_assignment(self, assignment: Assignment | None) -> None:
         if not self.is_running or assignment is None or assignment.serial <= self.serial:
@@ -314,42 +315,11 @@ class Node:
         self.laws.adopted(self.name, assignment)
         self.world.tell(f"{self.name} adopts serial {assignment.serial}")
         self.ledger.assignment = assignment
-        self._plan_work()
+        self.plan_work()
+        self.pulse.plan_report()
 
-    def _plan_report(self) -> None:
-        if not self.report_planned:
-            self.report_planned = True
-            self.world.after(self.world.physics.report_ms, self._if_same_boot, self.boots, self._report)
-
-    def _report(self) -> None:
-        self.report_planned = False
-        self.sequence += 1
-        self.reported_at = self.world.now
-        report = Report(
-            node=self.name,
-            boot=f"{self.name}-{self.boots}",
-            sequence=self.sequence,
-            at=self.clock(),
-            serial=self.serial,
-            inventory=Inventory(
-                architecture="x86_64",
-                cpu_millis=Millicores(self.plan.cpu_millis),
-                memory_bytes=Bytes(self.plan.memory_bytes),
-                disk_bytes=Bytes(2**34),
-                runtimes=self.plan.runtimes,
-            ),
-            instances=locals_for_report(self.ledger.locals, {}),
-            artifacts=tuple(sorted(self.ledger.artifacts)),
-            hears=self._hears(),
-        )
-        self.wire.send("up", self.broker.report, self, self.boots, report)
-
-    def _hears(self) -> dict[str, int]:
-        if self.is_isolated:
-            return {}
-        neighbours = [n for n in self.broker.nodes.values() if n.plan.site == self.plan.site and n is not self]
-        return {n.name: self.world.now - n.heard_at for n in neighbours if n.boots}
-
-    def report_kept(self, boot: int, sequence: int) -> None:
-        if boot == self.boots:
-            self.acknowledged = max(self.acknowledged, sequence)
+    def link_mended(self) -> None:
+        """Its connection is there again: whatever was missed is asked for at once."""
+        self.whole_since = self.world.now
+        self.pulse.read_assignment()
+        self.pulse.beat_now()

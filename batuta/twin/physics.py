@@ -28,15 +28,23 @@ class Physics(Record):
     disconnect_seen_permille: int = 500
     """How often the hub's broker notices a cut before silence tells."""
     heartbeat_ms: int = 1_000
+    """Or more, for large fleets, as the hub asks."""
+    lazy: bool = True
+    """Beats of calm nodes are known without being played; nothing else differs."""
     write_ms: Range = (0, 30)
     """One row of a commit."""
+    writes_at_once: int = 1
     gather_ms: int = 200
     """How long the hub lets changes gather before it decides."""
     report_ms: int = 200
     """How long a node lets changes gather before it reports."""
+    report_every_ms: int = 30_000
+    """It reports so often though nothing changed."""
     reread_ms: int = 60_000
     """How often a node reads its assignment again without being told."""
     full_pass_ms: int = 15_000
+    accept_us: int = 400
+    """A new connection keeps the hub busy for so long, in millionths of a second: its certificate and its rights."""
     promises: bool = True
     """The hub answers heartbeats with the serial it has decided, not with the one it has written."""
     tied: bool = True
@@ -46,6 +54,3 @@ class Physics(Record):
 
     def draw(self, span: Range, chance: Chance) -> int:
         return chance.between(*span)
-
-    def transfer_ms(self, size_bytes: int) -> int:
-        return size_bytes * 8_000 // self.bandwidth_bps

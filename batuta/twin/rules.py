@@ -19,6 +19,14 @@ if TYPE_CHECKING:
     from batuta.core.state import State
 
 
+class WatchedFleet(Fleet):
+    """A fleet whose silences the twin's hub watches for by itself: it alone knows what was heard of who rests."""
+
+    def next_silence(self, now: int) -> int | None:
+        del now
+        return None
+
+
 class Rules(NamedTuple):
     """The pure core, as one bundle."""
 
@@ -28,7 +36,7 @@ class Rules(NamedTuple):
     heard: Callable[[Local, Event, int], Local | None] = heard
     contacted: Callable[..., int | None] = contacted
     grace_ms: Callable[[Instance, int, int | None], int] = grace_ms
-    fleet: Callable[[], Fleet] = Fleet
+    fleet: Callable[[], Fleet] = WatchedFleet
     """Makes what `decide` remembers between decisions of one hub."""
 
 

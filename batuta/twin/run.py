@@ -52,7 +52,7 @@ def run(scenario: Scenario, seed: int, rules: Rules = RULES) -> Verdict:
     play.heal()
     healed_ms = _settle(play)
     world = play.world
-    world.counts |= {"events": world.events, "acts": play.laws.acts}
+    world.counts |= {"events": world.events, "acts": play.laws.acts, **play.traffic()}
     broken = tuple(play.laws.broken)
     return Verdict(not broken, broken, tuple(world.story), world.digest, healed_ms, dict(sorted(world.counts.items())))
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Literal
 
-from batuta.kinds import AnyResource
+from batuta.kinds import AnyResource, Site
 from batuta.kinds.base import Record, Ref
+from batuta.kinds.scenario import Expectation as Expected
+from batuta.kinds.scenario import MadeAccelerator
 from batuta.twin.physics import Physics
 
 FaultKind = Literal[
@@ -21,6 +23,10 @@ FaultKind = Literal[
     "hub_restart",
     "hub_torn",
     "exit",
+    "flapping",
+    "reconnect_storm",
+    "disk_full",
+    "disk_slow",
 ]
 
 
@@ -35,6 +41,13 @@ class Machine(Record):
     drift_ppm: int = 0
     """How much faster than true its clock runs."""
     clock_ahead_ms: int = 0
+    disk_bytes: int = 2**34
+    architecture: str = "x86_64"
+    accelerators: tuple[MadeAccelerator, ...] = ()
+    labels: dict[str, str] = {}
+    latency_ms: tuple[int, int] | None = None
+    """One way to the hub; as the physics say when left out."""
+    bandwidth_bps: int | None = None
 
 
 class Edit(Record):
@@ -53,8 +66,8 @@ class Fault(Record):
     for_ms: int = 0
     target: str = ""
     amount: int = 0
-    """permille of messages (loss, duplication, reordering), milliseconds (delay, clock_jump), rows (hub_torn); for a
-    partition, 1 cuts the node from its neighbours too."""
+    """permille of messages (loss, duplication, reordering), milliseconds (delay, clock_jump, the period of flapping),
+    rows (hub_torn), times slower (disk_slow); for a partition, 1 cuts the node from its neighbours too."""
 
 
 class Expectation(Record):
@@ -84,3 +97,15 @@ class Scenario(Record):
     """How long a healed fleet may take until all is as wished."""
     lost: tuple[str, ...] = ()
     """Nodes that do not come back when the others do."""
+    sites: tuple[Site, ...] = ()
+    """Those of which more is known than that nodes are there."""
+    expected: tuple[Expected, ...] = ()
+    """What must be so, phase by phase."""
+    look_ms: int = 0
+    """Between two looks at the figures; none when zero."""
+
+    @property
+    def longest_delay_ms(self) -> int:
+        """How long a fault may hold up a message, at most."""
+        drawn = 8_000 if "delay" in self.rates else 0
+        return max([drawn, *(f.amount for f in self.faults if f.kind == "delay")])

@@ -12,21 +12,32 @@ from batuta.twin.chance import Chance
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from batuta.twin.physics import Physics
+    from batuta.twin.physics import Physics, Range
 
 EPOCH_MS: Final = 1_700_000_000_000
 """Virtual time begins here, so that no instant of a run is small enough to be mistaken for a duration."""
 STORY_LINES: Final = 400
+_AHEAD: Final = 1 << 62
+
+# The lanes of a wire: what is in one of them never overtakes its like.
+BEAT, ANSWER, REPORT, RECEIPT, LOOK, FOUND, ASK, PUSH = range(8)
+LANES: Final = 8
+UP_LANES: Final = frozenset({BEAT, REPORT, LOOK, ASK})
 
 
 class World:
-    """Virtual time. Events of one instant happen in the order in which they were planned."""
+    """Virtual time. Events of one instant happen in the order in which they were planned, but for what goes on by
+    itself (heartbeats and their answers), which comes first: so it is known without playing it (`twin.rest`)."""
 
     def __init__(self, seed: int, physics: Physics) -> None:
         self.seed = seed
         self.physics = physics
         self.now = EPOCH_MS
         self.events = 0
+        self.every_ms = physics.heartbeat_ms
+        """How often each node of this fleet beats."""
+        self.longest_ms = physics.latency_ms[1]
+        """No message of a clean link is under way for longer."""
         self.counts: dict[str, int] = {}
         self.story: deque[str] = deque(maxlen=STORY_LINES)
         self._heap: list[tuple[int, int, Callable[..., None], tuple[Any, ...]]] = []
@@ -36,6 +47,17 @@ class World:
     def after(self, delay_ms: int, do: Callable[..., None], *args: Any) -> None:
         self._planned += 1
         heapq.heappush(self._heap, (self.now + max(0, delay_ms), self._planned, do, args))
+
+    def first(self, delay_ms: int, do: Callable[..., None], *args: Any) -> None:
+        """As `after`, ahead of everything else of that instant."""
+        self._planned += 1
+        heapq.heappush(self._heap, (self.now + max(0, delay_ms), self._planned - _AHEAD, do, args))
+
+    def in_turn(self, delay_ms: int, place: int, do: Callable[..., None], *args: Any) -> None:
+        """As `after`; of one instant, those of a lower place come first, whenever they were planned."""
+        self._planned += 1
+        order = (place << 24) + (self._planned & 0xFFFFFF) - (_AHEAD >> 1)
+        heapq.heappush(self._heap, (self.now + max(0, delay_ms), order, do, args))
 
     def run_until(self, end: int) -> None:
         heap = self._heap
@@ -85,44 +107,69 @@ class Store:
 
 
 class Wire:
-    """One node's link to the broker, both ways. Whole and quick unless a fault says otherwise."""
+    """One node's link to the broker, both ways. Whole and quick unless a fault says otherwise.
 
-    def __init__(self, world: World, name: str) -> None:
+    What is said by itself and in turn (a heartbeat, its answer, a report, its receipt, a look at the assignment)
+    travels in a lane of its own, and how long it takes follows from its number; everything else draws as it goes.
+    """
+
+    def __init__(self, world: World, name: str, latency_ms: Range | None = None) -> None:
         self.world = world
         self.name = name
+        self.latency_ms = latency_ms or world.physics.latency_ms
         self.cuts = 0
         """How many faults cut it at present."""
         self.loss = self.duplication = self.reordering = 0
         """Permille of messages."""
         self.delay_ms = 0
+        self.messages = self.bytes_up = self.bytes_down = self.lost = 0
+        """What was sent so far, lost or not."""
         self._chance = Chance(world.seed, "wire", name)
-        self._last_arrival = {"up": 0, "down": 0}
+        self._numbered = Chance(world.seed, "lanes", name)
+        self._last_arrival: dict[int, int] = {}
 
     @property
     def is_whole(self) -> bool:
         return self.cuts == 0
 
+    @property
+    def is_clean(self) -> bool:
+        """Whole, quick and orderly: what is sent arrives once, and its latency says when."""
+        return not (self.cuts or self.loss or self.duplication or self.reordering or self.delay_ms)
+
     def mend(self) -> None:
         self.cuts = self.loss = self.duplication = self.reordering = self.delay_ms = 0
 
-    def send(self, way: str, do: Callable[..., None], *args: Any) -> None:
+    def took_ms(self, lane: int, number: int) -> int:
+        """How long the message of this number in this lane is under way."""
+        least, most = self.latency_ms
+        return least + self._numbered.at(number * LANES + lane) % (most - least + 1)
+
+    def send(self, lane: int, size: int, do: Callable[..., None], *args: Any, number: int = 0) -> None:
         """A message: it may be lost, doubled, delayed and overtaken, but never altered."""
         copies = 2 if self._chance.happens(self.duplication) else 1
+        world = self.world
         for _ in range(copies):
+            self.messages += 1
+            if lane in UP_LANES:
+                self.bytes_up += size
+            else:
+                self.bytes_down += size
             if self.cuts or self._chance.happens(self.loss):
-                self.world.count("messages lost")
+                self.lost += 1
                 continue
-            arrival = self.world.now + self.world.physics.draw(self.world.physics.latency_ms, self._chance)
+            took_ms = self.took_ms(lane, number) if number else world.physics.draw(self.latency_ms, self._chance)
+            arrival = world.now + took_ms
             if self.delay_ms:
                 arrival += self._chance.between(0, self.delay_ms)
             if self._chance.happens(self.reordering):
                 arrival += self._chance.between(0, 3_000)
             else:
-                arrival = self._last_arrival[way] = max(arrival, self._last_arrival[way])
-            self.world.after(arrival - self.world.now, self._arrive, do, args)
+                arrival = self._last_arrival[lane] = max(arrival, self._last_arrival.get(lane, 0))
+            (world.first if number else world.after)(arrival - world.now, self.arrive, do, args)
 
-    def _arrive(self, do: Callable[..., None], args: tuple[Any, ...]) -> None:
+    def arrive(self, do: Callable[..., None], args: tuple[Any, ...]) -> None:
         if self.cuts:
-            self.world.count("messages lost")
+            self.lost += 1
         else:
             do(*args)
