@@ -221,8 +221,8 @@ def kinds() -> Iterator[str]:
     yield "# Kinds"
     yield ""
     yield "What manifests declare. `batuta explain PATH` prints the same at a terminal, and the JSON Schemas in"
-    yield "`docs/schemas` let editors complete it: `batuta explain application --schema > application.schema.json` writes"
-    yield "one, and `# yaml-language-server: $schema=application.schema.json` in the first line of a manifest names it."
+    yield "`docs/schemas` let editors complete it: `batuta explain application --schema > application.schema.json`"
+    yield "writes one; `# yaml-language-server: $schema=application.schema.json`, the first line of a manifest, names it."
     for kind in KINDS:
         yield ""
         yield f"## {kind.__name__}"

@@ -134,3 +134,44 @@ def test_a_waiting_machine_outlives_the_hub(stage: Stage) -> None:
         wait_for("the node", lambda: stage.online("pi-1"), 90)
     finally:
         machine.end()
+
+
+# --- The last words of a machine ---
+
+COUGHING = """
+apiVersion: batuta.dev/v1
+kind: Application
+metadata: {name: cough}
+spec:
+  components:
+  - name: cough
+    process: {command: [/bin/sh, -c, "echo last words; exit 3"]}
+    resources: {cpu: 10m, memory: 8Mi}
+  - name: sing
+    process: {command: [/bin/sh, -c, "echo la la; while true; do sleep 60; done"], stopGrace: 1s}
+    resources: {cpu: 10m, memory: 8Mi}
+"""
+
+
+def test_the_logs_of_a_machine_that_died_are_known_though_nobody_had_asked(stage: Stage) -> None:
+    stage.start_node("pi-1", "lab")
+    wait_for("the node", lambda: stage.online("pi-1"), 60)
+    stage.client.apply(COUGHING)
+    tails = stage.hub_state / "hub" / "tails"
+
+    def kept() -> bool | None:
+        said = "".join(path.read_text() for path in tails.glob("*.json"))
+        return ("last words" in said and "la la" in said) or None
+
+    wait_for("what is kept", kept, 60)
+    stage.kill_node("pi-1")
+    for _ in range(2):
+        for component, words in (("cough", "last words"), ("sing", "la la")):
+            ran = batuta(stage, "logs", f"cough/{component}", "--tail", "1")
+            first, *rest = ran.out.splitlines()
+            assert first.startswith("(pi-1 does not answer: its link is "), ran
+            assert re.search(r"what follows is from \d+\w* ago\)$", first)
+            assert rest == [words]
+        # The next hub knows it too.
+        stage.kill_hub()
+        stage.start_hub()
