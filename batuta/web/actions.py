@@ -17,11 +17,11 @@ from batuta.hub.questions import instances_of
 from batuta.kinds import manifest
 from batuta.kinds.base import API_VERSION, Ref, encode_hook
 from batuta.web.access import check_documents
-from batuta.web.answers import Wrong, raw, said
+from batuta.web.answers import raw, said
 from batuta.web.applying import by_update, writer_of
 from batuta.web.bodies import in_namespace, text_of
 from batuta.web.logs import Logs
-from batuta.web.queries import yes
+from batuta.web.queries import dry_run_of, number, yes
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -55,12 +55,10 @@ class Actions:
     async def apply(self, request: Request) -> Response:
         """Every document of the body, or none: all problems come back at once."""
         query = request.query_params
-        if query.get("dryRun", "") not in ("", "All"):
-            raise Wrong(400, "dryRun can be All")
+        dry_run = dry_run_of(request)
         read = manifest.parse_manifest(await text_of(request), query.get("file", "")[:256])
         resources = read.resources
         resources = [in_namespace(resource, query.get("namespace", "")) for resource in resources]
-        dry_run = bool(query.get("dryRun"))
         check_documents(request.scope, self._hub.loop.state, [resource.ref for resource in resources])
         try:
             owners = by_update(writer_of(request, "Update"), self._hub.clock)
@@ -84,14 +82,12 @@ class Actions:
 
     async def log(self, request: Request) -> Response:
         app, query = self._application(request), request.query_params
-        tail = query.get("tail") or "100"
-        if not tail.isascii() or not tail.isdigit():
-            raise Wrong(400, f"tail={tail[:20]} is not a number of lines")
+        tail = number(query, "tail", 100)
         found = instances_of(self._hub.loop.state, app, query.get("component", ""), query.get("instance", ""))
         if not found:
             raise NotFound(f"{app} has no such instance", next_step=f"batuta why {app.split('/')[1]}")
         follow = yes(query, "follow")
-        streams = [self._logs.log(node, name, min(int(tail), TAIL_MAX), follow=follow) for node, name in found]
+        streams = [self._logs.log(node, name, min(tail, TAIL_MAX), follow=follow) for node, name in found]
         names = [name.split("/")[2] if len(found) > 1 else "" for _, name in found]
         lines = _following(streams, names) if follow else _in_order(streams, names)
         # The first words are awaited here: a node that cannot be asked is an answer of its own, not an empty log.
@@ -102,11 +98,7 @@ class Actions:
         priority, query = request.path_params["priority"], request.query_params
         if priority not in UP_CLASSES:
             raise NotFound(f"{priority[:20]!r} is no class of data: {', '.join(UP_CLASSES)}")
-        numbers = {name: query.get(name) or default for name, default in (("after", "0"), ("limit", "100"))}
-        for name, text in numbers.items():
-            if not text.isascii() or not text.isdigit():
-                raise Wrong(400, f"{name}={text[:20]} is not a number")
-        items = await self._hub.up.read(priority, int(numbers["after"]), int(numbers["limit"]))
+        items = await self._hub.up.read(priority, number(query, "after"), number(query, "limit", 100))
         return said({"items": items})
 
     def _application(self, request: Request) -> str:

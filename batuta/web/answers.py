@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
+from starlette.routing import Match
 
 from batuta.errors import (
     ArtifactRefused,
@@ -146,7 +147,18 @@ async def on_error(request: Request, error: Exception) -> Response:
     response = said(answer, answer["code"])
     if isinstance(error, HTTPException) and error.headers:
         response.headers.update(error.headers)
+    if response.status_code == 405:
+        response.headers["Allow"] = ", ".join(_possible(request))
     return response
+
+
+def _possible(request: Request) -> list[str]:
+    """What can be done where this could not. Endpoints that are there to say no are in no schema."""
+    here = [r for r in request.app.routes if r.include_in_schema and r.matches(request.scope)[0] != Match.NONE]
+    # A place of its own is not also the name of something.
+    here = [route for route in here if not route.param_convertors] or here
+    found = set[str]().union(*(route.methods or {"GET"} for route in here))
+    return sorted(found)
 
 
 def _with_hint(problem: Problem) -> str:

@@ -10,6 +10,7 @@ from starlette.routing import Route
 from batuta.hub.audit_reading import LIMIT_MAX, Wanted, find, newest_sequence
 from batuta.kinds.base import Millis
 from batuta.web.answers import Wrong, said
+from batuta.web.queries import is_number, number
 
 if TYPE_CHECKING:
     from starlette.requests import Request
@@ -24,7 +25,7 @@ WAIT_MAX_MS: Final = 30_000
 def auditing_routes(hub: Hub) -> list[Route]:
     async def audit(request: Request) -> Response:
         query = request.query_params
-        numbers = {name: _number(name, query.get(name, "")) for name in ("limit", "after", "wait")}
+        numbers = {name: number(query, name) for name in ("limit", "after", "wait")}
         wanted = Wanted(
             since=_since(query.get("since", ""), hub.clock.now()),
             who=query.get("who", ""),
@@ -52,7 +53,7 @@ def _shown(sequence: int, entry: AuditEntry) -> dict[str, Any]:
 
 def _since(text: str, now: int) -> int:
     """An instant in milliseconds, or a duration before now: `1h`."""
-    if text.isascii() and text.isdigit():
+    if is_number(text):
         return int(text)
     if not text:
         return 0
@@ -60,11 +61,3 @@ def _since(text: str, now: int) -> int:
         return now - int(Millis.parse(text))
     except ValueError as error:
         raise Wrong(400, f"since: {error}") from None
-
-
-def _number(name: str, text: str) -> int:
-    if not text:
-        return 0
-    if not text.isascii() or not text.isdigit():
-        raise Wrong(400, f"{name}={text[:20]} is not a number")
-    return int(text)

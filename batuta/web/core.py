@@ -18,7 +18,7 @@ from batuta.web.core_nodes import core_node
 from batuta.web.core_views import core_views, instance_of
 from batuta.web.logs import Logs
 from batuta.web.patches import merged
-from batuta.web.queries import yes
+from batuta.web.queries import dry_run_of, number, yes
 from batuta.web.reading import Reading, no_such
 from batuta.web.sources import at
 
@@ -57,7 +57,7 @@ class Core:
                 routes.append(Route(f"{ROOT}/{view.plural}", reading.list_or_watch, methods=["GET"]))
         return [
             *routes,
-            Route(f"{ROOT}/namespaces", _namespaces_are_virtual, methods=["POST"]),
+            Route(f"{ROOT}/namespaces", _namespaces_are_virtual, methods=["POST"], include_in_schema=False),
             Route(f"{ROOT}/namespaces/{{namespace}}/pods/{{name}}/log", self._log, methods=["GET"]),
             Route(f"{ROOT}/nodes/{{name}}", self._patch_node, methods=["PATCH"]),
         ]
@@ -72,11 +72,9 @@ class Core:
         asked = [word for word in _UNKNOWN_TO_LOGS if query.get(word) not in (None, "", "false", "All")]
         if asked:
             raise Wrong(400, f"{asked[0]} is not known here", next_step="follow and tailLines are")
-        tail = query.get("tailLines") or str(TAIL_MAX)
-        if not tail.isascii() or not tail.isdigit():
-            raise Wrong(400, f"tailLines={tail[:20]} is not a number of lines")
+        tail = number(query, "tailLines", TAIL_MAX)
         follow = yes(query, "follow")
-        lines = self._logs.log(*found, min(int(tail), TAIL_MAX), follow=follow)
+        lines = self._logs.log(*found, min(tail, TAIL_MAX), follow=follow)
         # The first words are awaited here: a node that cannot be asked is an answer of its own, not an empty log.
         first = await anext(lines, "")
         return StreamingResponse(_after(first, lines), media_type="text/plain; charset=utf-8")
@@ -103,7 +101,7 @@ class Core:
             if state.get(ref) != before:
                 raise Stale(f"{ref} was changed meanwhile")
 
-        dry_run = request.query_params.get("dryRun") == "All"
+        dry_run = dry_run_of(request)
         owners = by_update(writer_of(request, "Update"), self._hub.clock)
         (written,) = await self._hub.declarations.apply([resource], dry_run=dry_run, unless=same, owners=owners)
         body = self._hub.feed.preview(written.resource, self._hub.loop.state)

@@ -20,6 +20,7 @@ from batuta.web.bodies import body_of
 from batuta.web.core_views import instance_of
 from batuta.web.leniency import warning
 from batuta.web.protobuf import PROTOBUF, fields, message_in
+from batuta.web.queries import dry_run_of
 
 if TYPE_CHECKING:
     from starlette.requests import Request
@@ -37,7 +38,7 @@ def eviction_routes(hub: Hub) -> list[Route]:
     evictions = Evictions(hub)
     return [
         Route(f"{POD}/eviction", evictions.evict, methods=["POST"]),
-        *(Route(f"{POD}/{word}", nobody_gets_in, methods=["GET", "POST"]) for word in INSIDE),
+        *(Route(f"{POD}/{word}", nobody_gets_in, methods=["GET", "POST"], include_in_schema=False) for word in INSIDE),
     ]
 
 
@@ -49,7 +50,7 @@ class Evictions:
 
     async def evict(self, request: Request) -> Response:
         namespace, name = request.path_params["namespace"], request.path_params["name"]
-        dry_run = await _is_dry_run(request) or request.query_params.get("dryRun") == "All"
+        dry_run = dry_run_of(request) or await _is_dry_run(request)
         found = instance_of(self._hub, namespace, name)
         node = self._hub.loop.state.get(Ref(Node.plural, "", found[0])) if found is not None else None
         if found is None or not isinstance(node, Node):

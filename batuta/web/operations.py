@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from batuta.kinds.base import API_VERSION, NAME_PATTERN
+from batuta.web.queries import DIGITS_MAX
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -88,7 +89,7 @@ def _text(**more: Any) -> dict[str, Any]:
 
 
 YES: Final = {"type": "boolean"}
-NUMBER: Final = {"type": "integer", "minimum": 0, "maximum": 2**31 - 1}
+NUMBER: Final = {"type": "integer", "minimum": 0, "maximum": 10**DIGITS_MAX - 1}
 VERSION: Final = _text(pattern="^[0-9]{0,15}$")
 
 DRY_RUN = Parameter("dryRun", _text(enum=["All"]), "Judge all of it, store nothing.")
@@ -109,7 +110,7 @@ LIST_WORDS = (
     Parameter("continue", _text(), "The next page: `metadata.continue` of the one before."),
     Parameter("watch", YES, "Go on with what changes, as one JSON event a line."),
     Parameter("resourceVersion", VERSION, "Of a watch: begin after this; none or 0 begins with all there is."),
-    Parameter("timeoutSeconds", NUMBER, "Of a watch: end after so long."),
+    Parameter("timeoutSeconds", NUMBER, "Of a watch: end after so long; 0 is never."),
     Parameter("allowWatchBookmarks", YES, "Of a watch: say now and then how far it has come."),
     Parameter("sendInitialEvents", YES, "Of a watch: all there is comes first, then a bookmark; or none of it."),
     Parameter(

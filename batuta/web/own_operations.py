@@ -50,7 +50,7 @@ _KUBERNETES: Final = (
     Operation("POST", "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews", "May I do that?",
               (201, 400, 408, 413, 415), bodies=_OBJECT, answer=_with("kind", "status")),
     Operation("POST", "/apis/authentication.k8s.io/v1/selfsubjectreviews", "Who am I?", (201,),
-              bodies=_OBJECT, needs_body=False, answer=_with("kind", "status")),
+              bodies={JSON: {}}, needs_body=False, answer=_with("kind", "status")),
     Operation("GET", "/apis/policy", "A group that only evictions are of.", (200,)),
     Operation("GET", "/apis/policy/v1", "The same: nothing is kept in it.", (200,)),
     Operation("POST", f"{_POD}/eviction", "Drain the cordoned node that it is on.",
@@ -82,9 +82,9 @@ _MANIFESTS: Final = (
 _JOINING: Final = (
     Operation("GET", "/tokens", "Tokens of both sorts, never a secret.", (200,), answer=_with("items")),
     Operation("POST", "/tokens", "A token by which machines join.", (201, 400, 408, 413, 415, 422, 503),
-              bodies=_OBJECT, answer=_with("id", "token")),
+              bodies=_OBJECT, needs_body=False, answer=_with("id", "token")),
     Operation("POST", "/tokens/api", "A token for a person or a program.", (201, 400, 408, 413, 415, 422, 503),
-              bodies=_OBJECT, answer=_with("id", "token", "role")),
+              bodies=_OBJECT, needs_body=False, answer=_with("id", "token", "role")),
     Operation("DELETE", "/tokens/{id}", "Revoke a token of either sort.", (200, 404, 503), answer=meta("Status")),
     Operation("POST", "/enrol", "A machine becomes a node.", (200, 202, 400, 403, 408, 409, 413, 415, 422, 503),
               bodies=_OBJECT, is_open=True),
@@ -116,7 +116,8 @@ _HEALTH: Final = (
     Operation("GET", "/healthz", "Does it answer?", (200,), answers_with=TEXT, answer=_TEXT, is_open=True),
     Operation("GET", "/readyz", "Can it work?", (200, 503), answers_with=TEXT, answer=_TEXT, refuses_with=TEXT,
               is_open=True),
-    Operation("GET", "/metrics", "Every count and measure, for Prometheus.", (200,), answers_with=TEXT, answer=_TEXT),
+    Operation("GET", "/metrics", "Every count and measure, for Prometheus. Over HTTPS it takes a token.",
+              (200, 401, 403), answers_with=TEXT, answer=_TEXT, is_open=True),
     Operation("GET", "/doctor", "What passes, what fails, and what helps.", (200,), answer=_with("checks")),
 )  # fmt: skip
 

@@ -12,7 +12,7 @@ from batuta.errors import NotFound
 from batuta.kinds.base import Ref
 from batuta.web.answers import Wrong, raw, said
 from batuta.web.lookout import ROWS_AT_ONCE, Lookout, refresh
-from batuta.web.queries import yes
+from batuta.web.queries import number, yes
 from batuta.web.selectors import selector
 from batuta.web.tables import event_table, table, table_wanted
 from batuta.web.watch import Watch
@@ -45,7 +45,7 @@ class Reading:
             look = (as_table, included) if as_table else None
             write = partial(self._event_table, as_table, included) if as_table else None
             return Watch(self._lookout, self._lookout.group(namespace, chosen, look, write), query)
-        size, after = _size(query.get("limit", "")), _key_in(query.get("continue", ""))
+        size, after = number(query, "limit"), _key_in(query.get("continue", ""))
         if not size:
             await refresh(source)
         rows, page = _page(source, _Wanted(namespace, chosen, after), size)
@@ -130,9 +130,3 @@ def _key_in(token: str) -> str:
         return base64.b64decode(token.encode(), altchars=b"-_", validate=True).decode()
     except ValueError:
         raise Wrong(400, "this continue token was not given out by this hub") from None
-
-
-def _size(limit: str) -> int:
-    if limit and (not limit.isascii() or not limit.isdigit()):
-        raise Wrong(400, f"limit={limit[:20]} is not a number")
-    return int(limit or 0)

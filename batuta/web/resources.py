@@ -18,7 +18,7 @@ from batuta.web.bodies import body_of, json_of, text_of
 from batuta.web.leniency import lenient, own_up, validation_of
 from batuta.web.operations import APPLY_PATCH, JSON_PATCH, MERGE_PATCH
 from batuta.web.patches import PatchFails, merged, patched
-from batuta.web.queries import yes
+from batuta.web.queries import dry_run_of, is_number, yes
 from batuta.web.reading import Reading, no_such
 from batuta.web.scaling import scale_of, scaled
 from batuta.web.sources import KindSource, at
@@ -62,7 +62,7 @@ class KindApi:
             Route(item, self._writing(self._patch), methods=["PATCH"]),
             Route(item, self._delete, methods=["DELETE"]),
             Route(f"{item}/status", self._reading.get, methods=["GET"]),
-            Route(f"{item}/status", _status_is_computed, methods=["PUT", "PATCH", "POST"]),
+            Route(f"{item}/status", _status_is_computed, methods=["PUT", "PATCH", "POST"], include_in_schema=False),
         ]
         if self._kind.namespaced:
             routes.append(Route(f"{BASE}/{plural}", self._reading.list_or_watch, methods=["GET"]))
@@ -82,7 +82,7 @@ class KindApi:
 
     async def _create(self, request: Request) -> Response:
         document = await json_of(request)
-        dry_run = _dry_run(request)
+        dry_run = dry_run_of(request)
         prefix = _generated(document)
         owners: Owners | None = None
         for tries_left in reversed(range(TRIES if prefix else 1)):
@@ -117,7 +117,7 @@ class KindApi:
     async def _apply(self, request: Request) -> Response:
         manager = writer_of(request, "Apply")
         config = lenient(self._kind, config_of(await text_of(request)), request)
-        force, dry_run = yes(request.query_params, "force"), _dry_run(request)
+        force, dry_run = yes(request.query_params, "force"), dry_run_of(request)
         ref = self._reading.ref(request)
         known = config["metadata"].get("resourceVersion")
         if known:
@@ -161,7 +161,7 @@ class KindApi:
         unless: Callable[[State], None] | None = None,
     ) -> Response:
         written = await self._put(request, resource, owners, unless)
-        return raw(self._shown(written, dry_run=_dry_run(request)))
+        return raw(self._shown(written, dry_run=dry_run_of(request)))
 
     async def _put(
         self,
@@ -180,7 +180,9 @@ class KindApi:
             if unless is not None:
                 unless(state)
 
-        written = await self._hub.declarations.apply([resource], dry_run=_dry_run(request), unless=check, owners=owners)
+        written = await self._hub.declarations.apply(
+            [resource], dry_run=dry_run_of(request), unless=check, owners=owners
+        )
         return written[0].resource
 
     async def _delete(self, request: Request) -> Response:
@@ -195,7 +197,7 @@ class KindApi:
             if wanted.resource_version is not None:
                 self._check_version(ref, wanted.resource_version)
 
-        dry_run = _dry_run(request) or bool(options.dry_run)
+        dry_run = dry_run_of(request) or bool(options.dry_run)
         gone = await self._hub.declarations.delete(ref, dry_run=dry_run, unless=check)
         if gone.metadata.finalizers:
             return raw(self._shown(gone, dry_run=dry_run))
@@ -223,7 +225,7 @@ class KindApi:
             document["metadata"]["resourceVersion"] = str(known)
         resource = self._read(document, request)
         written = await self._put(request, resource, self._by_update(request, resource, before), _same(before))
-        return said(scale_of(written, msgspec.json.decode(self._shown(written, dry_run=_dry_run(request)))))
+        return said(scale_of(written, msgspec.json.decode(self._shown(written, dry_run=dry_run_of(request)))))
 
     # --- Small words ---
 
@@ -242,7 +244,7 @@ class KindApi:
     def _check_version(self, ref: Ref, known: str) -> None:
         """A write that knows the last declaration overwrites nobody; newer status does not count."""
         row = self._row(ref)
-        if not known.isascii() or not known.isdigit() or not row.declared <= int(known) <= self._hub.feed.version:
+        if not is_number(known) or not row.declared <= int(known) <= self._hub.feed.version:
             raise Stale(f"{ref} was changed since resourceVersion {known[:20]}", next_step="get it again, then write")
 
     def _read(self, document: Any, request: Request) -> Resource:
@@ -356,10 +358,3 @@ async def _delete_options(request: Request) -> _DeleteOptions:
         return msgspec.json.decode(body, type=_DeleteOptions)
     except (msgspec.DecodeError, RecursionError) as error:
         raise Wrong(400, f"the body does not say how to delete: {error}") from None
-
-
-def _dry_run(request: Request) -> bool:
-    said_so = request.query_params.get("dryRun", "")
-    if said_so not in ("", "All"):
-        raise Wrong(400, f"dryRun={said_so[:20]} is not known; it can be All")
-    return said_so == "All"

@@ -119,7 +119,7 @@ def is_write(method: str, path: str) -> bool:
 
 def can_be_tried(path: str) -> bool:
     """Does a write here know `dryRun`?"""
-    return path == "/apply" or path.startswith("/apis/")
+    return path == "/apply" or path.startswith(("/apis/", "/api/"))
 
 
 def place_of(ref: Ref, *, named: bool = True) -> str:

@@ -16,7 +16,7 @@ from starlette.responses import Response
 from batuta.hub.feed import TooOld
 from batuta.web.answers import Wrong, expired
 from batuta.web.lookout import PIECE_BYTES, refresh
-from batuta.web.queries import yes
+from batuta.web.queries import number, yes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -40,22 +40,19 @@ class Watch(Response):
         """Raises TooOld at once when the version it should begin after is not known any more."""
         super().__init__(media_type="application/json")
         del self.headers["content-length"]
-        said = query.get("resourceVersion", "")
-        if not said.isascii() or (said and not said.isdigit()):
-            raise Wrong(400, f"resourceVersion={said[:20]} was not given out by this hub")
+        said = number(query, "resourceVersion")
         # Asked for by name, what is there comes first whatever the version, and a bookmark says where it ends.
         self._shows_first = yes(query, "sendInitialEvents") if "sendInitialEvents" in query else None
         if self._shows_first is not None and query.get("resourceVersionMatch") != "NotOlderThan":
             raise Wrong(400, "sendInitialEvents needs resourceVersionMatch=NotOlderThan")
-        self._after = 0 if self._shows_first else int(said or 0)
+        self._after = 0 if self._shows_first else said
         if self._after:
             lookout.source.since(self._after, 1)
         self._hub, self._source = lookout.hub, lookout.source
         self._lookout, self._group = lookout, group
         self._is_first = True
-        timeout = query.get("timeoutSeconds", "")
-        is_number = timeout.isascii() and timeout.isdigit()
-        self._until = self._hub.clock.now() + int(timeout) * 1000 if is_number else None
+        timeout_s = number(query, "timeoutSeconds")
+        self._until = self._hub.clock.now() + timeout_s * 1000 if timeout_s else None
         self._bookmarks = yes(query, "allowWatchBookmarks")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002
