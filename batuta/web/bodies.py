@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -22,6 +23,9 @@ BODY_BYTES_MAX: Final = 8 * 2**20
 PATIENCE_S: Final = 15.0
 """So long a body may stand still, and so much longer than `PACE_BYTES` a second all of it may take."""
 PACE_BYTES: Final = 4096
+LARGE_CHARACTERS: Final = 64 * 1024
+"""To look twice at more than this is work for a thread of its own."""
+REPEATED_MAX: Final = 20
 T = TypeVar("T")
 
 
@@ -59,9 +63,30 @@ async def json_of(request: Request) -> Any:
     if media.endswith("yaml"):
         return _one_document(text)
     try:
-        return msgspec.json.decode(text)
-    except (msgspec.DecodeError, RecursionError) as error:
+        document = msgspec.json.decode(text)
+        again = _repeated(text) if len(text) < LARGE_CHARACTERS else await asyncio.to_thread(_repeated, text)
+    except (msgspec.DecodeError, RecursionError, ValueError) as error:
         raise Wrong(400, f"the body is not JSON: {error}") from None
+    if again:
+        message = "the key is there twice in one object, and only one of them could count"
+        raise Refused([Problem(path=key[:80], code="duplicate", message=message, hint="keep one") for key in again])
+    return document
+
+
+def _repeated(text: str) -> list[str]:
+    """Keys that one object has more than once. Decoders take the last of them and say nothing."""
+    found: dict[str, None] = {}
+
+    def look(pairs: list[tuple[str, Any]]) -> None:
+        if len(dict(pairs)) < len(pairs) and len(found) < REPEATED_MAX:
+            seen: set[str] = set()
+            for key, _ in pairs:
+                if key in seen:
+                    found[key] = None
+                seen.add(key)
+
+    json.loads(text, object_pairs_hook=look)
+    return list(found)[:REPEATED_MAX]
 
 
 async def record_of(request: Request, kind: type[T], bytes_max: int = BODY_BYTES_MAX) -> T:

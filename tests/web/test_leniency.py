@@ -88,3 +88,15 @@ async def test_options_that_cannot_be_read_delete_nothing(tmp_path: Path, option
         await call("POST", SITES, site("berlin"))
         is_status(await call("DELETE", f"{SITES}/berlin", options), 400, "BadRequest")
         assert (await call("GET", f"{SITES}/berlin")).status == 200
+
+
+@pytest.mark.parametrize("query", ["", "?fieldValidation=Warn", "?fieldValidation=Ignore"])
+async def test_a_key_that_is_there_twice_is_refused_whatever_is_asked_for(tmp_path: Path, query: str) -> None:
+    async with api(tmp_path) as (_, call):
+        spec = b'{"residency":"eu","residency":"de"}'
+        text = b'{"apiVersion":"batuta.dev/v1","kind":"Site","metadata":{"name":"a"},"spec":' + spec + b"}"
+        said = is_status(await call("POST", f"{SITES}{query}", text), 422, "Invalid")
+        assert [c["field"] for c in said["details"]["causes"]] == ["residency"]
+        large = text[:-1] + b',"extra":"' + b"x" * 70_000 + b'"}'
+        is_status(await call("POST", f"{SITES}{query}", large), 422, "Invalid")
+        assert (await call("GET", SITES)).json["items"] == []
