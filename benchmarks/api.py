@@ -46,13 +46,11 @@ def main() -> int:
     options.add_argument("--rate", type=int, default=1_000, help="changes a second")
     options.add_argument("--seconds", type=int, default=20, help="how long to change things")
     chosen = options.parse_args()
+    print(f"{chosen.nodes} nodes, {chosen.nodes * COMPONENTS_A_NODE} instances, {chosen.watches} watches")
+    machine = f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
+    print(f"{machine}, load {os.getloadavg()[0]:.1f} before", flush=True)
     with tempfile.TemporaryDirectory(prefix="batuta-bench-") as directory:
         figures = asyncio.run(measure(Path(directory), chosen))
-    load = os.getloadavg()[0]
-    print(f"{chosen.nodes} nodes, {chosen.nodes * COMPONENTS_A_NODE} instances, {chosen.watches} watches")
-    print(f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, load {load:.1f}")
-    for key, value in figures.items():
-        print(f"  {key:32} {value}")
     if chosen.json:
         print(json.dumps(figures))
     return 0
@@ -62,13 +60,20 @@ async def measure(directory: Path, chosen: argparse.Namespace) -> Figures:
     found: Figures = {}
     began = time.perf_counter()
     async with crowd(directory / "hub", chosen.nodes) as fleet:
-        found["settled_s"] = round(time.perf_counter() - began, 1)
-        found |= await lists(fleet)
-        found |= await baseline(fleet, directory)
-        found |= await watches(fleet, chosen)
+        found |= told({"settled_s": round(time.perf_counter() - began, 1)})
+        found |= told(await lists(fleet))
+        found |= told(await baseline(fleet, directory))
+        found |= told(await watches(fleet, chosen))
     async with crowd(directory / "small", CLI_ROWS, instances_a_node=1) as fleet:
-        found |= await command_line(fleet, directory)
+        found |= told(await command_line(fleet, directory))
     return found
+
+
+def told(figures: Figures) -> Figures:
+    """It takes minutes: what is known is said at once."""
+    for key, value in figures.items():
+        print(f"  {key:32} {value}", flush=True)
+    return figures
 
 
 async def lists(fleet: Crowd) -> Figures:
