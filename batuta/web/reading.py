@@ -10,7 +10,7 @@ import msgspec
 
 from batuta.errors import NotFound
 from batuta.kinds.base import Ref
-from batuta.web.answers import Wrong, raw, said
+from batuta.web.answers import ABOUT, Wrong, raw, said
 from batuta.web.lookout import ROWS_AT_ONCE, Lookout, refresh
 from batuta.web.queries import number, yes
 from batuta.web.selectors import selector
@@ -72,6 +72,8 @@ class Reading:
         return raw(body)
 
     def ref(self, request: Request) -> Ref:
+        group = self._source.api_version.rpartition("/")[0]
+        request.scope[ABOUT] = {"group": group, "kind": self._source.plural, "name": request.path_params["name"][:80]}
         return Ref(self._source.plural, request.path_params.get("namespace", ""), request.path_params["name"])
 
     def row(self, ref: Ref) -> Shown:

@@ -367,6 +367,7 @@ def test_lightkube_writes_pages_and_applies(clients: Clients) -> None:
     with pytest.raises(lightkube.ApiError) as gone:
         light.get(kind, "li-ap")
     assert (gone.value.status.code, gone.value.status.reason) == (404, "NotFound")
+    assert (gone.value.status.details.kind, gone.value.status.details.name) == ("sites", "li-ap")
 
 
 def test_lightkube_watches_waits_and_scales(clients: Clients) -> None:
