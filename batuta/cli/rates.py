@@ -41,7 +41,7 @@ class Rates(NamedTuple):
     errors: float | None = None
 
 
-def sample(hub: Client) -> Sample:
+def sample(hub: Client, namespace: str | None = None) -> Sample:
     """Nodes and instances that belong together: what a node counted, and when it said so."""
     from batuta.kinds import Application, Node
 
@@ -49,7 +49,7 @@ def sample(hub: Client) -> Sample:
     counted: dict[tuple[str, int, int], Counted] = {}
     instances: tuple[Mapping[str, Any], ...] = ()
     for _ in range(ROUNDS_MAX):
-        instances = tuple(_instances(hub.list(Application, namespace=None)))
+        instances = tuple(_instances(hub.list(Application, namespace=namespace)))
         after = {n.resource.metadata.name: n for n in hub.list(Node)}
         torn = False
         for each in instances:

@@ -220,9 +220,11 @@ def access() -> Iterator[str]:
 def kinds() -> Iterator[str]:
     yield "# Kinds"
     yield ""
-    yield "What manifests declare. `batuta explain PATH` prints the same at a terminal, and the JSON Schemas in"
-    yield "`docs/schemas` let editors complete it: `batuta explain application --schema > application.schema.json`"
-    yield "writes one; `# yaml-language-server: $schema=application.schema.json`, the first line of a manifest, names it."
+    yield "What manifests declare. `batuta explain PATH` prints the same at a terminal."
+    yield ""
+    yield "JSON Schemas let editors complete manifests: those in `docs/schemas`, or what"
+    yield "`batuta explain application --schema > application.schema.json` writes. The first line of a manifest"
+    yield "names one: `# yaml-language-server: $schema=application.schema.json`."
     for kind in KINDS:
         yield ""
         yield f"## {kind.__name__}"

@@ -35,8 +35,9 @@ INSTANCE_HEADINGS = [
 @click.option("--every", default="2s", show_default=True, metavar="DURATION", help="Time between two samples.")
 @click.option("--sort", default="name", type=click.Choice(["name", "rate", "rss", "p99"]), help="Which come first.")
 @click.option("--once", is_flag=True, help="One table, also at a terminal.")
+@click.option("-n", "--namespace", metavar="NAME", help="Count only what runs there [default: every one].")
 @talks_to_hub
-def top(hub: Client, what: str, *, every: str, sort: str, once: bool) -> None:
+def top(hub: Client, what: str, *, every: str, sort: str, once: bool, namespace: str | None) -> None:
     """What nodes or instances use and do: live at a terminal, one table elsewhere.
 
     Rates are counted over two samples, so the first table comes after one interval.
@@ -50,10 +51,10 @@ def top(hub: Client, what: str, *, every: str, sort: str, once: bool) -> None:
 
     every_s = max(0.2, milliseconds(every, "--every") / 1000)
     is_live = sys.stdout.isatty() and not once
-    before, after = None, sample(hub)
+    before, after = None, sample(hub, namespace)
     if not is_live:
         time.sleep(every_s)
-        before, after = after, sample(hub)
+        before, after = after, sample(hub, namespace)
         for line in table(*rows(what, before, after, sort)):
             click.echo(line)
         return
@@ -62,7 +63,7 @@ def top(hub: Client, what: str, *, every: str, sort: str, once: bool) -> None:
         while True:
             _show([_title(what, after, every), "", *table(*rows(what, before, after, sort))])
             time.sleep(every_s)
-            before, after = after, sample(hub)
+            before, after = after, sample(hub, namespace)
     finally:
         click.echo(LEAVE, nl=False)
 

@@ -36,7 +36,7 @@ SHOWN = (
     (r"\d+ entries", "9 entries"),
     (r"Python \d[\d.]*\w*", "Python 3.11.7"),
     (r"nats-server: v[\d.]+", "nats-server: v2.15.1"),
-    (r"score \d+: (.*)room \d+", r"score 2098: \1room 98"),
+    (r"score \d+: stays 1600, .*", "score 2098: stays 1600, …"),
     (r"epoch \d+", "epoch 1"),
 )
 AGES = re.compile(r"(?<![\w.=\"])(?<!: )\d+(s|m|h\d+m)(?![\w])")
