@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-import tempfile
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -29,6 +27,7 @@ from benchmarks.crowd import crowd
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
+    from pathlib import Path
 
     from benchmarks.crowd import Crowd
 
@@ -37,10 +36,9 @@ PATIENCE_S = 90
 
 
 @pytest.fixture
-async def fleet() -> AsyncIterator[Crowd]:
-    with tempfile.TemporaryDirectory(prefix="batuta-crowd-") as directory:
-        async with crowd(Path(directory), 40) as running:
-            yield running
+async def fleet(tmp_path: Path) -> AsyncIterator[Crowd]:
+    async with crowd(tmp_path, 40) as running:
+        yield running
 
 
 async def until(holds: Callable[[], Any]) -> None:
