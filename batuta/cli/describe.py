@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 INSTANCE = ("name", "node", "phase", "since", "starts", "reason")
 """What is told of each instance; the rest is for programs."""
+TOLD_MAX = 8
 
 
 @click.command()
@@ -39,6 +40,22 @@ def describe(hub: Client, kind: str, name: str | None, *, namespace: str) -> Non
     found = hub.get(meant, name, namespace=namespace)
     for line in described(meant, found, time.time() * 1000):
         click.echo(line)
+    if meant.__name__ == "Application" and found.status.get("state") != "ok":
+        # Not well: then what everybody asks next is answered at once.
+        _tell_why(hub, name, namespace)
+
+
+def _tell_why(hub: Client, name: str, namespace: str) -> None:
+    from batuta.cli.why import told
+
+    answers = [answer for answer in hub.why(name, namespace=namespace) if answer.get("reasons")]
+    if answers:
+        click.echo("why")
+    for answer in answers[:TOLD_MAX]:
+        for line in told(answer):
+            click.echo(f"  {line}")
+    if len(answers) > TOLD_MAX:
+        click.echo(f"  and {len(answers) - TOLD_MAX} more: `batuta why {name}`")
 
 
 def described(kind: type[Resource], found: Found[Resource], now_ms: float) -> Iterator[str]:

@@ -102,3 +102,12 @@ def _elsewhere(answer: Mapping[str, Any]) -> Iterator[str]:
         yield f"  {answer['fits']} node{'s' if answer['fits'] != 1 else ''} could take it"
     if nearest := answer.get("nearest"):
         yield f"  nearest: {clean(nearest['says'])}"
+    if second := answer.get("second"):
+        yield f"  next best: {clean(second['node'])}"
+        yield from (f"  {line}" for line in _scored(second))
+    for policy, count in (answer.get("policies") or {}).items():
+        yield f"  policy {clean(policy)} turns {count} node{'s' if count != 1 else ''} away"
+    contradiction = answer.get("contradiction")
+    for reason in (*([contradiction] if contradiction else ()), *(answer.get("unanswered") or ())):
+        yield f"  {clean(reason['sentence'])}"
+        yield f"    next: {clean(reason['next'])}"

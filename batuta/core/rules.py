@@ -56,6 +56,8 @@ class Ruling(NamedTuple):
     hard: tuple[Rule, ...] = ()
     soft: tuple[Rule, ...] = ()
     weights: tuple[tuple[str, int], ...] = ()
+    policies: tuple[str, ...] = ()
+    """Those that apply, or of which nobody can say whether they do."""
 
 
 NO_RULING = Ruling()
@@ -67,6 +69,7 @@ def ruling_of(policies: Iterable[Policy], component: Component, application: App
     hard: list[Rule] = []
     soft: list[Rule] = []
     weights: dict[str, int] = {}
+    applied: list[str] = []
     for policy in policies:
         spec, applies = policy.spec, policy.spec.applies
         beside = None
@@ -77,9 +80,11 @@ def ruling_of(policies: Iterable[Policy], component: Component, application: App
             if isinstance(answer, ConditionFault):
                 fault = f"applies: {answer.message}"
                 hard.append(_rule(policy, "require", "false", facts)._replace(fault=fault, moves=False))
+                applied.append(policy.metadata.name)
                 continue
             if not answer:
                 continue
+        applied.append(policy.metadata.name)
         for kind in ("require", "forbid", "prefer"):
             text = getattr(spec, kind)
             if text is None:
@@ -89,7 +94,7 @@ def ruling_of(policies: Iterable[Policy], component: Component, application: App
             (soft if kind == "prefer" else hard).append(_rule(policy, kind, text, facts))
         for name, weight in spec.weights.items():
             weights[name] = max(weight, weights.get(name, 0))
-    return Ruling(tuple(hard), tuple(soft), tuple(sorted(weights.items())))
+    return Ruling(tuple(hard), tuple(soft), tuple(sorted(weights.items())), tuple(applied))
 
 
 def _rule(policy: Policy, kind: Any, text: str, facts: dict[str, Any]) -> Rule:

@@ -1,27 +1,85 @@
-"""The status of a policy: to how many components it applies, where it says no, and where it cannot be answered."""
+"""The status of a policy: to how many components it applies, where it says no, and where it cannot be answered.
+
+| state | when | exit |
+|---|---|---|
+| ok | it applies to something, and can be answered wherever it is asked | |
+| idle | it applies to nothing that is declared | something is declared, or `applies` changes |
+| degraded | somewhere it cannot be answered | guard what may be missing with has(…) |
+"""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from batuta.core import traits
+from batuta.core.fleet import FAULT, fleet_of
 from batuta.core.words import WORDS
 from batuta.kinds.policy import RULES
 
 if TYPE_CHECKING:
-    from batuta.core.fleet import Fleet
+    from collections.abc import Iterator
+
+    from batuta.core.fleet import Bools, Fleet
+    from batuta.core.rules import Rule, Ruling
     from batuta.core.state import State
     from batuta.kinds.policy import Policy
+
+NAMED_MAX = 5
 
 
 def policy_status(state: State, policy: Policy, now: int, fleet: Fleet | None = None) -> dict[str, Any]:
     """What comes of a policy, here and now."""
-    word = "idle"
+    fleet = fleet_of(state, now) if fleet is None else fleet.refresh(state, now)
+    name = policy.metadata.name
+    there = fleet.present & fleet.reported
+    refused, puzzled = there & False, there & False
+    components, fault = 0, ""
+    for ruling in _rulings(state, fleet):
+        if name not in ruling.policies:
+            continue
+        components += 1
+        for rule in (*ruling.hard, *ruling.soft):
+            if rule.policy == name:
+                no, unknown = _answers(fleet, rule)
+                refused |= no & there
+                puzzled |= unknown & there
+                if not fault and (unknown & there).any():
+                    fault = rule.fault or traits.fault(fleet, rule, int(np.flatnonzero(unknown & there)[0]))
+    word = "idle" if not components else "degraded" if fault else "ok"
+    reason = WORDS[word].meaning
+    if fault:
+        reason = f"it cannot be answered on {_named(fleet, puzzled)}: {fault}"
+    elif refused.any():
+        reason = f"it turns {int(refused.sum())} of {int(there.sum())} nodes away from some component"
     return {
         "state": word,
         "rules": [rule for rule in RULES if getattr(policy.spec, rule)],
-        "components": 0,
-        "refuses": 0,
-        "unanswered": 0,
-        "reason": WORDS[word].meaning,
-        "next": WORDS[word].next_step,
+        "components": components,
+        "refuses": int(refused.sum()),
+        "refused": _named(fleet, refused),
+        "unanswered": int(puzzled.sum()),
+        "reason": reason,
+        "next": "guard what may be missing with has(…)" if fault else WORDS[word].next_step,
     }
+
+
+def _rulings(state: State, fleet: Fleet) -> Iterator[Ruling]:
+    for app in state.applications():
+        application = state.application(app)
+        for component in application.spec.components if application is not None else ():
+            yield traits.ruling(fleet, app, component)
+
+
+def _answers(fleet: Fleet, rule: Rule) -> tuple[Bools, Bools]:
+    """By row: where it says no, and where nobody can say."""
+    if rule.fault:
+        return fleet.present & False, fleet.present
+    unknown: Bools = traits.answers(fleet, rule) == FAULT
+    return (traits.refused(fleet, rule) if rule.kind != "prefer" else fleet.present & False), unknown
+
+
+def _named(fleet: Fleet, rows: Bools) -> str:
+    names = sorted(fleet.names[row] for row in np.flatnonzero(rows).tolist())
+    return ", ".join(names[:NAMED_MAX]) + (f" and {len(names) - NAMED_MAX} more" if len(names) > NAMED_MAX else "")

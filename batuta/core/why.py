@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from batuta.core import traits
 from batuta.core.autoscale import as_scaled, autoscale_status
-from batuta.core.constraints import FILTERS, MIB
+from batuta.core.constraints import FILTERS, MIB, disk_lacks
 from batuta.core.draft import Draft
 from batuta.core.fleet import fleet_of
 from batuta.core.load import load_of
-from batuta.core.place import Scored, explain
+from batuta.core.place import Scored, explain, weigh
 from batuta.core.preempt import gave_way_to
 from batuta.core.reasons import Reason
 from batuta.core.release import resolve
@@ -28,6 +29,13 @@ if TYPE_CHECKING:
     from batuta.core.fleet import Fleet
     from batuta.core.state import State
 
+COMPARED_MAX = 64
+"""For so many slots the second-best node is looked for; with more of them, ask about one component."""
+NOT_OF_SIZE = 2**62
+"""What it lacks is nothing that could be counted."""
+_SAYS_IT_ALL = frozenset(
+    ("policy_forbids", "policy_fault", "too_slow", "accelerator_short", "variant_unfit", "residency_wrong")
+)
 _LAST_FIRST = {f.code: i for i, f in enumerate(FILTERS)}
 
 
@@ -46,6 +54,7 @@ def why(
     for reason in tend(Draft(state, fleet, now), app).reasons:
         said.setdefault(reason.subject, []).append(reason)
     fleet.refresh(state, now)
+    compared = 0
     for released, slots in filled:
         name = released.component.name
         if component not in (None, name):
@@ -61,8 +70,58 @@ def why(
             answers.append(_entry(name, "", []) | {"state": "autoscaled", "autoscale": autoscaled})
         if not slots:
             answers.append(_entry(name, "", said.get(f"component/{name}", [])) | {"state": "unwanted"})
-        answers += [_slot(draft, ask, f, said.get(f"component/{name}/{f.slot.name}", []), node) for f in slots]
+        for f in slots:
+            entry = _slot(draft, ask, f, said.get(f"component/{name}/{f.slot.name}", []), node)
+            if node is None and entry["state"] == "placed" and compared < COMPARED_MAX:
+                compared += 1
+                entry |= _second(draft, ask, f)
+            answers.append(entry)
     return answers
+
+
+def _second(draft: Draft, ask: Ask, f: Filled) -> dict[str, Any]:
+    """The best of the other nodes, for a slot that has one holder at rest: what it would score."""
+    fleet, holder = draft.fleet, f.holders[-1]
+    row = fleet.row_of.get(holder.node)
+    if row is None or holder.verdict != "keep" or len(f.holders) > 1:
+        return {}
+    rows, total, parts = weigh(Wish(ask, f.slot, own=(row,)), fleet)
+    order = np.lexsort((fleet.rank[rows], -total))
+    best = next((k for k in order.tolist() if rows[k] != row), None)
+    if best is None:
+        return {}
+    scored = {name: int(part[best]) for name, part in parts.items() if part[best]}
+    return {"second": {"node": fleet.names[int(rows[best])], "score": int(total[best]), "parts": scored}}
+
+
+def _of_policies(fleet: Fleet, ask: Ask) -> dict[str, Any]:
+    """How many nodes each policy turns away, whether several of them leave none between them, and which cannot be
+    answered somewhere."""
+    there = np.flatnonzero(fleet.present & fleet.reported)
+    allowed: dict[str, Any] = {}
+    for rule in ask.ruling.hard:
+        passes = (ask.may(rule) & ~ask.is_puzzled(rule))[there]
+        allowed[rule.policy] = passes & allowed[rule.policy] if rule.policy in allowed else passes
+    found: dict[str, Any] = {}
+    refused = {policy: int((~passes).sum()) for policy, passes in allowed.items() if not passes.all()}
+    if refused:
+        found["policies"] = refused
+    each = [passes for passes in allowed.values() if not passes.all()]
+    if len(each) > 1 and all(passes.any() for passes in each) and not np.logical_and.reduce(each).any():
+        detail = f"{', '.join(refused)}: each leaves some of {len(there)} nodes, all of them together none"
+        subject = f"component/{ask.component.name}"
+        found["contradiction"] = plain_reason(Reason(code="policies_contradict", subject=subject, detail=detail))
+    unanswered = []
+    for rule in (*ask.ruling.hard, *ask.ruling.soft):
+        rows = there[ask.is_puzzled(rule)[there]]
+        if rows.size:
+            said = rule.fault or traits.fault(fleet, rule, int(rows[0]))
+            where = fleet.names[int(rows[0])] + (f" and {len(rows) - 1} more" if len(rows) > 1 else "")
+            detail = f"{rule.kind} on {where}: {said}"
+            unanswered.append(Reason(code="policy_fault", subject=f"policy/{rule.policy}", detail=detail))
+    if unanswered:
+        found["unanswered"] = [plain_reason(reason) for reason in unanswered]
+    return found
 
 
 def _unresolved(state: State, app: str, component: str | None) -> list[dict[str, Any]]:
@@ -92,7 +151,7 @@ def _slot(draft: Draft, ask: Ask, f: Filled, said: list[Reason], node: str | Non
         entry["asked"] = _asked(draft.fleet, wish, node)
     elif not f.holders or said:
         entry |= _turned_away(draft.fleet, wish)
-    return entry
+    return entry | _of_policies(draft.fleet, ask)
 
 
 def _holder(draft: Draft, ask: Ask, f: Filled, holder: Holder) -> dict[str, Any]:
@@ -165,14 +224,22 @@ def _lacks(fleet: Fleet, wish: Wish, code: str, node: str) -> int:
         return wish.ask.cpu_millis - int(fleet.cpu_free[row])
     if code == "memory_short":
         return wish.ask.memory_bytes - int(fleet.memory_free[row])
+    if code == "disk_short":
+        free, needed = disk_lacks(wish, fleet, row)
+        return needed - free
     if code == "variant_unfit":
-        return min(wish.ask.requests) - int(fleet.memory_free[row])
+        # Of those that could be loaded there: for others it is not the memory.
+        requests = [wish.ask.requests[i] for i in wish.ask.order if wish.ask.suits(i)[row]]
+        return min(requests) - int(fleet.memory_free[row]) if requests else NOT_OF_SIZE
     return 0
 
 
 def _miss(code: str, lacks: int, node: str, reason: Reason) -> str:
     if code == "cpu_short":
         return f"needs {lacks}m more on {node}"
-    if code in ("memory_short", "variant_unfit"):
-        return f"needs {-(-lacks // MIB)}Mi more on {node}"
+    if code in ("memory_short", "disk_short", "variant_unfit") and lacks != NOT_OF_SIZE:
+        what = " of disk" if code == "disk_short" else ""
+        return f"needs {-(-lacks // MIB)}Mi more{what} on {node}"
+    if code in _SAYS_IT_ALL:
+        return f"{node}: {reason.detail}"
     return f"{node}: {reason.next_step}"

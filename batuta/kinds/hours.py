@@ -46,10 +46,11 @@ def minute_of_day(text: str) -> int | None:
 
 @lru_cache(maxsize=4096)
 def _marked(marks: tuple[int, ...], zone: str, day: int) -> tuple[int, ...]:
-    """Every instant near a day at which a clock there can show one of the marks, or is turned."""
+    """Every instant near a day at which the clocks there show one of the marks, or are turned."""
     place = clock_of(zone)
     walls = [(day + k) * DAY_MS + mark * MINUTE_MS for k in (-1, 0, 1) for mark in {0, *marks}]
-    instants = {wall - offset for wall in walls for offset in (place.winter_ms, place.summer_ms)}
+    shown = ((wall, wall - offset) for wall in walls for offset in (place.winter_ms, place.summer_ms))
+    instants = {at for wall, at in shown if place.wall(at) == wall}
     return tuple(sorted(instants | set(place.turned(day * DAY_MS))))
 
 
