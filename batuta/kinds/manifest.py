@@ -147,8 +147,9 @@ def from_document(document: object) -> AnyResource:
 
 def to_json(resource: Resource) -> bytes:
     """The JSON form of a resource: what is stored and sent."""
-    # The api version is every class's default, so msgspec leaves it out; readers elsewhere must see it.
-    encoded = msgspec.json.encode(resource, enc_hook=encode_hook)
+    # The api version is every class's default, so msgspec leaves it out; readers elsewhere must see it. It knows the
+    # default by identity: one that was read is an equal text, and would be there twice.
+    encoded = msgspec.json.encode(msgspec.structs.replace(resource, api_version=API_VERSION), enc_hook=encode_hook)
     return b'{"apiVersion":"' + API_VERSION.encode() + b'",' + encoded[1:]
 
 

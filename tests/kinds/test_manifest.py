@@ -50,6 +50,7 @@ def test_examples_are_read_and_survive_the_round_trip(path):
     for resource in resources:
         assert parse(dump(resource)) == [resource]
         assert from_json(to_json(resource)) == resource
+        assert to_json(from_json(to_json(resource))) == to_json(resource)
         assert from_document(to_document(resource)) == resource
     assert parse("---\n".join(map(dump, resources))) == resources
 
