@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from batuta.core.decide import APPLICATION, decide
 from batuta.core.decided import Assignment
@@ -50,6 +50,8 @@ class HubLoop:
         self._open: frozenset[str] = frozenset()
         """What the last decision left unfinished, as subjects."""
         self._fleet = Fleet()
+        self._own: dict[str, Any] = {}
+        """What was decided last, by key: where it comes back just so, nobody needs to look again."""
         self._full_at = 0
         self._has_decided_all = False
         self._promised: dict[str, int] = {}
@@ -84,7 +86,7 @@ class HubLoop:
 
     @property
     def known(self) -> State:
-        """The tables as of now, where heartbeats do not matter: folding each for itself would copy a table each time."""
+        """The tables as of now, where heartbeats do not matter: folding each by itself would copy a table each time."""
         return self.state if self._store.has_news else self._state
 
     def begin(self, sightings: Sightings) -> None:
@@ -149,10 +151,11 @@ class HubLoop:
         return self._clock.now() + RETRY_MS
 
     def _decide(self, state: State, now: int) -> Decision:
-        subjects = touched(self._decided_on, state, self._decided_at, now) | self._open
+        subjects = touched(self._decided_on, state, self._decided_at, now, self._fleet, self._own) | self._open
         decision = decide(state, now, subjects, self._fleet)
         self._counters.add("passes", "incremental")
         self._decided_on, self._decided_at = state, now
+        self._own = {change.key: change.value for change in decision.changes}
         self._open = frozenset(APPLICATION + app for app in decision.pending)
         if self.recording is not None:
             self.recording.decided(state, now, decision, everything=False)
