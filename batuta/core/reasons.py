@@ -89,6 +89,9 @@ CATALOGUE: dict[str, Entry] = {
     "already_here": Entry("another replica of this component is already there", "add nodes, or ask for fewer replicas"),
     "port_claimed": Entry("another instance there has its port", "choose another port, or add nodes"),
     "device_claimed": Entry("another instance there has its device", "add nodes that have one"),
+    "policies_contradict": Entry(
+        "the policies leave no node between them", "change one of them: `batuta get policies`"
+    ),
     # Releases and references.
     "model_missing": Entry("no such model", "push it: `batuta model push FILE --name NAME --version VERSION`"),
     "version_missing": Entry("the model has no such version", "push it, or name one that exists"),
@@ -113,6 +116,10 @@ CATALOGUE: dict[str, Entry] = {
     "starting": Entry("it is starting", "wait", waits=True),
     "replacing": Entry("the new instance gets ready before the old one stops", "wait", waits=True),
     "moving": Entry("it moves away: its node may no longer run it", "wait", waits=True),
+    "move_waits": Entry(
+        "it was asked to move, and the node cannot take it now", "wait; it is asked for ten minutes", waits=True
+    ),
+    "move_unknown": Entry("there is no such move to make", "see where it is: `batuta why APP`"),
     "making_room": Entry("the old instance stops first: both do not fit", "wait", waits=True),
     # On the node.
     "fetching": Entry("its artifact is on the way", "wait", waits=True),
