@@ -105,17 +105,15 @@ def rehearse(
     """Plays `for_ms` of the fleet from `now` on, with the change and without. Equal arguments give equal answers."""
     plans = [Plan(0, tuple(changes))]
 
-    def play(plans: Sequence[Plan]) -> tuple[Stage, Course]:
-        stage = Stage(state, now)
-        plan_faults(stage, faults, seed, for_ms)
-        return stage, _course(stage, plans, now + for_ms)
-
-    _, nothing = play([])
-    with_it, changed = play(plans)
+    with_it = Stage(state, now)
+    nothing = play(Stage(state, now), [], for_ms, seed=seed, faults=faults)
+    changed = play(with_it, plans, for_ms, seed=seed, faults=faults)
     proposed: tuple[Proposed, ...] = ()
     if optimize and changed.done_ms is not None:
         proposed = propose(with_it.hub.state, with_it.time.now).moves
-        with_it, changed = play([*plans, Plan(changed.done_ms, tuple(asked_for(proposed, now)))])
+        plans.append(Plan(changed.done_ms, tuple(asked_for(proposed, now))))
+        with_it = Stage(state, now)
+        changed = play(with_it, plans, for_ms, seed=seed, faults=faults)
     return Rehearsal(
         at=now,
         for_ms=for_ms,
@@ -148,12 +146,13 @@ def asked_for(proposed: Iterable[Proposed], now: int) -> Iterable[Change]:
         yield Change("decided", row.key, row)
 
 
-def _course(stage: Stage, plans: Sequence[Plan], end: int) -> Course:
-    """Plays it to its end."""
+def play(stage: Stage, plans: Sequence[Plan], for_ms: int, *, seed: int = 0, faults: Sequence[Fault] = ()) -> Course:
+    """Plays one run to its end."""
+    plan_faults(stage, faults, seed, for_ms)
     for plan in plans:
         if plan.changes:
             stage.time.after(plan.after_ms, stage.hub.hear_edits, plan.changes)
-    stage.time.run_until(end)
+    stage.time.run_until(stage.time.began_at + for_ms)
     stage.books.close()
     named = {_app(change) for plan in plans for change in plan.changes} - {""}
     books, after, now = stage.books, stage.hub.state, stage.time.now

@@ -110,7 +110,7 @@ class HubCopy:
         wake_at = None
         for _ in range(ROUNDS_MAX):
             now = self.time.now
-            subjects = touched(self._decided_on, self.state, self._decided_at, now) | self._open
+            subjects = touched(self._decided_on, self.state, self._decided_at, now, self._fleet) | self._open
             decision = decide(self.state, now, subjects, self._fleet)
             self._decided_on, self._decided_at = self.state, now
             self._open = frozenset(APPLICATION + app for app in decision.pending)

@@ -191,13 +191,13 @@ class NodeCopy:
                 self.hear(Gone(name))
         if self.linked:
             self._back()
-        self._plan_work()
+        self.plan_work()
 
     def _back(self) -> None:
         self._pause(paused=False)
         self._told = None
         self.plan_report()
-        self._plan_work()
+        self.plan_work()
         self.stage.heard_again(self)
 
     def _pause(self, *, paused: bool) -> None:
@@ -208,14 +208,14 @@ class NodeCopy:
 
     def hear(self, event: Event) -> None:
         self._events.append(event)
-        self._plan_work()
+        self.plan_work()
 
     def hear_assignment(self, assignment: Assignment) -> None:
         if self.running and (self.assignment is None or assignment.serial > self.assignment.serial):
             self.assignment = assignment
-            self._plan_work(pace.NODE_MS)
+            self.plan_work(pace.NODE_MS)
 
-    def _plan_work(self, delay_ms: int = 0) -> None:
+    def plan_work(self, delay_ms: int = 0) -> None:
         if not self._working and self.running:
             self._working = True
             self.time.after(delay_ms, self._later, self.boots, self.work)
@@ -250,7 +250,7 @@ class NodeCopy:
             self._perform(action)
         for local in self.locals.values():
             if local.phase == "backoff" and local.retry_at is not None and local.retry_at > now:
-                self.time.at(local.retry_at, self._later, self.boots, self._plan_work)
+                self.time.at(local.retry_at, self._later, self.boots, self.plan_work)
         self.plan_lapses()
         if self._what_matters() != self._told:
             self.plan_report()
@@ -263,7 +263,7 @@ class NodeCopy:
             if local.instance.lease_ms is not None and local.phase in _ALIVE:
                 lapses_at = self._contact_at + local.instance.lease_ms + 1
                 if lapses_at > self.time.now:
-                    self.time.at(lapses_at, self._later, self.boots, self._plan_work)
+                    self.time.at(lapses_at, self._later, self.boots, self.plan_work)
 
     # --- Deeds ---
 

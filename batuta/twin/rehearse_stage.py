@@ -102,6 +102,7 @@ class Stage:
         if not self.hub.is_alive:
             return
         self.hub.linked(node.name)
+        node.plan_work()  # what waits for a lease may begin again
         assignment = self.hub.state.assignments.get(node.name)
         if assignment is not None:
             self.sends_assignment(assignment)

@@ -76,7 +76,7 @@ class _Hub:
         if turn.everything:
             decision = decide(self.state, turn.at)
         else:
-            subjects = touched(self._decided_on, self.state, self._decided_at, turn.at) | self._open
+            subjects = touched(self._decided_on, self.state, self._decided_at, turn.at, self._fleet) | self._open
             decision = decide(self.state, turn.at, subjects, self._fleet)
             self._decided_on, self._decided_at = self.state, turn.at
         self._open = frozenset(APPLICATION + app for app in decision.pending)
