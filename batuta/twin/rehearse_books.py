@@ -67,6 +67,7 @@ class Books:
         """By node and instance name."""
         self._ready: dict[Slot, set[tuple[str, str]]] = {}
         """By slot: node and name of every instance that is ready."""
+        self._ready_slots = 0
         self._open: dict[Slot, Outage] = {}
         self.outages: list[Outage] = []
         self.settled_ms: dict[str, int] = {}
@@ -86,16 +87,14 @@ class Books:
         self._working.setdefault(node.name, {})[instance.name] = int(instance.cpu_millis)
         self._draw(self._share(node.name) - share)
         if ready:
-            self._ready.setdefault(_slot(instance), set()).add((node.name, instance.name))
-            _note(self.ready_points, self._time.passed_ms, self._ready_count())
+            self._is_ready(_slot(instance), node.name, instance.name)
         else:
             self._did(node.name, instance.name, begun_ms=self._time.passed_ms)
 
     def ready(self, node: NodeCopy, instance: Instance) -> None:
         slot = _slot(instance)
-        self._ready.setdefault(slot, set()).add((node.name, instance.name))
+        self._is_ready(slot, node.name, instance.name)
         self._did(node.name, instance.name, ready_ms=self._time.passed_ms)
-        _note(self.ready_points, self._time.passed_ms, self._ready_count())
         if (outage := self._open.pop(slot, None)) is not None and outage.from_ms < self._time.passed_ms:
             self.outages.append(
                 Outage(
@@ -113,8 +112,9 @@ class Books:
         there = self._ready.get(slot, set())
         if (node.name, instance.name) in there:
             there.discard((node.name, instance.name))
-            _note(self.ready_points, self._time.passed_ms, self._ready_count())
             if not there:
+                self._ready_slots -= 1
+                _note(self.ready_points, self._time.passed_ms, self._ready_slots)
                 self._open[slot] = Outage(
                     app=slot[0], component=slot[1], slot=slot[2], site=node.site, from_ms=self._time.passed_ms
                 )
@@ -161,8 +161,11 @@ class Books:
         self.last_ms = self._time.passed_ms
         self.deeds[node, name] = self.deeds.get((node, name), Deed())._replace(**what)
 
-    def _ready_count(self) -> int:
-        return sum(bool(nodes) for nodes in self._ready.values())
+    def _is_ready(self, slot: Slot, node: str, name: str) -> None:
+        there = self._ready.setdefault(slot, set())
+        self._ready_slots += not there
+        there.add((node, name))
+        _note(self.ready_points, self._time.passed_ms, self._ready_slots)
 
     def _share(self, node: str) -> float:
         """Watts above rest that the work on a node takes."""
