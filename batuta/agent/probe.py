@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -25,6 +26,11 @@ if TYPE_CHECKING:
 
 ARCHITECTURES: Final = {"x86_64": "amd64", "amd64": "amd64", "aarch64": "arm64", "arm64": "arm64"}
 """The words that containers and packages use; others stay as the kernel says them."""
+DEVICES: Final = (
+    "video[0-9]*", "ttyUSB[0-9]*", "ttyACM[0-9]*", "ttyAMA[0-9]*", "i2c-[0-9]*", "spidev[0-9]*", "gpiochip[0-9]*",
+)  # fmt: skip
+"""Cameras, serial lines and buses: what an instance may need for itself."""
+DEVICES_MAX: Final = 64
 PLAUSIBLE_C: Final = (-40.0, 150.0)
 
 
@@ -62,6 +68,8 @@ class Probe:
             os=release.get("PRETTY_NAME") or release.get("ID", ""),
             kernel=platform.release(),
             hostname=platform.node(),
+            hardware=hardware(self.root),
+            devices=devices(self.root),
             link=link(self.root),
             agent_version=batuta.__version__,
         )
@@ -205,6 +213,23 @@ def link(root: Path) -> str:
         return f"{name} mobile"
     speed = number(device / "speed")
     return f"{name} ethernet" + (f" {speed} Mbit/s" if speed is not None and speed > 0 else "")
+
+
+def hardware(root: Path) -> str:
+    """The machine's class: what its device tree calls its model, else what its firmware does; in lower case, digits
+    and dashes. "" when neither says anything."""
+    said = text(root / "proc/device-tree/model")
+    if not said:
+        said = " ".join(text(root / "sys/class/dmi/id" / name) for name in ("sys_vendor", "product_name"))
+    # A board's revision does not make it faster: `Raspberry Pi 4 Model B Rev 1.4`.
+    said = re.sub(r"\bRev [0-9.]+\s*$", "", said)
+    return re.sub(r"[^a-z0-9.]+", "-", said.lower())[:128].strip("-.")
+
+
+def devices(root: Path) -> tuple[str, ...]:
+    """Paths of what is attached."""
+    found = {path.name for pattern in DEVICES for path in (root / "dev").glob(pattern)}
+    return tuple(f"/dev/{name}" for name in sorted(found)[:DEVICES_MAX])
 
 
 def rss_bytes(pid: int | None) -> Bytes | None:

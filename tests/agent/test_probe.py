@@ -123,6 +123,25 @@ def test_temperature_battery_and_link(tmp_path: Path) -> None:
     assert probe.link(root) == "wlan0 wifi"
 
 
+def test_hardware(tmp_path: Path) -> None:
+    assert probe.hardware(tree(tmp_path / "none", {"x": ""})) == ""
+    pi = tree(tmp_path / "pi", {"proc/device-tree/model": "Raspberry Pi 4 Model B Rev 1.4\0"})
+    assert probe.hardware(pi) == "raspberry-pi-4-model-b"
+    nuc = tree(
+        tmp_path / "nuc",
+        {"sys/class/dmi/id/sys_vendor": "Intel(R) Client Systems\n", "sys/class/dmi/id/product_name": "NUC8i5BEH\n"},
+    )
+    assert probe.hardware(nuc) == "intel-r-client-systems-nuc8i5beh"
+
+
+def test_devices(tmp_path: Path) -> None:
+    names = ("video1", "video0", "ttyUSB0", "i2c-1", "tty0", "sda", "videodev")
+    root = tree(tmp_path, {f"dev/{name}": "" for name in names})
+    assert probe.devices(root) == ("/dev/i2c-1", "/dev/ttyUSB0", "/dev/video0", "/dev/video1")
+    many = tree(tmp_path / "many", {f"dev/video{k}": "" for k in range(99)})
+    assert len(probe.devices(many)) == probe.DEVICES_MAX
+
+
 def test_accelerators_of_many_makers(tmp_path: Path) -> None:
     root = tree(
         tmp_path,
