@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, TypeVar
 from batuta.core.decided import Capture, Fence, Instance, Release, fence_key, release_key
 from batuta.core.liveness import Ears, heard_at, missed_ms
 from batuta.core.load import load_of
-from batuta.core.standing import Displaced, Scaled, Standing
+from batuta.core.standing import Displaced, Moving, Scaled, Standing
 from batuta.core.state import Change, Held
 
 if TYPE_CHECKING:
@@ -221,6 +221,19 @@ class Draft:
         known = self.state.standing.get(app, {})
         rows = {**known, **self._standing[app]} if app in self._standing else known
         return [row for _, row in sorted(rows.items()) if isinstance(row, kind)]
+
+    def asked_move(self, app: str, component: str, slot: str) -> Moving | None:
+        """The move that somebody asked for, if it is still to be made."""
+        if app not in self._standing and app not in self.state.standing:
+            return None
+        rows = self.standing(app, Moving)
+        return next((row for row in rows if (row.component, row.slot) == (component, slot)), None)
+
+    def asked_slots(self, app: str, component: str) -> set[str]:
+        """The slots of which somebody asked for a move."""
+        if app not in self._standing and app not in self.state.standing:
+            return set()
+        return {row.slot for row in self.standing(app, Moving) if row.component == component}
 
     def has_standing(self, app: str) -> bool:
         """Was anything of the kind drafted?"""

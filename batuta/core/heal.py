@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 Verdict = Literal["lost", "stop", "wait", "keep", "hold", "replace", "move"]
 
+ASKED = "it was asked to move"
 UNLEASED_MS = 10**12
 """Lease of what was never leased: only its own node can say that it is gone."""
 
@@ -48,6 +49,8 @@ class Case(NamedTuple):
     """The owner of its node holds the node as it is."""
     drained: bool = False
     """Its node is to be emptied, and it can run elsewhere."""
+    asked: bool = False
+    """Somebody asked for it to be elsewhere."""
 
 
 class Rule(NamedTuple):
@@ -64,6 +67,10 @@ def _is_silent(case: Case) -> bool:
     return case.silent_ms >= case.after_ms
 
 
+def _is_kept_from_change(case: Case) -> bool:
+    return case.kept and (case.old or case.forbidden or case.drained or case.asked)
+
+
 RULES: tuple[Rule, ...] = (
     Rule("lost", "its node was removed", lambda c: c.removed),
     Rule("hold", "nobody needs it there, but its node is held", lambda c: c.kept and (not c.wanted or c.superseded)),
@@ -76,10 +83,11 @@ RULES: tuple[Rule, ...] = (
         lambda c: _is_silent(c) and c.silent_ms < c.after_ms + c.grace_ms,
     ),
     Rule("lost", "its node has been silent too long", _is_silent),
-    Rule("hold", "it would be changed, but its node is held", lambda c: c.kept and (c.old or c.forbidden or c.drained)),
+    Rule("hold", "it would be changed, but its node is held", _is_kept_from_change),
     Rule("replace", "it is of an older revision", lambda c: c.old),
     Rule("move", "its node may no longer run it", lambda c: c.forbidden),
     Rule("move", "its node is being drained", lambda c: c.drained),
+    Rule("move", ASKED, lambda c: c.asked),
     Rule("keep", "all is well", lambda _: True),
 )
 

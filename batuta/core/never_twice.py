@@ -10,9 +10,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from batuta.core.care import fence_of, lift
-from batuta.core.heal import is_gone
+from batuta.core.heal import ASKED, is_gone
+from batuta.core.moves import towards, wait_for_room
 from batuta.core.place import choose
-from batuta.core.preempt import make_way
+from batuta.core.preempt import make_way, spare
 from batuta.core.wish import Wish
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ def refill_never_twice(care: Care, slot: Slot, holders: list[Holder], *, may_rep
         return _tend_holder(care, slot, holders[0], fence, may_replace=may_replace)
     wish = Wish(ask, slot, before=care.fleet.row_of.get(fence.node) if fence is not None else None)
     epoch = fence.epoch + 1 if fence is not None else 1
-    found = choose(wish, care.fleet) or make_way(care, wish)
+    found = choose(towards(care, wish), care.fleet) or choose(wish, care.fleet) or make_way(care, wish)
     if found is None:
         care.say_unfilled(wish, None)
     else:
@@ -88,6 +89,11 @@ def _tend_holder(care: Care, slot: Slot, holder: Holder, fence: Fence | None, *,
             care.take(holder.held)
             care.give(slot, found, epoch)
         return True
+    if holder.rule.sentence == ASKED:
+        wish = towards(care, wish)
+        if wish.only is None or spare(draft, holder.held) == 0 or care.choose_without(wish, holder) is None:
+            wait_for_room(care, wish)
+            return True
     # Replaced or moved: taken away only when there will be a place for it.
     if care.choose_without(wish, holder) is None:
         care.say_unfilled(wish, holder)

@@ -29,7 +29,7 @@ class Scored(NamedTuple):
 
 def choose(wish: Wish, fleet: Fleet) -> Choice | None:
     """The best node for a wish; None when every filter table says no."""
-    return wish.ask.ranking(fleet).choose(wish)
+    return choose_plainly(wish, fleet) if wish.only is not None else wish.ask.ranking(fleet).choose(wish)
 
 
 def choose_plainly(wish: Wish, fleet: Fleet) -> Choice | None:

@@ -143,12 +143,12 @@ def _below(draft: Draft, priority: int) -> dict[int, list[Held]]:
             continue
         for held in draft.held(app):
             row = draft.fleet.row_of.get(held.node)
-            if row is not None and _spare(draft, held) != 0:
+            if row is not None and spare(draft, held) != 0:
                 found.setdefault(row, []).append(held)
     return found
 
 
-def _spare(draft: Draft, held: Held) -> int | None:
+def spare(draft: Draft, held: Held) -> int | None:
     """How many more of its component its budget lets go at its site; None for any number."""
     application = draft.state.application(held.instance.app)
     budget = application.spec.rollout.disruption.per_site if application is not None else None
@@ -226,8 +226,8 @@ def _within_budgets(draft: Draft, gone: Sequence[Held]) -> bool:
         if _is_ready(draft, held):
             key = (held.instance.app, held.instance.component)
             counts[key] = counts.get(key, 0) + 1
-            spare = _spare(draft, held)
-            if spare is not None and counts[key] > spare:
+            left = spare(draft, held)
+            if left is not None and counts[key] > left:
                 return False
     return True
 

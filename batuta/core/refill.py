@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from batuta.core.heal import WELL
+from batuta.core.heal import ASKED, WELL
+from batuta.core.moves import towards, wait_for_room
 from batuta.core.place import choose
 from batuta.core.preempt import make_way
 from batuta.core.wish import Wish
@@ -84,7 +85,11 @@ def _fill(care: Care, slot: Slot, before: Holder | None, left: list[Holder]) -> 
     row_before = care.row(before) if before is not None else None
     wish = Wish(ask, slot, before=row_before, own=rows, shun=row_before if ask.claims_port else None)
     epoch = 1 + max((h.instance.epoch for h in left), default=0)
-    found = choose(wish, fleet)
+    asked = before is not None and before.rule.sentence == ASKED
+    pinned = towards(care, wish)
+    found = choose(pinned, fleet) if pinned.only is not None else None
+    if found is None and not asked:
+        found = choose(wish, fleet)
     keeps = before if before is not None and before.verdict in ("replace", "move") else None
     if found is None and keeps is not None and keeps.verdict == "replace":
         found = care.choose_without(wish._replace(shun=None), keeps)
@@ -94,6 +99,9 @@ def _fill(care: Care, slot: Slot, before: Holder | None, left: list[Holder]) -> 
     elif found is not None and keeps is not None:
         code = "replacing" if keeps.verdict == "replace" else "moving"
         care.say(code, slot, f"{keeps.node}: until the new one on {fleet.names[found.row]} is ready")
+    if found is None and asked:
+        wait_for_room(care, pinned)
+        return
     if found is None and keeps is None:
         found = make_way(care, wish)
     if found is None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from batuta.core import heal
 from batuta.core.autoscale import scale, settle_scaled
 from batuta.core.care import Care, Holder, Notes, counted, fence_of, lift
+from batuta.core.moves import expire_moves, settle_moving
 from batuta.core.never_twice import refill_never_twice
 from batuta.core.place import refusals
 from batuta.core.preempt import settle_displaced
@@ -39,6 +40,7 @@ class Tended(NamedTuple):
 def tend(draft: Draft, app: str) -> Tended:
     """Everything that one application needs now."""
     resolved = release(draft, app)
+    expire_moves(draft, app)
     notes = Notes(draft)
     notes.reasons += resolved.reasons
     notes.pending = bool(resolved.reasons)
@@ -59,6 +61,7 @@ def tend(draft: Draft, app: str) -> Tended:
     _settle_fences(notes, app, wanted)
     settle_displaced(draft, app, notes.wanted)
     settle_scaled(draft, app, autoscaled)
+    settle_moving(notes, app)
     draft.watch_fences(app)
     return Tended(tuple(notes.reasons), notes.unmet, notes.pending)
 
@@ -99,7 +102,8 @@ def well_slots(care: Care, slots: list[Slot], held_by: dict[str, list[Held]]) ->
     Most are, in any fleet and at any time: judging them one by one would cost more than all the rest.
     """
     ask, fleet, draft = care.ask, care.fleet, care.draft
-    alone = [(slot, those[0]) for slot in slots if len(those := held_by[slot.name]) == 1]
+    asked = draft.asked_slots(ask.app, ask.component.name)
+    alone = [(s, those[0]) for s in slots if len(those := held_by[s.name]) == 1 and s.name not in asked]
     if not alone:
         return set()
     good = fleet.fresh & ask.stays()
@@ -141,11 +145,13 @@ def judge_slot(draft: Draft, ask: Ask, slot: Slot, held: list[Held]) -> list[Hol
     if not held:
         return []
     fleet, stays = draft.fleet, ask.stays()
-    if len(held) == 1 and _is_well(ask, slot, held[0]):
+    asked = draft.asked_move(ask.app, ask.component.name, slot.name)
+    if asked is None and len(held) == 1 and _is_well(ask, slot, held[0]):
         report = draft.reported(held[0].node, held[0].instance)
         return [Holder(held[0], heal.WELL, report is not None and report.phase == "ready", late=False)]
     after_ms = max(int(ask.component.failover.after_ms), draft.missed_ms)
     judged: list[Holder] = []
+    places = {h.node for h in held}
     superseded = False
     for h in sorted(held, key=lambda h: (-h.instance.epoch, h.node)):
         row = fleet.row_of.get(h.node)
@@ -160,6 +166,7 @@ def judge_slot(draft: Draft, ask: Ask, slot: Slot, held: list[Held]) -> list[Hol
             grace_ms=grace_ms, old=h.instance.revision != ask.revision,
             forbidden=row is None or elsewhere or not stays[row], kept=kept,
             drained=row is not None and slot.node is None and bool(fleet.drained[row]),
+            asked=asked is not None and asked.node == h.node and (len(held) == 1 or asked.to in places),
         )  # fmt: skip
         report = draft.reported(h.node, h.instance)
         ready = row is not None and silent_ms < after_ms and report is not None and report.phase == "ready"

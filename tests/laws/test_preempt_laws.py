@@ -66,7 +66,7 @@ def test_one_that_gives_way_to_its_equal_is_caught(monkeypatch):
 def test_a_budget_that_is_not_kept_is_caught(monkeypatch):
     from tests.laws.worlds import _application
 
-    monkeypatch.setattr(preempt, "_spare", lambda *_: None)
+    monkeypatch.setattr(preempt, "spare", lambda *_: None)
     low = ("apply", _application("p", [component(name="x", count=4, cpu=1_500)], 0, 0))
     with pytest.raises(AssertionError, match="are missing at"):
         played([low, ("obey", set()), _prioritised("q", 7, count=1, cpu=1_500)])

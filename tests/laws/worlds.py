@@ -16,6 +16,7 @@ from batuta.core.decided import Assignment
 from batuta.core.fleet import Fleet
 from batuta.core.liveness import heard_at, sighted
 from batuta.core.observed import Flow, InstanceReport, Measures
+from batuta.core.standing import Moving
 from batuta.core.state import Change, State
 from batuta.core.touched import touched
 from batuta.kinds.application import Disruption, Replicas, Rollout, Toleration
@@ -155,6 +156,7 @@ steps = st.one_of(
         st.just("measure"),
         st.tuples(names, st.sampled_from([None, 1.0, 50.0, 400.0]), st.integers(0, 3), st.sampled_from([0, 90])),
     ),
+    st.tuples(st.just("ask"), st.tuples(st.sampled_from(APPS), st.integers(0, 5), names)),
     st.tuples(st.just("models"), st.sampled_from([("1",), ("1", "2"), ("1", "2", "3")])),
     st.tuples(st.just("hub"), st.just(None)),
 )
@@ -242,6 +244,18 @@ class World:
             for c in (f"default_{app}_{part}" for app in APPS for part in "xy")
         )
         self.change(Change("observed", name, msgspec.structs.replace(known, instances=said, flows=flows)))
+
+    def _ask(self, with_: tuple[str, int, str]) -> None:
+        """Somebody asks for a move."""
+        app, which, to = with_
+        held = self.state.held.get(f"default/{app}", ())
+        if held:
+            node, i = held[which % len(held)]
+            row = Moving(
+                namespace=i.namespace, application=i.application, component=i.component, slot=i.slot,
+                node=node, to=to, by="anna", at=self.now,
+            )  # fmt: skip
+            self.change(Change("decided", row.key, row))
 
     def _models(self, versions: tuple[str, ...]) -> None:
         self.change(model(*versions))
