@@ -134,7 +134,7 @@ class Hub:
         """The rest of the commit that is under way."""
         self._written = self._rounds = 0
         self._decided_for = self.state
-        self._gathering = False
+        self._gathering, self._gatherings = False, 0
         self._wake_token = 0
         broker.hub = self
         self._turn()
@@ -251,13 +251,19 @@ class Hub:
         self._inbox[change.table, change.key] = change
         if is_news and not self._gathering:
             self._gathering = True
-            self.world.after(self.world.physics.gather_ms, self._turn)
+            self.world.after(self.world.physics.gather_ms, self._gathered, self._gatherings)
+
+    def _gathered(self, gathering: int) -> None:
+        """What gathered for it may have been taken up by another turn meanwhile."""
+        if gathering == self._gatherings:
+            self._turn()
 
     # --- Deciding ---
 
     def _turn(self) -> None:
         """Decides and commits until nothing is left to do; a commit takes its time, and then comes the next round."""
         self._gathering = False
+        self._gatherings += 1
         if not self.is_alive or self._unwritten:
             return
         decision = self._decide()
