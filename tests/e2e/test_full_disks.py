@@ -79,7 +79,7 @@ def test_a_full_disk_at_a_node_is_told_and_every_frame_is_answered_once(
         push(stage.client, digits.second, name="digits", version="2", task="classification")
         stage.client.apply(READER.format(version="2"))
         refused = wait_for(
-            "the refused version", lambda: i if (i := instance(stage, revision=2))["phase"] == "backoff" else None, 20
+            "the refused version", lambda: i if (i := instance(stage, revision=2))["phase"] == "backoff" else None, 120
         )
         assert refused["reason"]["code"] == "disk_full"
         assert "kept spare" in refused["reason"]["detail"]
@@ -160,7 +160,7 @@ def test_a_full_disk_at_the_hub_refuses_in_words_and_hears_again_when_there_is_r
     disk.free()
     wait_for("the broker", lambda: "the broker is well again" in stage.log_tail("hub", 50) or None, 120)
     wait_for(
-        "a write", lambda: patiently(lambda: stage.client.apply(SLEEPER.format(name="last", runs="at-least-once"))), 20
+        "a write", lambda: patiently(lambda: stage.client.apply(SLEEPER.format(name="last", runs="at-least-once"))), 120
     )
     wait_for("a report", lambda: patiently(lambda: ready(stage, "last")), 120)
     assert ready(stage, "first")

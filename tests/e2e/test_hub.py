@@ -84,10 +84,11 @@ class Up:
 
     def ask(self, method: str, path: str, body: bytes | None = None) -> tuple[int, Any]:
         token = (self.state / "hub" / "admin.token").read_text().strip()
+        kind = "application/yaml" if path == "/apply" else "application/json"
         request = urllib.request.Request(
             f"http://127.0.0.1:{self.ports()['http']}{path}",
             body,
-            {"Authorization": f"Bearer {token}"},
+            {"Authorization": f"Bearer {token}", "Content-Type": kind},
             method=method,
         )
         try:

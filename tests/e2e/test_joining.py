@@ -80,7 +80,7 @@ def test_a_hub_that_is_set_up_anew_is_another_one_and_both_ends_say_so(stage: St
     assert_refused(join(stage, "pj", old), "shows another root certificate", "make a new token")
     assert not (stage.directory / "pj" / "node" / "identity" / "node.json").exists()
     said = wait_for(
-        "the running node", lambda: t if "does not answer" in (t := stage.log_tail("pi", 120)) else None, 20
+        "the running node", lambda: t if "does not answer" in (t := stage.log_tail("pi", 120)) else None, 120
     )
     home = stage.directory / "pi" / "node"
     assert "shows another root certificate than the one that the node joined by" in said
