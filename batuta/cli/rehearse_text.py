@@ -17,6 +17,7 @@ def told(found: Rehearsal) -> Iterator[str]:
     """The whole summary."""
     changed, nothing = found.changed, found.nothing
     yield from _outcome(found)
+    yield from _proposed(found)
     yield from _moves(changed)
     if nothing.moves:
         yield f"Without the change {_many(len(nothing.moves), 'instance')} would move all the same."
@@ -48,6 +49,13 @@ def _outcome(found: Rehearsal) -> Iterator[str]:
     if found.silent:
         names = ", ".join(found.silent[:8])
         yield f"{_many(len(found.silent), 'node')} of {found.nodes} cannot be heard and stay so: {names}"
+
+
+def _proposed(found: Rehearsal) -> Iterator[str]:
+    for move in found.proposed:
+        parts = ", ".join(f"{name} {points:+}" for name, points in move.parts.items())
+        gain = f"it gains {move.gain // 1000:,} and costs {move.cost // 1000:,} thousand point-seconds"
+        yield f"proposed {_short(move.app)}/{move.component} {move.slot}: {move.node} → {move.to}, {gain} ({parts})"
 
 
 def _moves(course: Course) -> Iterator[str]:
