@@ -274,3 +274,23 @@ def test_a_place_that_is_slower_than_asked_is_told() -> None:
         80.0,
     )
     assert found.nothing.slow == (), "without the change nothing is asked"
+
+
+def test_moves_that_pay_are_proposed_and_rehearsed_and_save_what_they_promise() -> None:
+    state = settled(state_of(machines("hot"), site("berlin", uplink=link()), application(component(cpu=2000))))
+    state = state.with_changes(machines("cool"))
+    for name, idle, full in (("hot", 5.0, 100.0), ("cool", 1.0, 5.0)):
+        node = state.nodes[name]
+        power = Power(idle_watts=idle, full_watts=full)
+        spec = msgspec.structs.replace(node.spec, power=power)
+        state = state.with_changes([Change("desired", node.ref.key, msgspec.structs.replace(node, spec=spec))])
+    state = measured(settled(state.with_changes([site("berlin", uplink=link())])))
+    assert rehearse(state, [], NOW, for_ms=HOUR_MS).proposed == ()
+    found = rehearse(state, [], NOW, for_ms=HOUR_MS, optimize=True)
+    [proposed] = found.proposed
+    assert (proposed.node, proposed.to) == ("hot", "cool")
+    assert moved(found.changed) == [("move", "hot", "cool")]
+    assert found.changed.done_ms is not None
+    assert found.changed.outages == ()
+    # Half of 95 W less at the one, half of 4 W more at the other, but for the second that the move takes.
+    assert found.nothing.energy_wh - found.changed.energy_wh == pytest.approx(47.5 - 2.0, abs=0.1)
