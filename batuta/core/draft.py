@@ -106,6 +106,10 @@ class Draft:
         """Whoever holds anything, as drafted."""
         return {app for app in self.state.held.keys() | self._held.keys() if self.held(app)}
 
+    def is_drafted(self, app: str) -> bool:
+        """Did this decision give, take or note anything of it?"""
+        return app in self._held or app in self._standing or app in self._fences
+
     def changed_nodes(self) -> list[str]:
         return sorted(self._instances.keys() | self._insisted.keys())
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from batuta.core import heal
+from batuta.core.at_rest import is_at_rest, note_rest
 from batuta.core.autoscale import scale, settle_scaled
 from batuta.core.care import Care, Holder, Notes, counted, fence_of, lift
 from batuta.core.moves import expire_moves, settle_moving
@@ -41,6 +42,8 @@ def tend(draft: Draft, app: str) -> Tended:
     """Everything that one application needs now."""
     resolved = release(draft, app)
     expire_moves(draft, app)
+    if not resolved.reasons and is_at_rest(draft, app, resolved.release):
+        return Tended((), False, False)
     notes = Notes(draft)
     notes.reasons += resolved.reasons
     notes.pending = bool(resolved.reasons)
@@ -63,6 +66,8 @@ def tend(draft: Draft, app: str) -> Tended:
     settle_scaled(draft, app, autoscaled)
     settle_moving(notes, app)
     draft.watch_fences(app)
+    if not (notes.reasons or notes.pending or notes.unmet):
+        note_rest(draft, app, resolved.release)
     return Tended(tuple(notes.reasons), notes.unmet, notes.pending)
 
 

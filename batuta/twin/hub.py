@@ -301,7 +301,8 @@ class Hub:
         self.state, self._inbox = self.state.with_changes(self._inbox.values()), {}
         self._missed_ms = missed_ms(self.state)
         self.decisions += 1
-        subjects = frozenset(self.rules.touched(self._decided_on, self.state, self._decided_at, now)) | self.pending
+        since = (self._decided_on, self.state, self._decided_at, now)
+        subjects = frozenset(self.rules.touched(*since, self.fleet)) | self.pending
         decision = self.rules.decide(self.state, now, subjects, self.fleet)
         self._decided_on, self._decided_at = self.state, now
         self.pending = frozenset(APPLICATION + app for app in decision.pending)

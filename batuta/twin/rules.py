@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from batuta.core.decide import Decision
     from batuta.core.decided import Instance
     from batuta.core.local import Event, Local, Plan
-    from batuta.core.state import State
 
 
 class WatchedFleet(Fleet):
@@ -31,7 +30,7 @@ class Rules(NamedTuple):
     """The pure core, as one bundle."""
 
     decide: Callable[..., Decision] = decide
-    touched: Callable[[State, State, int, int], frozenset[str]] = touched
+    touched: Callable[..., frozenset[str]] = touched
     step: Callable[..., Plan] = step
     heard: Callable[[Local, Event, int], Local | None] = heard
     contacted: Callable[..., int | None] = contacted
