@@ -26,7 +26,7 @@ import resource
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -52,15 +52,17 @@ class Hub:
         self.fleet = Fleet()
         self.state = State(hub_since=NOW - 3_600_000).with_changes(rows)
         self.before = self.state
+        self.own: dict[str, Any] = {}
         self.pending: frozenset[str] = frozenset()
         first = decide(self.state, NOW, None, self.fleet)
         self.state = self.state.with_changes(first.changes)
 
     def turn(self, arrived: Sequence[Change]) -> None:
         state = self.state.with_changes(arrived)
-        subjects = touched(self.before, state, NOW, NOW, self.fleet) | self.pending
+        subjects = touched(self.before, state, NOW, NOW, self.fleet, self.own) | self.pending
         decision = decide(state, NOW, subjects, self.fleet)
         self.before = state
+        self.own = {change.key: change.value for change in decision.changes}
         self.pending = frozenset(APPLICATION + app for app in decision.pending)
         self.state = state.with_changes(decision.changes)
 

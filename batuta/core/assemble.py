@@ -39,14 +39,12 @@ def assemble(draft: Draft, sites: Iterable[str]) -> list[Change]:
             book = fleet.books[site] = Book(site, members)
             due: Iterable[str] = members
         else:
-            due = {node for node in (*unsettled, *drafted[site]) if node in book.place}
+            due = {node for node in (*unsettled, *book.unwritten, *drafted[site]) if node in book.place}
         if book.read(draft, due) or book.watched != state.watched:
             book.watched = state.watched
             due = members
         found = book.changes(draft, due)
-        if found:
-            # Until they are written, they are to be looked at again.
-            fleet.unsettled[site] = {change.value.node for change in found}
+        book.unwritten = {change.value.node for change in found}
         changes += found
         if not members:
             del fleet.books[site]
@@ -61,6 +59,8 @@ class Book:
         self.members = members
         self.place = {node: i for i, node in enumerate(members)}
         self.watched: tuple[str, ...] | None = None
+        self.unwritten: set[str] = set()
+        """Nodes that were to be given another assignment, until it comes just so: they are looked at again."""
         self.captures: tuple[Capture, ...] = ()
         self.peers: tuple[Peer, ...] = ()
         """Eldest first; one more than any node gets, for it leaves itself out."""
@@ -99,6 +99,15 @@ class Book:
             found = tuple(all_of_them[consumer] for consumer in sorted(all_of_them))
             self.captures = captures if found == captures else found
         return self.peers != peers or self.captures is not captures
+
+    def gave(self, assignment: Assignment) -> bool:
+        """Is it what the node was given last, with what the site shares still the same?"""
+        return (
+            assignment is self._given.get(assignment.node)
+            and assignment.captures is self.captures
+            and assignment.watched is self.watched
+            and assignment.instances is self._instances.get(assignment.node)
+        )
 
     def changes(self, draft: Draft, due: Iterable[str]) -> list[Change]:
         """The assignments of these nodes that are to be others."""

@@ -431,7 +431,7 @@ class Fleet(Figures):
     def _take_assignment(self, row: int, assignment: Assignment | None) -> None:
         before, self._assignment[row] = self._assignment[row], assignment
         if assignment is not before:
-            self._unsettle(row)
+            self._unsettle(row, assignment)
         held = assignment.instances if assignment is not None else ()
         if row not in self._drafted and before is not None and before.instances is held:
             return
@@ -446,9 +446,14 @@ class Fleet(Figures):
         for instance in held:
             self.lay(row, load_of(instance), 1)
 
-    def _unsettle(self, row: int) -> None:
+    def _unsettle(self, row: int, assignment: Assignment | None = None) -> None:
+        """Somebody has to look at a node; not at one that was given just this assignment."""
         node = self._node[row]
         if node is not None:
+            book = self.books.get(node.spec.site)
+            if book is not None and assignment is not None and book.gave(assignment):
+                book.unwritten.discard(self.names[row])
+                return
             self.unsettled.setdefault(node.spec.site, set()).add(self.names[row])
 
 

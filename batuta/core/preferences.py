@@ -6,14 +6,14 @@ when an instance of the same component is placed, as the constraints do.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from batuta.core import nature, traits
 from batuta.core.constraints import fitting
 from batuta.core.fleet import TRUE
-from batuta.core.gravity import closeness
+from batuta.core.gravity import Ways
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -64,14 +64,12 @@ def _near(wish: Wish, fleet: Fleet, rows: Ints) -> Ints:
 
 
 def _close(fleet: Fleet, published: Ints) -> Ints:
-    """By code of the site: how near it is to where things are published; remembered while nothing moves."""
-    key = (fleet.sites_revision, published.tobytes())
-    known: tuple[Any, Ints] | None = fleet.kept.get("closeness")
+    """By code of the site: how near it is to where things are published."""
+    known: tuple[tuple[int, int], Ways] | None = fleet.kept.get("ways")
+    key = (fleet.sites_revision, len(fleet.site_names))
     if known is None or known[0] != key:
-        said = closeness(fleet.sites, dict(zip(fleet.site_names, published.tolist(), strict=True)))
-        known = (key, np.array([said.get(name, 0) for name in fleet.site_names], np.int64))
-        fleet.kept["closeness"] = known
-    return known[1]
+        known = fleet.kept["ways"] = (key, Ways(fleet.sites, fleet.site_names))
+    return known[1].closeness(published)
 
 
 def _apart(wish: Wish, _: Fleet, rows: Ints) -> Ints:

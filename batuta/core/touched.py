@@ -6,6 +6,7 @@ and is decided anyway. What remains is what can disturb something at rest.
 
 from __future__ import annotations
 
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from batuta.core.decide import APPLICATION, SITE
@@ -29,12 +30,18 @@ if TYPE_CHECKING:
     from batuta.core.state import State
 
 
-def touched(before: State, after: State, was: int, now: int, fleet: Fleet | None = None) -> frozenset[str]:
+_NOTHING: Mapping[str, Any] = MappingProxyType({})
+
+
+def touched(  # noqa: PLR0917
+    before: State, after: State, was: int, now: int, fleet: Fleet | None = None, own: Mapping[str, Any] = _NOTHING
+) -> frozenset[str]:
     """The subjects whose decision can differ between `before` at `was` and `after` at `now`. A `fleet` kept from
-    decision to decision saves looking at every node."""
+    decision to decision saves looking at every node. `own`: the rows, by key, that a decision on `before` itself asked
+    for: sites whose assignments came just so need no second look, because deciding is idle when done."""
     if before.hub_since != after.hub_since or now < was:
         return everything(before) | everything(after)
-    return frozenset((*_touched(before, after, now, fleet), *_by_hour(after, was, now, fleet)))
+    return frozenset((*_touched(before, after, now, fleet, own), *_by_hour(after, was, now, fleet)))
 
 
 def everything(state: State) -> frozenset[str]:
@@ -42,23 +49,23 @@ def everything(state: State) -> frozenset[str]:
     return frozenset({APPLICATION + app for app in state.applications()} | {SITE + site for site in sites})
 
 
-def _touched(before: State, after: State, now: int, fleet: Fleet | None) -> Iterator[str]:
+def _touched(before: State, after: State, now: int, fleet: Fleet | None, own: Mapping[str, Any]) -> Iterator[str]:
     keys = after.trail.between(before.step, after.step) if before.trail is after.trail else None
 
     def differences(table: str) -> Iterator[tuple[Any, Any]]:
-        return _differences(
-            getattr(before, table), getattr(after, table), None if keys is None else keys.get(table, ())
-        )
+        known = None if keys is None else keys.get(table, ())
+        return _differences(getattr(before, table), getattr(after, table), known)
 
     for old, new in differences("desired"):
         yield from _by_resource(before, after, old, new)
     if before.watched != after.watched:
         yield from (SITE + site for site in after.nodes_of_site)
+    ours = {id(row) for row in own.values() if row is not None}
     for old, new in differences("decided"):
         if isinstance(old, Assignment) or isinstance(new, Assignment):
-            if old is not None and new is not None and old.instances is new.instances and old.site == new.site:
-                yield SITE + new.site
-            else:
+            if id(new) not in ours:
+                yield from (SITE + row.site for row in (old, new) if row is not None)
+            if old is None or new is None or old.instances is not new.instances:
                 yield from _by_assignment(old, new)
             continue
         for row in (old, new):
@@ -174,7 +181,6 @@ def _by_assignment(old: Assignment | None, new: Assignment | None) -> Iterator[s
         one, other = left.get(name), come.get(name)
         if one != other:
             yield from (APPLICATION + i.app for i in (one, other) if i is not None)
-    yield from (SITE + row.site for row in (old, new) if row is not None)
 
 
 def _by_silence(after: State, now: int, fleet: Fleet | None) -> Iterator[str]:

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import os
 
+import numpy as np
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from batuta.core.care import Care, Notes
 from batuta.core.draft import Draft
 from batuta.core.fleet import Fleet
+from batuta.core.gravity import Ways, closeness
 from batuta.core.place import choose, choose_plainly
 from batuta.core.release import release
 from batuta.core.state import Change
 from batuta.core.wish import Ask, Slot, Wish
 from batuta.kinds.application import Toleration
+from batuta.kinds.base import Metadata, Millis
 from batuta.kinds.node import Taint
+from batuta.kinds.site import Site, SiteSpec, Uplink
 from tests.core.fleets import APP, NOW, application, component, heard, model, node, report, site, state_of
 
 bounded = settings(
@@ -126,3 +130,23 @@ def test_placing_many_asks_few_rows_more_than_once():
         assert found is not None
         care.give(Slot(str(k)), found, 1)
     assert care.ask.ranking(draft.fleet).asked <= 300
+
+
+trees = st.lists(
+    st.tuples(st.integers(-1, 6), st.sampled_from([None, 5, 40, 200]), st.integers(0, 500)), min_size=1, max_size=7
+)
+
+
+@given(trees)
+@bounded
+def test_ways_in_columns_are_ways_one_by_one(rows):
+    names = [f"s{k}" for k in range(len(rows))]
+    sites = {}
+    for k, (parent, latency_ms, _) in enumerate(rows):
+        uplink = Uplink(latency_ms=None if latency_ms is None else Millis(latency_ms))
+        above = f"s{parent}" if parent >= 0 else None
+        sites[names[k]] = Site(metadata=Metadata(name=names[k]), spec=SiteSpec(parent=above, uplink=uplink))
+    published = {name: count for name, (_, _, count) in zip(names, rows, strict=True)}
+    plainly = closeness(sites, published)
+    found = Ways(sites, names).closeness(np.array(list(published.values()), np.int64))
+    assert found.tolist() == [plainly.get(name, 0) for name in names]
