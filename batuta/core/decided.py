@@ -53,7 +53,7 @@ class Instance(Record):
     outputs: tuple[Output, ...] = ()
     cpu_millis: Millicores = msgspec.field(default_factory=lambda: Millicores(0), name="cpu")
     memory_bytes: Bytes = msgspec.field(default_factory=lambda: Bytes(0), name="memory")
-    disk_bytes: Bytes = msgspec.field(default_factory=lambda: Bytes(0), name="disk")
+    disk_bytes: Bytes | None = msgspec.field(default=None, name="disk")
     accelerators: tuple[Grant, ...] = ()
     ports: tuple[int, ...] = ()
     """Ports that are its own on the node, those of its probes aside."""

@@ -34,7 +34,7 @@ def load_of(instance: Instance) -> Load:
     claims: tuple[Claim, ...] = ()
     if instance.ports or instance.devices or instance.accelerators or instance.process is not None:
         claims = claims_of((*instance.ports, *probed_ports(instance.process)), instance.devices, instance.accelerators)
-    return Load(int(instance.cpu_millis), int(instance.memory_bytes), int(instance.disk_bytes), claims)
+    return Load(int(instance.cpu_millis), int(instance.memory_bytes), int(instance.disk_bytes or 0), claims)
 
 
 def claims_of(ports: Iterable[int], devices: Iterable[str], grants: Iterable[Grant] = ()) -> tuple[Claim, ...]:

@@ -128,7 +128,7 @@ def component_facts(component: Component, application: Application | None, app: 
         "name": component.name, "type": component.type, "runs": component.runs,
         "resources": {
             "cpu": int(resources.cpu_millis), "memory": int(resources.memory_bytes),
-            "disk": int(resources.disk_bytes), "ports": list(resources.ports), "devices": list(resources.devices),
+            "disk": int(resources.disk_bytes or 0), "ports": list(resources.ports), "devices": list(resources.devices),
             "accelerators": [
                 {"kind": a.kind, "count": a.count or int(not a.is_share), "memory": int(a.memory_bytes or 0)}
                 for a in resources.accelerators

@@ -56,7 +56,7 @@ def policy_status(state: State, policy: Policy, now: int, fleet: Fleet | None = 
     return {
         "state": word,
         "rules": [rule for rule in RULES if getattr(policy.spec, rule)],
-        "components": components,
+        "applied": components,
         "refuses": int(refused.sum()),
         "refused": _named(fleet, refused),
         "unanswered": int(puzzled.sum()),

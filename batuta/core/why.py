@@ -34,7 +34,18 @@ COMPARED_MAX = 64
 NOT_OF_SIZE = 2**62
 """What it lacks is nothing that could be counted."""
 _SAYS_IT_ALL = frozenset(
-    ("policy_forbids", "policy_fault", "too_slow", "accelerator_short", "variant_unfit", "residency_wrong")
+    (
+        "policy_forbids",
+        "policy_fault",
+        "too_slow",
+        "accelerator_short",
+        "variant_unfit",
+        "residency_wrong",
+        "architecture_wrong",
+        "device_missing",
+        "port_claimed",
+        "device_claimed",
+    )
 )
 _LAST_FIRST = {f.code: i for i, f in enumerate(FILTERS)}
 

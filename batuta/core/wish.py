@@ -50,7 +50,7 @@ class Ask:
         self.cpu_millis: int = int(self.component.resources.cpu_millis)
         self.memory_bytes: int = base
         resources = self.component.resources
-        self.disk_bytes: int = int(resources.disk_bytes)
+        self.disk_bytes: int = int(resources.disk_bytes or 0)
         self.needs: tuple[AcceleratorNeed, ...] = resources.accelerators
         self.claims: tuple[Claim, ...] = claims_of(
             (*resources.ports, *probed_ports(self.component.process)), resources.devices

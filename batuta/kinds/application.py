@@ -145,7 +145,7 @@ class Resources(Record):
 
     cpu_millis: Millicores = msgspec.field(default_factory=lambda: Millicores(100), name="cpu")
     memory_bytes: Bytes = msgspec.field(default_factory=lambda: Bytes(64 * 2**20), name="memory")
-    disk_bytes: Bytes = msgspec.field(default_factory=lambda: Bytes(0), name="disk")
+    disk_bytes: Bytes | None = msgspec.field(default=None, name="disk")
     accelerators: Annotated[tuple[AcceleratorNeed, ...], Meta(max_length=8)] = ()
     """Accelerators, whole or in shares. Instances on one node never share more than there is."""
     ports: Annotated[tuple[Port, ...], Meta(max_length=64)] = ()

@@ -63,7 +63,7 @@ class Policy(Resource, tag="Policy", kw_only=True):
     columns: ClassVar[tuple[tuple[str, str], ...]] = (
         ("STATE", "status.state"),
         ("RULES", "status.rules"),
-        ("COMPONENTS", "status.components"),
+        ("COMPONENTS", "status.applied"),
         ("REFUSES", "status.refuses"),
         ("REASON", "status.reason"),
     )

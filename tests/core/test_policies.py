@@ -214,9 +214,9 @@ def test_the_status_of_a_policy():
     idle = status(
         state_of(*rows, policy(applies='component.name == "z"', require="true")), Ref("policies", "", "rule"), NOW
     )
-    assert (idle["state"], idle["components"]) == ("idle", 0)
+    assert (idle["state"], idle["applied"]) == ("idle", 0)
     told = status(state_of(*rows, policy(require=ZONE_1)), Ref("policies", "", "rule"), NOW)
-    assert (told["state"], told["components"], told["refuses"], told["refused"]) == ("ok", 1, 2, "b, c")
+    assert (told["state"], told["applied"], told["refuses"], told["refused"]) == ("ok", 1, 2, "b, c")
 
 
 def test_every_reason_of_placement_has_a_step():

@@ -110,7 +110,7 @@ class Places(World):
 
     def _what_is_shared_suffices(self, name: str, instances: tuple[Instance, ...]) -> None:
         known, resource = self.state.observed[name], self.state.nodes[name]
-        assert sum(i.disk_bytes for i in instances) <= known.inventory.disk_bytes
+        assert sum(i.disk_bytes or 0 for i in instances) <= known.inventory.disk_bytes
         taken: dict[Any, int] = {}
         cards = cards_of(resource, known)
         for instance in instances:
