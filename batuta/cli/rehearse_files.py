@@ -44,6 +44,25 @@ def _row(plain: Mapping[str, Any]) -> Any:
     return Row(table=plain["table"], key=plain["key"], value=msgspec.Raw(msgspec.json.encode(plain["value"])))
 
 
+def removal_of(word: str, namespace: str, state: State) -> Change:
+    """What `batuta delete KIND/NAME` would take away. Refused as it would be."""
+    from batuta.cli.options import split_reference, the_kind
+    from batuta.core.admission import admit_removal
+    from batuta.core.state import Change
+    from batuta.errors import NotFound
+    from batuta.kinds.base import Ref
+
+    kind_word, name = split_reference(word, None)
+    kind = the_kind(kind_word)
+    ref = Ref(kind.plural, namespace if kind.namespaced else "", name or "")
+    resource = state.get(ref)
+    if resource is None:
+        raise NotFound(f"there is no {ref}", next_step=f"batuta get {kind.plural}")
+    if problems := admit_removal(resource, state):
+        raise Refused(problems)
+    return Change("desired", ref.key, None)
+
+
 def faults_in(file: str, state: State) -> tuple[Fault, ...]:
     """The faults of a file: a list, `faults:` with a list, or those of a Scenario. Raises Refused."""
     import yaml

@@ -14,6 +14,10 @@ if TYPE_CHECKING:
 
 WIDTH, HEIGHT, LEFT, BOTTOM = 900, 160, 170, 24
 BARS_MAX: Final = 200
+STEPS_MS: Final = (
+    *(base * 10**power for power in range(2, 5) for base in (1, 2, 5)),
+    *(minutes * 60_000 for minutes in (1, 2, 5, 10, 30, 60, 120, 360, 1_440, 7_200)),
+)
 STYLE: Final = """
 :root { color-scheme: light dark; --ink: #1d2433; --dim: #667; --paper: #fff; --grid: #dde1ea;
   --changed: #2456c6; --nothing: #9aa3b5; --wait: #d99a21; --start: #6ea8fe; --good: #2e8b57; --bad: #c0392b; }
@@ -81,13 +85,19 @@ def _x(ms: float, span_ms: int) -> float:
 
 
 def _axis(span_ms: int, height: int) -> str:
+    """Lines at round times, six at most."""
+    step = next((s for s in STEPS_MS if span_ms / s <= 6), span_ms)
     parts = []
-    for k in range(6):
-        ms = span_ms * k // 5
+    for ms in range(0, span_ms + 1, step):
         x = _x(ms, span_ms)
+        anchor = "end" if x > WIDTH - 40 else "middle"
         parts.append(f"<line x1={x} y1=0 x2={x} y2={height - BOTTOM} stroke='var(--grid)'/>")
-        parts.append(f"<text x={x} y={height - 6} text-anchor=middle>{escape(seconds(ms))}</text>")
+        parts.append(f"<text x={x} y={height - 6} text-anchor={anchor}>{escape(_tick(ms))}</text>")
     return "".join(parts)
+
+
+def _tick(ms: int) -> str:
+    return f"{ms / 1000:g} s" if ms < 120_000 else seconds(ms)
 
 
 def _plot(curves: Sequence[tuple[Curve, str]], span_ms: int) -> str:

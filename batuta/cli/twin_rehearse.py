@@ -20,6 +20,7 @@ FOR_MS_MAX = 31 * 86_400_000
 @click.option(
     "-f", "--file", "files", multiple=True, metavar="FILE", help="The change: a file, a directory, or - for stdin."
 )
+@click.option("--delete", "deleted", multiple=True, metavar="KIND/NAME", help="Take this away as part of the change.")
 @click.option(
     "--faults", metavar="FILE", help="What goes wrong meanwhile: the faults of a Scenario, or a list of them."
 )
@@ -33,30 +34,32 @@ FOR_MS_MAX = 31 * 86_400_000
 @click.option("-o", "--output", type=click.Choice(["text", "json", "yaml"]), default="text", help="How to print it.")
 @talks_to_hub
 def rehearse(
-    hub: Client, *, files: tuple[str, ...], faults: str | None, span: str, seed: int, optimize: bool,
-    report: str | None, namespace: str, output: str,
+    hub: Client, *, files: tuple[str, ...], deleted: tuple[str, ...], faults: str | None, span: str, seed: int,
+    optimize: bool, report: str | None, namespace: str, output: str,
 ) -> int:  # fmt: skip
     """Play a change on a copy of the fleet as it is now, beside the same copy left alone. Nothing is changed.
 
     \b
     batuta twin rehearse -f change.yaml
     batuta twin rehearse -f change.yaml --faults storm.yaml --for 2h --report change.html
+    batuta twin rehearse --delete nodes/pi-4
     batuta twin rehearse --optimize
     Exit: 0 it comes to rest within what may be missing, 1 it does not, 3 refused.
     """
     from batuta.cli.manifests import joined
-    from batuta.cli.rehearse_files import faults_in, snapshot_of
+    from batuta.cli.rehearse_files import faults_in, removal_of, snapshot_of
     from batuta.twin.rehearse import rehearse as play
 
     for_ms = milliseconds(span, "--for")
     if not 1_000 <= for_ms <= FOR_MS_MAX:
         raise click.BadParameter("look ahead from a second to 31 days", param_hint="--for")
-    if not (files or faults or optimize):
-        raise click.UsageError("say what to rehearse: -f FILE, --faults FILE or --optimize")
+    if not (files or deleted or faults or optimize):
+        raise click.UsageError("say what to rehearse: -f FILE, --delete KIND/NAME, --faults FILE or --optimize")
     answer = joined(files).rehearsal(hub, namespace=namespace) if files else hub.rehearsal()
     taken = snapshot_of(answer)
     befall = faults_in(faults, taken.state) if faults else ()
-    found = play(taken.state, taken.changes, taken.now, for_ms=for_ms, seed=seed, faults=befall, optimize=optimize)
+    changes = (*taken.changes, *(removal_of(word, namespace, taken.state) for word in deleted))
+    found = play(taken.state, changes, taken.now, for_ms=for_ms, seed=seed, faults=befall, optimize=optimize)
     if report is not None:
         _write(report, found)
     if output == "text":

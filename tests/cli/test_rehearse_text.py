@@ -10,12 +10,12 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from batuta.cli.rehearse_files import faults_in, snapshot_of
+from batuta.cli.rehearse_files import faults_in, removal_of, snapshot_of
 from batuta.cli.rehearse_page import page
 from batuta.cli.rehearse_text import seconds, told
 from batuta.cli.twin_rehearse import is_well
 from batuta.core.state import Change, State
-from batuta.errors import BatutaError, Refused
+from batuta.errors import BatutaError, NotFound, Refused
 from batuta.kinds.application import Disruption, Rollout
 from batuta.kinds.base import BitsPerSecond, Millis
 from batuta.kinds.node import Power
@@ -249,3 +249,13 @@ def test_the_guide_shows_what_is_really_said() -> None:
     if os.environ.get("BATUTA_REWRITE") == "1":
         GUIDE.write_text(text, "utf-8")
     assert _figureless(GUIDE.read_text("utf-8")) == _figureless(text)
+
+
+def test_what_is_to_be_deleted_is_named_as_delete_names_it() -> None:
+    state = a_fleet()
+    change = removal_of("application/helper", "default", state)
+    assert (change.table, change.key, change.value) == ("desired", "applications.default.helper", None)
+    with pytest.raises(NotFound):
+        removal_of("application/nobody", "default", state)
+    with pytest.raises(Refused):
+        removal_of("site/berlin", "default", state)

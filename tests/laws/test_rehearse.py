@@ -15,7 +15,19 @@ from batuta.kinds.scenario import Fault
 from batuta.kinds.site import Uplink
 from batuta.twin.rehearse import Course, Rehearsal, rehearse
 from batuta.twin.rehearse_pace import HUB_MS, NODE_MS, REPORT_MS, STOP_MS
-from tests.core.fleets import APP, MIB, NOW, application, component, machines, model, settled, site, state_of
+from tests.core.fleets import (
+    APP,
+    MIB,
+    NOW,
+    application,
+    component,
+    machines,
+    model,
+    no_application,
+    settled,
+    site,
+    state_of,
+)
 
 HOUR_MS = 3_600_000
 LATENCY_MS = 3
@@ -294,3 +306,16 @@ def test_moves_that_pay_are_proposed_and_rehearsed_and_save_what_they_promise() 
     assert found.changed.outages == ()
     # Half of 95 W less at the one, half of 4 W more at the other, but for the second that the move takes.
     assert found.nothing.energy_wh - found.changed.energy_wh == pytest.approx(47.5 - 2.0, abs=0.1)
+
+
+def test_what_is_taken_away_stops_and_is_not_missed() -> None:
+    state = fleet("pi-1", "pi-2")
+    found = rehearse(state, [no_application()], NOW, for_ms=HOUR_MS).changed
+    assert {action for action, *_ in moved(found)} == {"stop"}
+    assert len(found.moves) == 3
+    assert found.outages == ()
+    assert found.done_ms is not None
+    node = Change("desired", "nodes.pi-1", None)
+    found = rehearse(state, [node], NOW, for_ms=HOUR_MS).changed
+    assert {m.step.node for m in found.moves} == {"pi-2"}
+    assert found.done_ms is not None
