@@ -33,6 +33,7 @@ from batuta.kinds.base import BitsPerSecond, Bytes, Millicores, Millis, Problem,
 from batuta.kinds.manifest import dump, from_document, from_json, parse, to_document, to_json
 from batuta.kinds.model import Golden, ModelSpec, Signature, Tensor, Variant, Version
 from batuta.kinds.node import NodeSpec, Taint
+from batuta.kinds.policy import Policy, PolicySpec
 from batuta.kinds.shape import misfits
 from batuta.kinds.site import SiteSpec, Uplink
 
@@ -295,7 +296,23 @@ APPLICATIONS = st.builds(
     metadata=METADATA,
     spec=st.builds(ApplicationSpec, components=st.lists(COMPONENTS, min_size=1, max_size=3).map(tuple)),
 )
-RESOURCES = st.one_of(SITES, NODES, MODELS, APPLICATIONS)
+RULES = st.sampled_from([None, "node.memory > 5", "component.slo.p99 < 5", 'now.time >= "22:00"', "node.memry > 5"])
+POLICIES = st.builds(
+    Policy,
+    metadata=METADATA,
+    spec=st.builds(
+        PolicySpec,
+        applies=RULES,
+        require=RULES,
+        forbid=RULES,
+        prefer=RULES,
+        weight=st.integers(0, 100),
+        weights=st.dictionaries(st.sampled_from(["near", "energy", "enrgy"]), st.integers(0, 100), max_size=2),
+        existing=st.sampled_from(["move", "stay"]),
+        message=TEXTS,
+    ),
+)
+RESOURCES = st.one_of(SITES, NODES, MODELS, APPLICATIONS, POLICIES)
 
 
 @settings(max_examples=80, deadline=None)
