@@ -18,16 +18,17 @@ import pytest
 
 from batuta.demo.stage import wait_for
 from batuta.kinds import Application
+from batuta.model_push import push
 from batuta.twin.rehearse import Rehearsal
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from batuta.demo.digits import Digits
     from batuta.demo.stage import Stage
 
 pytestmark = pytest.mark.e2e
 
-NODES = ("pi-1", "pi-2", "pi-3")
 TRIES = 5
 WITHIN = 0.30
 SITE = """
@@ -38,7 +39,7 @@ spec: {uplink: {bandwidth: 1Gbit, latency: 1ms}}
 """
 # A program that needs a while until it is ready, as real ones do.
 PROGRAM = "import pathlib, time; time.sleep(0.8); pathlib.Path('ready').touch(); time.sleep(3600)"
-APP = f"""
+PROCESS = f"""
 apiVersion: batuta.dev/v1
 kind: Application
 metadata: {{name: worker}}
@@ -52,6 +53,31 @@ spec:
     replicas: {{count: 3}}
     placement: {{spread: node}}
 """
+MODEL = """
+apiVersion: batuta.dev/v1
+kind: Application
+metadata: {name: worker}
+spec:
+  components:
+  - name: work
+    model: {name: digits, version: "VERSION"}
+    inputs: [{topic: "cameras/+/frame", tensor: image}]
+    outputs: [{topic: "meters/{1}/reading"}]
+    replicas: {count: 2}
+    placement: {spread: node}
+"""
+
+
+class Play(NamedTuple):
+    """What is rolled out over how many nodes."""
+
+    manifest: str
+    nodes: int
+    versions: tuple[str, ...]
+    """In turn, one for every release."""
+
+
+PLAYS = {"process": Play(PROCESS, 3, tuple("123456")), "model": Play(MODEL, 2, tuple("121212"))}
 
 
 class Moved(NamedTuple):
@@ -93,15 +119,15 @@ def held(stage: Stage) -> dict[str, Mapping[str, Any]]:
     return {i["slot"]: i for i in stage.instances("worker")}
 
 
-def at_rest(stage: Stage, version: int) -> bool | None:
-    """For `wait_for`: every replica is of this generation and ready, and nothing else is left."""
+def at_rest(stage: Stage, play: Play, release: int) -> bool | None:
+    """For `wait_for`: every replica is of this release and ready, and nothing else is left."""
     found = stage.client.get(Application, "worker")
     instances = [i for c in found.status["components"] for i in c["instances"]]
     is_so = (
         found.status["state"] == "ok"
-        and found.status["release"] == version
-        and len(instances) == len(NODES)
-        and all(i["ready"] and i["revision"] == version for i in instances)
+        and found.status["release"] == release
+        and len(instances) == play.nodes
+        and all(i["ready"] and i["revision"] == release for i in instances)
     )
     return is_so or None
 
@@ -122,15 +148,15 @@ def foretold(stage: Stage, manifest: str) -> Rehearsal:
     return msgspec.json.decode(ran.stdout, type=Rehearsal)
 
 
-def compared(stage: Stage, version: int) -> Try:
+def compared(stage: Stage, play: Play, release: int) -> Try:
     """Rehearses a new version, then does it."""
-    manifest = APP.replace('"VERSION"', f'"{version}"')
+    manifest = play.manifest.replace('"VERSION"', f'"{play.versions[release - 1]}"')
     before = held(stage)
     found = foretold(stage, manifest)
     assert found.changed.done_ms is not None
     stage.client.apply(manifest)
     began = time.monotonic()
-    wait_for("the new version everywhere", lambda: at_rest(stage, version), 120)
+    wait_for("the new version everywhere", lambda: at_rest(stage, play, release), 120)
     measured_ms = round((time.monotonic() - began) * 1000)
     after = held(stage)
     came = [
@@ -146,28 +172,33 @@ def _short(name: str) -> str:
     return name.rpartition("/")[2]
 
 
-def test_what_is_foretold_of_a_new_version_is_what_real_processes_do(stage: Stage) -> None:
+@pytest.mark.parametrize("what", PLAYS)
+def test_what_is_foretold_of_a_new_version_is_what_real_processes_do(stage: Stage, digits: Digits, what: str) -> None:
+    play = PLAYS[what]
+    names = [f"pi-{k}" for k in range(1, play.nodes + 1)]
     stage.start_hub()
     stage.client.apply(SITE)
-    for name in NODES:
+    for name in names:
         stage.start_node(name, "berlin")
-    for name in NODES:
+    for name in names:
         wait_for(f"{name} online", lambda name=name: stage.online(name), 60)
-    stage.client.apply(APP)
-    wait_for("the first version everywhere", lambda: at_rest(stage, 1), 120)
+    for version, file in (("1", digits.first), ("2", digits.second)):
+        push(stage.client, file, name="digits", version=version, task="classification")
+    stage.client.apply(play.manifest.replace('"VERSION"', f'"{play.versions[0]}"'))
+    wait_for("the first version everywhere", lambda: at_rest(stage, play, 1), 120)
 
     tries = []
-    for version in range(2, 2 + TRIES):
-        tries.append(compared(stage, version))
+    for release in range(2, 2 + TRIES):
+        tries.append(compared(stage, play, release))
         print(tries[-1])
         if tries[-1].is_met:
             break
     assert tries[-1].foretold == tries[-1].came, "the same instances, from where to where, in the same order"
     assert tries[-1].is_met, "; ".join(map(str, tries))
-    what_was_decided_is_decided_again(stage)
+    what_was_decided_is_decided_again(stage, play)
 
 
-def what_was_decided_is_decided_again(stage: Stage) -> None:
+def what_was_decided_is_decided_again(stage: Stage, play: Play) -> None:
     """All that this hub has decided, with real nodes, is what the code decides by itself from the recording."""
     file = str(stage.directory / "recording.jsonl.gz")
     assert batuta(stage, "twin", "record", file).returncode == 0
@@ -178,4 +209,4 @@ def what_was_decided_is_decided_again(stage: Stage) -> None:
     assert ran.returncode == 0, ran.stdout + ran.stderr
     said = msgspec.json.decode(ran.stdout)
     print(f"replayed {said['turns']} decisions that wrote {said['decided']} rows: the same")
-    assert said["decided"] >= 3 + 3 + 2, "three were placed and three replaced, in two releases"
+    assert said["decided"] >= 2 * play.nodes + 2, "each was placed and replaced, in two releases"
