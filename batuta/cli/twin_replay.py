@@ -44,7 +44,8 @@ def told(found: Replayed) -> Iterator[str]:
     from batuta.cli.text import painted
 
     span_s = (found.ends_at - found.begins_at) / 1000
-    what = f"{found.turns} decisions over {span_s:.0f} s, {found.decided} rows written, by batuta {found.version}"
+    many = f"{found.turns} decision{'' if found.turns == 1 else 's'}"
+    what = f"{many} over {span_s:.0f} s, {found.decided} rows written, by batuta {found.version}"
     if not found.parted:
         yield f"{painted('the same', 'good')}: {what}"
         return

@@ -14,6 +14,8 @@ from batuta.cli.rehearse_files import faults_in, removal_of, snapshot_of
 from batuta.cli.rehearse_page import page
 from batuta.cli.rehearse_text import seconds, told
 from batuta.cli.twin_rehearse import is_well
+from batuta.cli.twin_replay import told as parted
+from batuta.core.decide import decide
 from batuta.core.state import Change, State
 from batuta.errors import BatutaError, NotFound, Refused
 from batuta.kinds.application import Disruption, Rollout
@@ -21,6 +23,8 @@ from batuta.kinds.base import BitsPerSecond, Millis
 from batuta.kinds.node import Power
 from batuta.kinds.site import Uplink
 from batuta.twin.rehearse import Rehearsal, rehearse
+from batuta.twin.replay import replay
+from batuta.twin.replay_frames import Begin, Frame, There, Turn
 from batuta.twin.replay_rows import row_of, rows_of
 from tests.core.fleets import NOW, application, component, machines, model, settled, site, state_of
 
@@ -225,6 +229,24 @@ def test_faults_are_read_from_a_list_a_mapping_or_a_scenario_and_all_problems_ar
 # --- The guide -------------------------------------------------------------------------------------------------------
 
 
+def a_recording() -> list[Frame]:
+    """Of a hub with other code: it gave a replica more memory than it was asked for."""
+    state = a_fleet()
+    [change] = [c for c in a_change() if c.key.endswith("helper")]
+    decision = decide(state.with_changes([change]), NOW)
+    rows = []
+    for row in (row_of(c.table, c.key, c.value) for c in decision.changes):
+        value = msgspec.json.decode(row.value)
+        for instance in value.get("instances", ()):
+            if instance["component"] == "help" and instance["revision"] == 2:
+                instance["memory"] = "96Mi"
+        rows.append(msgspec.structs.replace(row, value=msgspec.Raw(msgspec.json.encode(value))))
+    heard = (row_of(change.table, change.key, change.value),)
+    begin = Begin(at=NOW - 1_000, hub_since=state.hub_since, rows=0, version="0.0.9")
+    there = [There(row=row) for row in rows_of(state)]
+    return [begin, *there, Turn(at=NOW, heard=heard, decided=tuple(rows))]
+
+
 def _figureless(text: str) -> str:
     """How long an order is, in bytes, changes with every field that one gains: that is no news for the guide."""
     return re.sub(r"[\d.]+ [KM]iB(?= of orders)|(?<=without the change )[\d.]+ [KM]?i?B", "…", text)
@@ -239,11 +261,12 @@ def test_the_guide_shows_what_is_really_said() -> None:
     made = {
         "change": told(rehearse(state, a_change(), NOW, for_ms=HOUR_MS)),
         "faults": told(rehearse(state, a_change(), NOW, for_ms=HOUR_MS, faults=[crash])),
+        "replay": parted(replay(a_recording(), differences_max=1)),
     }
     text = GUIDE.read_text("utf-8")
     for name, lines in made.items():
         block = f"<!-- made: {name} -->\n```text\n" + "\n".join(lines) + "\n```"
-        pattern = re.compile(rf"<!-- made: {name} -->\n```text\n.*?\n```", re.DOTALL)
+        pattern = re.compile(rf"<!-- made: {name} -->\n```text\n(?:(?!```).*\n)*```")
         assert pattern.search(text), f"the guide has no block {name!r}"
         text = pattern.sub(lambda _, block=block: block, text)
     if os.environ.get("BATUTA_REWRITE") == "1":
