@@ -7,6 +7,7 @@ was last and which comes next, so that nobody has to look more often.
 from __future__ import annotations
 
 import re
+from bisect import bisect_right
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -60,4 +61,5 @@ def around(marks: tuple[int, ...], zone: str, now: int) -> Around:
     if not marks:
         return Around(0, 2**62)
     instants = _marked(marks, zone, clock_of(zone).wall(now) // DAY_MS)
-    return Around(max(i for i in instants if i <= now), min(i for i in instants if i > now))
+    place = bisect_right(instants, now)
+    return Around(instants[place - 1], instants[place])
