@@ -72,7 +72,7 @@ class Notes:
     def say_fenced(self, subject: str, fence: Fence, after_ms: int) -> None:
         due = gone_by(fence, self.draft, after_ms)
         if due is not None:
-            self.draft.wake(due)
+            self.draft.wake_for(fence.node, due)
         # Had the assignment not been written, its node would never answer for it; then it is written again.
         self.draft.insist(fence.node, fence.serial)
         self.say("may_be_alive", subject, f"{fence.node} has not yet said that it is gone")

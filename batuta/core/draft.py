@@ -156,6 +156,12 @@ class Draft:
         """How long the hub itself has not heard a node: what leases run by."""
         return self.now - heard_at(self.state, node)
 
+    def wake_for(self, node: str, at: int) -> None:
+        """When a silence will have lasted so long. What others hear may put that off as time goes by; then it is looked
+        at again a little later, and not at every millisecond until somebody speaks."""
+        moves = self.silent_ms(node) < self.unheard_ms(node)
+        self.wake(max(at, self.now + self.missed_ms // 40) if moves and at > self.now else at)
+
     def wake(self, at: int) -> None:
         if at > self.now:
             self.wakes.add(at)

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
+
 from batuta.core import heal
 from batuta.core.at_rest import is_at_rest, note_rest
 from batuta.core.autoscale import scale, settle_scaled
@@ -75,8 +77,7 @@ def _tend_component(care: Care, held: list[Held]) -> set[str]:
     """Returns the slots, as `component/slot`, whose fences are looked after."""
     ask, fleet = care.ask, care.fleet
     rows = [row for h in held if (row := fleet.row_of.get(h.node)) is not None]
-    for row in rows:
-        ask.here[row] += 1
+    np.add.at(ask.here, np.array(rows, np.int64), 1)
     slots = slots_of(ask, rows)
     care.notes.wanted |= {f"{ask.component.name}/{slot.name}" for slot in slots}
     if not slots and ask.component.replicas.count is None:
@@ -178,8 +179,8 @@ def judge_slot(draft: Draft, ask: Ask, slot: Slot, held: list[Held]) -> list[Hol
         superseded = superseded or ready
         judged.append(Holder(h, heal.judge(case), ready, late, kept))
         if late:
-            draft.wake(draft.now - silent_ms + after_ms)
-            draft.wake(draft.now - silent_ms + after_ms + grace_ms)
+            draft.wake_for(h.node, draft.now - silent_ms + after_ms)
+            draft.wake_for(h.node, draft.now - silent_ms + after_ms + grace_ms)
     return judged[::-1]
 
 

@@ -6,7 +6,7 @@ A hub restart forgets sightings and what was pending; a torn one dies between tw
 from __future__ import annotations
 
 import heapq
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
@@ -17,7 +17,7 @@ from batuta.core.observed import Report, Sighting
 from batuta.core.state import Change, State
 from batuta.twin.chance import Chance
 from batuta.twin.weights import ANSWER_BYTES, RECEIPT_BYTES, assignment_bytes
-from batuta.twin.world import ANSWER, FOUND, PUSH, RECEIPT, Store
+from batuta.twin.world import ANSWER, EPOCH_MS, FOUND, PUSH, RECEIPT, Store
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from batuta.twin.world import World
 
 ROUNDS_MAX = 20
+HEARD_ALL_THE_TIME: Final = EPOCH_MS + 10**12
 
 
 class Broker:
@@ -121,7 +122,6 @@ class Hub:
         self._has_decided_all = False
         self._inbox: dict[tuple[str, str], Change] = {}
         """What was heard and is not yet folded: the newest of each row."""
-        self._refreshed_at = world.now
         self._watch: list[tuple[int, str]] = []
         """A heap of whoever is listened for beat by beat, by when it would be missed at the earliest."""
         self._watched: set[str] = set()
@@ -206,19 +206,16 @@ class Hub:
         known: Sighting | None = self._newest(self.state.sightings, "sightings", node)
         if known is not None:
             at = known.reported_at if reported_at is None else reported_at
-            after = msgspec.structs.replace(known, last_seen=max(known.last_seen, last_seen), reported_at=at)
+            after = msgspec.structs.replace(known, last_seen=last_seen, reported_at=at)
             self._gather(Change("sightings", node, after), is_news=False)
-            if node not in self.broker.resting:
-                self._watch_for(node, after.last_seen)
+            self._watch_for(node, last_seen)
 
-    def _refresh(self) -> None:
-        """Whoever rests is heard all the time. It is noted often enough that nobody looks silent."""
-        now = self.world.now
-        if now - self._refreshed_at < self._missed_ms - self.world.every_ms - self.world.longest_ms - 50:
-            return
-        self._refreshed_at = now
-        for name, rest in self.broker.resting.items():
-            self.correct(name, rest.heard_by(now), None)
+    def rests(self, node: str) -> None:
+        """Whoever rests is heard all the time, until it is corrected."""
+        known: Sighting | None = self._newest(self.state.sightings, "sightings", node)
+        if known is not None:
+            resting = msgspec.structs.replace(known, last_seen=HEARD_ALL_THE_TIME)
+            self._gather(Change("sightings", node, resting), is_news=False)
 
     def hear_report(self, report: Report) -> None:
         """Folds it unless something newer of the same node is known already."""
@@ -257,6 +254,10 @@ class Hub:
         """What gathered for it may have been taken up by another turn meanwhile."""
         if gathering == self._gatherings:
             self._turn()
+
+    def known(self) -> State:
+        """The tables with all that was heard folded in."""
+        return self.state.with_changes(self._inbox.values())
 
     # --- Deciding ---
 
@@ -297,7 +298,6 @@ class Hub:
     def _decide(self) -> Any:
         """What changed since the last decision, what it left open, and what the time that passed may change."""
         now = self.world.now
-        self._refresh()
         self.state, self._inbox = self.state.with_changes(self._inbox.values()), {}
         self._missed_ms = missed_ms(self.state)
         self.decisions += 1

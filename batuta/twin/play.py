@@ -39,9 +39,6 @@ class Play:
         self.broker = Broker(self.world)
         every_ms = HEARTBEAT_MS * len(scenario.machines) // HEARTBEATS_A_SECOND_MAX
         self.world.every_ms = min(SLOWEST_BEAT_MS, max(scenario.physics.heartbeat_ms, every_ms))
-        self.world.longest_ms = max(
-            [scenario.physics.latency_ms[1], *(m.latency_ms[1] for m in scenario.machines if m.latency_ms)]
-        )
         self.healings = 0
         self._chance = Chance(seed, "play")
         self._enrol()

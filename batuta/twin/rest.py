@@ -71,6 +71,8 @@ class Rest:
         self._reports_every_ms = self._whole(physics.report_every_ms + physics.report_ms)
         broker = self.node.broker
         broker.resting[self.node.name] = self
+        if broker.hub is not None:
+            broker.hub.rests(self.node.name)
 
     def _whole(self, span_ms: int) -> int:
         """Up to the next beat."""

@@ -75,7 +75,7 @@ def _settle(play: Play) -> int | None:
         play.laws.breaks("stays_converged", f"{play.laws.acts - acts} acts in {QUIET_MS} ms of rest")
     hub = play.broker.hub
     if hub is not None:
-        found = play.rules.decide(hub.state, play.world.now).changes
+        found = play.rules.decide(hub.known(), play.world.now).changes
         if found:
             play.laws.breaks("stays_converged", "a second pass writes " + ", ".join(c.key for c in found))
     return took_ms

@@ -36,8 +36,6 @@ class World:
         self.events = 0
         self.every_ms = physics.heartbeat_ms
         """How often each node of this fleet beats."""
-        self.longest_ms = physics.latency_ms[1]
-        """No message of a clean link is under way for longer."""
         self.counts: dict[str, int] = {}
         self.story: deque[str] = deque(maxlen=STORY_LINES)
         self._heap: list[tuple[int, int, Callable[..., None], tuple[Any, ...]]] = []
