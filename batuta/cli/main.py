@@ -40,7 +40,7 @@ VERBS: dict[str, Verb] = {
     "explain": Verb("explain", "What a field, a state or a reason means."),
     "logs": Verb("logs", "What instances printed."),
     "top": Verb("top", "What nodes and instances use and do, live."),
-    "model": Verb("model", "Models: push a file as a version, list."),
+    "model": Verb("model", "Models: push, sign, verify, list."),
     "node": Verb("node", "Machines: approve, hold, drain, release, remove."),
     "twin": Verb("twin", "Play fleets in virtual time: what if?"),
     "doctor": Verb("doctor", "Check this machine and its hub, and say what mends them."),
@@ -52,7 +52,8 @@ VERBS: dict[str, Verb] = {
 SYNONYMS = {
     "create": "apply", "ls": "get", "list": "get", "rm": "delete", "remove": "delete", "log": "logs", "start": "up",
     "serve": "up", "check": "doctor", "status": "get", "show": "describe", "install": "join", "tokens": "token",
-    "models": "model", "push": "model push", "simulate": "twin run", "scenario": "twin run",
+    "models": "model", "push": "model push", "simulate": "twin run", "scenario": "twin run", "rehearse": "twin rehearse",
+    "replay": "twin replay", "record": "twin record", "plan": "twin rehearse",
 }  # fmt: skip
 
 
