@@ -52,8 +52,8 @@ VERBS: dict[str, Verb] = {
 SYNONYMS = {
     "create": "apply", "ls": "get", "list": "get", "rm": "delete", "remove": "delete", "log": "logs", "start": "up",
     "serve": "up", "check": "doctor", "status": "get", "show": "describe", "install": "join", "tokens": "token",
-    "models": "model", "push": "model push", "simulate": "twin run", "scenario": "twin run", "rehearse": "twin rehearse",
-    "replay": "twin replay", "record": "twin record", "plan": "twin rehearse",
+    "models": "model", "push": "model push", "simulate": "twin run", "scenario": "twin run",
+    "rehearse": "twin rehearse", "plan": "twin rehearse", "replay": "twin replay", "record": "twin record",
 }  # fmt: skip
 
 
