@@ -115,31 +115,33 @@ class Book:
         found: list[Change] = []
         for node in due:
             before, report, instances = assignments.get(node), reports.get(node), self._instances.get(node, ())
+            as_given = before is not None and before is self._given.get(node)
             ahead = before is not None and report is not None and report.serial > before.serial
             if before is not None and not ahead and not draft.is_insisted(node):
                 same = before.captures is self.captures and before.watched is watched and before.instances is instances
-                if same and before is self._given.get(node):
+                if same and as_given:
                     continue  # Just what it was given: nothing more need be compared.
                 if (
-                    before.site == self.site
-                    and before.instances == instances
-                    and before.peers == self._peers_of(node)
-                    and before.elders == self._elders(node)
+                    before.instances == instances
                     and before.captures == self.captures
                     and before.watched == watched
+                    and before.site == self.site
+                    and (as_given or before.peers == self._peers_of(node))
+                    and (as_given or before.elders == self.members[: min(self.place[node], ELDERS_MAX)])
                 ):
                     continue
+            peers, elders = (
+                (before.peers, before.elders)
+                if before is not None and as_given
+                else (self._peers_of(node), self.members[: min(self.place[node], ELDERS_MAX)])
+            )
             after = self._given[node] = Assignment(
-                node=node, site=self.site, serial=draft.serial(node), instances=instances, peers=self._peers_of(node),
-                elders=self._elders(node), captures=self.captures, watched=watched,
+                node=node, site=self.site, serial=draft.serial(node), instances=instances, peers=peers, elders=elders,
+                captures=self.captures, watched=watched,
             )  # fmt: skip
             draft.settle(node, instances)
             found.append(Change("decided", assignment_key(node), after))
         return found
-
-    def _elders(self, node: str) -> tuple[str, ...]:
-        place = self.place[node]
-        return self.members[: min(place, ELDERS_MAX)]
 
     def _find_peers(self) -> None:
         found: list[Peer] = []

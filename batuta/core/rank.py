@@ -232,9 +232,10 @@ class _Ladder:
         if found is None:
             self._look_ahead()
             found = self._next[unit]
-        self._expected = (found.choice.row, found.load, 1)
-        self._here = int(self._ranking.ask.here[found.choice.row])
-        return found.choice
+        choice, load = found[0], found[1]
+        self._expected = (choice.row, load, 1)
+        self._here = int(self._ranking.ask.here[choice.row])
+        return choice
 
     def is_as_expected(self, moves: list[tuple[int, Load, int]]) -> bool:
         """Was just the instance placed whose place was chosen last? Then what it leads to is known already."""
@@ -243,9 +244,9 @@ class _Ladder:
             return False
         self._expected = None
         unit = self._heap[0][1]
-        found = self._next.pop(unit)
-        ranking.keys[found.at], ranking.variants[found.at] = found.keys, found.variants
-        heapq.heapreplace(self._heap, (-found.key, unit))
+        _, _, best, at, keys, variants = self._next.pop(unit)
+        ranking.keys[at], ranking.variants[at] = keys, variants
+        heapq.heapreplace(self._heap, (-best, unit))
         self._unknown.append(unit)
         return True
 
@@ -270,23 +271,18 @@ class _Ladder:
         for those, load in laid:
             fleet.lay(those, load, -1)
         if not groups:
-            found = map(_Next, choices, loads, keys.tolist(), units, keys.tolist(), after.tolist())
-            self._next.update(zip(units, found, strict=True))
+            each = keys.tolist()
+            self._next.update(
+                zip(units, zip(choices, loads, each, units, each, after.tolist(), strict=True), strict=True)
+            )
             return
         end = 0
         for unit, choice, load, group in zip(units, choices, loads, groups, strict=True):
             begin, end = end, end + len(group)
             there = keys[begin:end]
-            self._next[unit] = _Next(choice, load, int(there.max()), group, there, after[begin:end])
+            self._next[unit] = (choice, load, int(there.max()), group, there, after[begin:end])
 
 
-class _Next(NamedTuple):
-    """One unit, if it took one more."""
-
-    choice: Choice
-    load: Load
-    key: int
-    """What its best scores then."""
-    at: int | Ints
-    keys: int | Ints
-    variants: int | Ints
+_Next = tuple[Choice, "Load", int, "int | Ints", "int | Ints", "int | Ints"]
+"""One unit, if it took one more: where, with what load, what its best scores then; and the places that this changes,
+with what they score then and which variants fit."""
