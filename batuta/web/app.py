@@ -23,6 +23,7 @@ from batuta.web.files import file_routes
 from batuta.web.foreseen import foreseen_routes
 from batuta.web.joining import joining_routes
 from batuta.web.metrics import metrics_routes
+from batuta.web.moving import moving_routes
 from batuta.web.openapi import openapi_routes
 from batuta.web.rehearsing import rehearsing_routes
 from batuta.web.resources import KindApi
@@ -55,6 +56,7 @@ def application(hub: Hub) -> Starlette:
             *(route for kind in kinds for route in kind.routes()),
             *action_routes(hub),
             *foreseen_routes(hub),
+            *moving_routes(hub),
             *rehearsing_routes(hub),
             *joining_routes(hub),
             *auditing_routes(hub),

@@ -47,6 +47,8 @@ RULES: Final[tuple[Rule, ...]] = (
     Rule(WRITE, f"{V1}/**", "admin", "all", "What lies in no namespace is written by admins."),
     Rule(("POST",), "/apply", "operator", "any", "Each document is judged as if it were written alone."),
     Rule(("POST",), "/diff", "viewer", "any", "A diff tells of what the asker may see, and counts the rest."),
+    Rule(("POST",), "/optimize", "viewer", "all", "What had better move is told of all namespaces."),
+    Rule(("POST",), "/moves", "operator", "all", "Machines are everybody's: who moves things sees all namespaces."),
     Rule(("POST",), "/rehearsal", "viewer", "all", "Whoever rehearses a change sees all namespaces."),
     Rule(READ, "/recording", "operator", "all", "What was declared and decided of late is of all namespaces."),
     Rule(("PUT",), "/artifacts/*", "operator", "any", "Operators bring artifacts; a digest harms nobody."),
@@ -119,7 +121,7 @@ def is_write(method: str, path: str) -> bool:
 
 def can_be_tried(path: str) -> bool:
     """Does a write here know `dryRun`?"""
-    return path == "/apply" or path.startswith(("/apis/", "/api/"))
+    return path in ("/apply", "/moves") or path.startswith(("/apis/", "/api/"))
 
 
 def place_of(ref: Ref, *, named: bool = True) -> str:
@@ -136,7 +138,7 @@ def thing_at(path: str) -> str:
     return "/".join(parts)[:256]
 
 
-_QUESTIONS: Final = ("/apis/authorization.k8s.io/", "/apis/authentication.k8s.io/", "/diff", "/rehearsal")
+_QUESTIONS: Final = ("/apis/authorization.k8s.io/", "/apis/authentication.k8s.io/", "/diff", "/rehearsal", "/optimize")
 
 VERBS: Final = {"POST": "create", "PUT": "replace", "PATCH": "patch", "DELETE": "delete"}
 
@@ -154,6 +156,7 @@ def verb_of(method: str, path: str, content_type: str = "") -> str:
 _VERBS: Final = {
     ("apply", "POST"): "apply",
     ("diff", "POST"): "diff",
+    ("moves", "POST"): "move",
     ("tokens", "DELETE"): "revoke",
     ("enrol", "POST"): "enrol",
     ("artifacts", "PUT"): "upload",
