@@ -103,14 +103,17 @@ class Places(World):
             known = before.assignments.get(name)
             new = [i for i in assignment.instances if known is None or i not in known.instances]
             if new and name in self.state.nodes:
-                self._what_is_shared_suffices(name, assignment.instances)
+                self._what_is_shared_suffices(name, assignment.instances, new)
                 for instance in new:
                     self._it_may_be_there(name, instance)
         return decision
 
-    def _what_is_shared_suffices(self, name: str, instances: tuple[Instance, ...]) -> None:
+    def _what_is_shared_suffices(self, name: str, instances: tuple[Instance, ...], new: list[Instance]) -> None:
+        """What comes finds enough. What was there before may have lost some: a machine can be fitted with less."""
         known, resource = self.state.observed[name], self.state.nodes[name]
-        assert sum(i.disk_bytes or 0 for i in instances) <= known.inventory.disk_bytes
+        if any(i.disk_bytes for i in new):
+            assert sum(i.disk_bytes or 0 for i in instances) <= known.inventory.disk_bytes
+        given = {g.card for i in new for g in i.accelerators}
         taken: dict[Any, int] = {}
         cards = cards_of(resource, known)
         for instance in instances:
@@ -126,7 +129,8 @@ class Places(World):
                 else:
                     assert taken.get(card, 0) != WHOLE, f"card {grant.card} of {name} is for one alone"
                     taken[card] = taken.get(card, 0) + int(grant.memory_bytes)
-                    assert taken[card] <= cards[grant.card].memory_bytes
+                    if grant.card in given:
+                        assert taken[card] <= cards[grant.card].memory_bytes
 
     def _it_may_be_there(self, name: str, instance: Instance) -> None:
         resource, known = self.state.nodes[name], self.state.observed[name]
