@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from batuta.core.fleet import Fleet
     from batuta.core.observed import InstanceReport
     from batuta.core.state import State
+    from batuta.core.wish import Ask, Slot
 
 Row = TypeVar("Row", bound=Standing)
 
@@ -40,6 +41,11 @@ class Draft:
         """Is it the turn of those that fit nowhere to displace others?"""
         self.displaced: set[str] = set()
         """Applications of which somebody was displaced."""
+        self.asks: dict[tuple[str, str], Ask] = {}
+        """By application and component: what was asked last."""
+        self.fresh: dict[int, dict[tuple[str, str, str], Slot]] = {}
+        """By row: slots (of application and component) that were filled there in this decision and that nobody filled
+        before."""
         self.freed = 0
         """Counts what was taken away: room that somebody turned away before may want."""
         self.watched_sites: set[str] = set()
@@ -109,6 +115,11 @@ class Draft:
     def is_drafted(self, app: str) -> bool:
         """Did this decision give, take or note anything of it?"""
         return app in self._held or app in self._standing or app in self._fences
+
+    def note_fresh(self, ask: Ask, slot: Slot, row: int) -> None:
+        """An instance was placed in a slot that nobody filled before: until this decision is done it is no matter where
+        it was put."""
+        self.fresh.setdefault(row, {})[ask.app, ask.component.name, slot.name] = slot
 
     def changed_nodes(self) -> list[str]:
         return sorted(self._instances.keys() | self._insisted.keys())

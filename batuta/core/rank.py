@@ -132,6 +132,22 @@ class Ranking:
         found: Ints = order[begins[site] : begins[site + 1]]
         return found
 
+    def possible(self, wish: Wish, rows: list[int]) -> list[int]:
+        """Those of some rows on which a wish could be if there were room; the best first, as far as nothing changes."""
+        asked = wish.rows()
+        at = self._position[np.intersect1d(np.array(rows, np.int64), asked)]
+        at = at[at >= 0]
+        order = np.lexsort((self.fleet.rank[self.rows[at]], -self._fixed[at]))
+        return [int(row) for row in self.rows[at][order].tolist()]
+
+    def at(self, row: int, wish: Wish) -> tuple[int, int] | None:
+        """What a wish would score there now, and the variant that fits; None when it is refused."""
+        at = self._position[row : row + 1]
+        if at[0] < 0:
+            return None
+        keys, variants = self.evaluate(at, wish)
+        return None if keys[0] == REFUSED else (int(keys[0]) // self._span, int(variants[0]))
+
     def units(self) -> Ints:
         """What the best of each unit scores: of each row, or of each site."""
         if not self.is_by_site:

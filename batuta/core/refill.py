@@ -8,6 +8,7 @@ from batuta.core.heal import ASKED, WELL
 from batuta.core.moves import towards, wait_for_room
 from batuta.core.place import choose
 from batuta.core.preempt import make_way
+from batuta.core.rearrange import rearrange
 from batuta.core.wish import Wish
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ def _predecessor(left: list[Holder]) -> Holder | None:
 
 
 def _fill(care: Care, slot: Slot, before: Holder | None, left: list[Holder]) -> None:
-    ask, fleet = care.ask, care.fleet
+    ask, fleet, draft = care.ask, care.fleet, care.draft
     if before is None and slot.is_free and ask.turned_away:
         # Another slot, with nothing to set it apart, was turned away everywhere: so would this one be.
         care.say("nothing_fits", slot, ask.turned_away)
@@ -102,6 +103,8 @@ def _fill(care: Care, slot: Slot, before: Holder | None, left: list[Holder]) -> 
     if found is None and asked:
         wait_for_room(care, pinned)
         return
+    if found is None and keeps is None and not left:
+        found = rearrange(care, wish)
     if found is None and keeps is None:
         found = make_way(care, wish)
     if found is None:
@@ -113,3 +116,5 @@ def _fill(care: Care, slot: Slot, before: Holder | None, left: list[Holder]) -> 
         elif holder is not keeps:
             care.take(holder.held)
     care.give(slot, found, epoch)
+    if not left and slot.node is None:
+        draft.note_fresh(ask, slot, found.row)

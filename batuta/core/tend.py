@@ -76,6 +76,7 @@ def tend(draft: Draft, app: str) -> Tended:
 def _tend_component(care: Care, held: list[Held]) -> set[str]:
     """Returns the slots, as `component/slot`, whose fences are looked after."""
     ask, fleet = care.ask, care.fleet
+    care.draft.asks[ask.app, ask.component.name] = ask
     rows = [row for h in held if (row := fleet.row_of.get(h.node)) is not None]
     np.add.at(ask.here, np.array(rows, np.int64), 1)
     slots = slots_of(ask, rows)
