@@ -136,11 +136,12 @@ def _sever(play: Play, cut: list[Node], fault: Fault) -> None:
         play.broker_may_notice(node.name)
 
 
-def _mend(node: Node) -> None:
+def _mend(node: Node, *, at_hub: bool = False) -> None:
     node.wire.cuts -= 1
+    node.wire.cuts_at_hub -= at_hub
     if node.wire.is_whole:
         node.is_isolated = False
-        node.link_mended()
+        node.link_mended(own=not at_hub)
 
 
 def _flapping(play: Play, fault: Fault) -> None:
@@ -167,6 +168,7 @@ def _reconnect_storm(play: Play, fault: Fault) -> None:
     nodes, generation, world = list(play.nodes.values()), play.healings, play.world
     for node in nodes:
         node.wire.cuts += 1
+        node.wire.cuts_at_hub += 1
         if node.is_running:
             play.broker.link_closed(node.name)
     line = Chance(world.seed, "storm", str(world.now)).sample(nodes, len(nodes))
@@ -176,7 +178,7 @@ def _reconnect_storm(play: Play, fault: Fault) -> None:
         if play.healings == generation:
             node.wire.bytes_up += RECONNECT_UP_BYTES
             node.wire.bytes_down += RECONNECT_DOWN_BYTES
-            _mend(node)
+            _mend(node, at_hub=True)
 
     for k, node in enumerate(line):
         world.after(fault.for_ms + (k + 1) * takes_us // 1_000, back, node)

@@ -44,6 +44,8 @@ class Broker:
         """Nodes whose beats are known without being played."""
         self.hub: Hub | None = None
         self._row_bytes: dict[str, int] = {}
+        self.decisions = self.writes = 0
+        """Of all hubs that there were."""
 
     def heartbeat(self, node: Node, boot: int, sequence: int, serial: int, sent_at: int) -> None:
         """A request: without a hub process nobody answers."""
@@ -127,7 +129,6 @@ class Hub:
         self._watched: set[str] = set()
         self._watch_token = 0
         self._missed_ms = missed_ms(self.state)
-        self.decisions = 0
         self.promised: dict[str, int] = {}
         """Serials of the newest decision, by node."""
         self._unwritten: list[Change] = []
@@ -300,7 +301,7 @@ class Hub:
         now = self.world.now
         self.state, self._inbox = self.state.with_changes(self._inbox.values()), {}
         self._missed_ms = missed_ms(self.state)
-        self.decisions += 1
+        self.broker.decisions += 1
         since = (self._decided_on, self.state, self._decided_at, now)
         subjects = frozenset(self.rules.touched(*since, self.fleet)) | self.pending
         decision = self.rules.decide(self.state, now, subjects, self.fleet)
@@ -332,6 +333,7 @@ class Hub:
         written = [self._unwritten.pop() for _ in range(min(self.world.physics.writes_at_once, len(self._unwritten)))]
         for change in written:
             self.broker.store.put(change.table, change.key, change.value)
+            self.broker.writes += 1
             self.world.tell(f"hub writes {change.key}")
             self.laws.wrote(self._decided_for, change)
             if isinstance(change.value, Assignment):

@@ -318,8 +318,14 @@ class Node:
         self.plan_work()
         self.pulse.plan_report()
 
-    def link_mended(self) -> None:
+    def is_there(self, for_ms: int) -> bool:
+        """Has it been running, with a whole link of its own, for so long? What breaks at the hub is not its own."""
+        is_whole = self.wire.cuts == self.wire.cuts_at_hub
+        return self.is_running and is_whole and self.world.now - self.whole_since >= for_ms
+
+    def link_mended(self, *, own: bool = True) -> None:
         """Its connection is there again: whatever was missed is asked for at once."""
-        self.whole_since = self.world.now
+        if own:
+            self.whole_since = self.world.now
         self.pulse.read_assignment()
         self.pulse.beat_now()

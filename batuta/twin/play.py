@@ -50,6 +50,7 @@ class Play:
             beside = self.broker.sites.setdefault(plan.site, [])
             node.place = len(beside)
             beside.append(node)
+        self.laws.is_there = lambda name, for_ms: self.nodes[name].is_there(for_ms)
         self.start_hub()
         for node in self.nodes.values():
             self.world.after(self._chance.between(0, 2_000), node.power_on)

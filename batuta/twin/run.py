@@ -10,10 +10,13 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from batuta.kinds.application import Application
 from batuta.twin.laws import Broken, slot_of, wished_slots
+from batuta.twin.looks import Figures, Looks
 from batuta.twin.play import Play
 from batuta.twin.rules import RULES, Rules
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from batuta.core.state import State
     from batuta.kinds.application import Component
     from batuta.twin.machine import Process
@@ -38,26 +41,49 @@ class Verdict(NamedTuple):
     healed_ms: int | None
     """How long the healed fleet took to converge."""
     counts: dict[str, int]
+    looks: tuple[Figures, ...] = ()
+    """The figures over time."""
+    met: dict[str, int] = {}
+    """When each expectation `eventually` was met, by its name."""
 
 
-def run(scenario: Scenario, seed: int, rules: Rules = RULES) -> Verdict:
-    """Plays the scenario once. Equal arguments give equal verdicts, on any machine."""
+def run(scenario: Scenario, seed: int, rules: Rules = RULES, tell: Callable[[int, int], None] | None = None) -> Verdict:
+    """Plays the scenario once. Equal arguments give equal verdicts, on any machine. `tell` hears how far it is."""
     play = Play(scenario, seed, rules)
-    for expectation in sorted(scenario.expectations, key=lambda e: e.at_ms):
-        play.run_to(expectation.at_ms)
-        ready = sum(p.ready for p in _processes(play) if p.instance.app == expectation.application)
-        if ready < expectation.ready:
-            play.laws.breaks("expectation", f"{ready} of {expectation.ready} ready of {expectation.application}")
-    play.run_to(max(play.at_ms, scenario.duration_ms))
+    looks = Looks(play, _amiss)
+    instants = {scenario.duration_ms, *(e.at_ms for e in scenario.expectations)}
+    if scenario.look_ms:
+        instants |= set(range(scenario.look_ms, scenario.duration_ms, scenario.look_ms))
+    expectations = sorted(scenario.expectations, key=lambda e: e.at_ms)
+    for at_ms in sorted(instants):
+        play.run_to(at_ms)
+        while expectations and expectations[0].at_ms <= at_ms:
+            expectation = expectations.pop(0)
+            ready = sum(p.ready for p in _processes(play) if p.instance.app == expectation.application)
+            if ready < expectation.ready:
+                play.laws.breaks("expectation", f"{ready} of {expectation.ready} ready of {expectation.application}")
+        if scenario.look_ms:
+            looks.look()
+        if tell is not None:
+            tell(at_ms, scenario.duration_ms)
     play.heal()
-    healed_ms = _settle(play)
+    healed_ms = _settle(play, looks if scenario.look_ms else None)
+    if scenario.look_ms:
+        looks.look(is_last=True)
+        looks.close()
     world = play.world
-    world.counts |= {"events": world.events, "acts": play.laws.acts, **play.traffic()}
+    world.counts |= {
+        "events": world.events, "acts": play.laws.acts, "decisions": play.broker.decisions,
+        "writes": play.broker.writes, "moves": play.laws.moves, "dead verdicts": play.laws.dead,
+        "false dead verdicts": play.laws.falsely_dead, **play.traffic(),
+    }  # fmt: skip
     broken = tuple(play.laws.broken)
-    return Verdict(not broken, broken, tuple(world.story), world.digest, healed_ms, dict(sorted(world.counts.items())))
+    counts = dict(sorted(world.counts.items()))
+    story, figures = tuple(world.story), tuple(looks.figures)
+    return Verdict(not broken, broken, story, world.digest, healed_ms, counts, figures, looks.met)
 
 
-def _settle(play: Play) -> int | None:
+def _settle(play: Play, looks: Looks | None = None) -> int | None:
     """Waits until nothing is amiss, then watches that nothing moves; says how long it took."""
     begun = play.at_ms
     play.run_to(begun + DRAIN_MS)
@@ -65,6 +91,8 @@ def _settle(play: Play) -> int | None:
     while amiss and play.at_ms - begun < play.scenario.settle_ms:
         play.run_to(play.at_ms + POLL_MS)
         amiss = _amiss(play)
+        if looks is not None:
+            looks.look()
     if amiss:
         play.laws.breaks("converges", "; ".join(amiss[:5]))
         return None

@@ -117,6 +117,8 @@ class Wire:
         self.latency_ms = latency_ms or world.physics.latency_ms
         self.cuts = 0
         """How many faults cut it at present."""
+        self.cuts_at_hub = 0
+        """How many of them are at the hub's end."""
         self.loss = self.duplication = self.reordering = 0
         """Permille of messages."""
         self.delay_ms = 0
@@ -136,7 +138,7 @@ class Wire:
         return not (self.cuts or self.loss or self.duplication or self.reordering or self.delay_ms)
 
     def mend(self) -> None:
-        self.cuts = self.loss = self.duplication = self.reordering = self.delay_ms = 0
+        self.cuts = self.cuts_at_hub = self.loss = self.duplication = self.reordering = self.delay_ms = 0
 
     def took_ms(self, lane: int, number: int) -> int:
         """How long the message of this number in this lane is under way."""
