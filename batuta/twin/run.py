@@ -45,6 +45,8 @@ class Verdict(NamedTuple):
     """The figures over time."""
     met: dict[str, int] = {}
     """When each expectation `eventually` was met, by its name."""
+    uplinks: dict[str, tuple[int, int]] = {}
+    """Bytes up and down, by site."""
 
 
 def run(scenario: Scenario, seed: int, rules: Rules = RULES, tell: Callable[[int, int], None] | None = None) -> Verdict:
@@ -80,7 +82,11 @@ def run(scenario: Scenario, seed: int, rules: Rules = RULES, tell: Callable[[int
     broken = tuple(play.laws.broken)
     counts = dict(sorted(world.counts.items()))
     story, figures = tuple(world.story), tuple(looks.figures)
-    return Verdict(not broken, broken, story, world.digest, healed_ms, counts, figures, looks.met)
+    uplinks = {
+        site: (sum(n.wire.bytes_up for n in nodes), sum(n.wire.bytes_down for n in nodes))
+        for site, nodes in sorted(play.broker.sites.items())
+    }
+    return Verdict(not broken, broken, story, world.digest, healed_ms, counts, figures, looks.met, uplinks)
 
 
 def _settle(play: Play, looks: Looks | None = None) -> int | None:
