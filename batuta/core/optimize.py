@@ -17,6 +17,7 @@ from batuta.core.draft import Draft
 from batuta.core.fleet import Fleet
 from batuta.core.load import load_of
 from batuta.core.place import weigh
+from batuta.core.talks import listen
 from batuta.core.view_application import fill
 from batuta.core.wish import Ask, Wish
 from batuta.kinds.base import Record
@@ -129,7 +130,7 @@ def _candidates(draft: Draft, apps: Iterable[str]) -> Iterable[_Candidate]:
             filled = fill(draft, app, released)
             if not filled or not all(f.is_at_rest(released.revision) for f in filled):
                 continue
-            ask = Ask(app, released, draft.fleet)
+            ask = listen(draft, Ask(app, released, draft.fleet))
             rows = [draft.fleet.row_of[f.holders[0].node] for f in filled]
             np.add.at(ask.here, rows, 1)
             for f, row in zip(filled, rows, strict=True):

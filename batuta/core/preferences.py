@@ -72,6 +72,19 @@ def _close(fleet: Fleet, published: Ints) -> Ints:
     return known[1].closeness(published)
 
 
+def _talks(wish: Wish, fleet: Fleet, rows: Ints) -> Ints:
+    """Being at their site is most of it, as for `near`: topics are a site's own."""
+    pulled = np.zeros(fleet.capacity, np.int64)
+    for row, messages in wish.ask.pull.items():
+        pulled[row] = messages
+    sites = np.zeros(len(fleet.site_names), np.int64)
+    np.add.at(sites, fleet.site, pulled)
+    where = fleet.site[rows]
+    share, close = sites[where] * 60 // sites.max(), _close(fleet, sites)[where] * 20 // 100
+    found: Ints = share + close + pulled[rows] * 20 // pulled.max()
+    return found
+
+
 def _apart(wish: Wish, _: Fleet, rows: Ints) -> Ints:
     return 100 // (1 + np.maximum(wish.beside(rows), 0))
 
@@ -180,6 +193,10 @@ SCORERS: tuple[Scorer, ...] = (
     Scorer(
         "near", "what it reads is published there, at the same site, or not far away", 8, _near,
         if_any=lambda ask: bool(ask.component.placement.near),
+    ),
+    Scorer(
+        "talks", "the components it talks with are there, at the same site, or not far away", 8, _talks,
+        if_any=lambda ask: bool(ask.pull),
     ),
     Scorer(
         "spread", "the places that `spread` and `spreadLabel` name hold few of its replicas", 4, _spread, _spread_reach,

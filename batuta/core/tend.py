@@ -21,6 +21,7 @@ from batuta.core.place import refusals
 from batuta.core.preempt import settle_displaced
 from batuta.core.refill import refill
 from batuta.core.release import release
+from batuta.core.talks import in_order, listen
 from batuta.core.wish import Ask, Slot, Wish, slots_of
 
 if TYPE_CHECKING:
@@ -54,10 +55,11 @@ def tend(draft: Draft, app: str) -> Tended:
         held_by.setdefault(held.instance.component, []).append(held)
     wanted: set[str] = set()
     autoscaled: set[str] = set()
-    for released in resolved.release.components if resolved.release is not None else ():
+    components = resolved.release.components if resolved.release is not None else ()
+    for released in in_order(draft, app, components):
         if released.component.replicas.autoscale is not None:
             autoscaled.add(released.component.name)
-        ask = Ask(app, scale(notes, app, released), draft.fleet)
+        ask = listen(draft, Ask(app, scale(notes, app, released), draft.fleet))
         wanted |= _tend_component(Care(notes, ask), held_by.pop(released.component.name, []))
     for component in sorted(held_by):
         for held in held_by[component]:

@@ -20,6 +20,7 @@ from batuta.core.place import Scored, explain, weigh
 from batuta.core.preempt import gave_way_to
 from batuta.core.reasons import Reason
 from batuta.core.release import resolve
+from batuta.core.talks import listen
 from batuta.core.tend import tend
 from batuta.core.view_application import Filled, ails, fill, plain_reason
 from batuta.core.wish import Ask, Wish
@@ -70,7 +71,7 @@ def why(
         name = released.component.name
         if component not in (None, name):
             continue
-        ask = Ask(app, as_scaled(draft, app, released), fleet)
+        ask = listen(draft, Ask(app, as_scaled(draft, app, released), fleet))
         for f in slots:
             for holder in f.holders:
                 row = fleet.row_of.get(holder.node)

@@ -67,6 +67,8 @@ class Ask:
         """Variants by quality, where all of them tell of the same; else as they are listed."""
         self.here: Ints = np.zeros(fleet.capacity, np.int64)
         """Replicas of this component by row, kept while a decision is made."""
+        self.pull: dict[int, int] = {}
+        """Messages by row: where those are with whom it talks (`core.talks`)."""
         self.turned_away = ""
         """Why a slot that may be anywhere found no node: the next one need not ask again."""
         self.open = 1

@@ -25,7 +25,7 @@ Rule = Annotated[
 ]
 Weight = Annotated[int, Meta(ge=0, le=100)]
 PREFERENCES = (
-    "stays", "near", "spread", "apart", "quality", "slo", "artifact", "energy", "carbon", "uplink", "headroom",
+    "stays", "near", "talks", "spread", "apart", "quality", "slo", "artifact", "energy", "carbon", "uplink", "headroom",
     "steady", "room",
 )  # fmt: skip
 """What a weight can be given to, in the order of `core.preferences`."""

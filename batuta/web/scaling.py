@@ -84,6 +84,11 @@ def _count(part: Mapping[str, Any], scale: Scale, resource: Resource) -> int:
     count = at(part, ".".join(scale.wanted))
     if not isinstance(count, int):
         field = ".".join(scale.wanted)
+        autoscale = at(part, ".".join((*scale.wanted[:-1], "autoscale")))
+        if autoscale:
+            low, high = autoscale.get("min", 1), autoscale.get("max")
+            message = f"{resource.ref.plural} {resource.ref.name!r} is autoscaled between {low} and {high}"
+            raise Wrong(422, message, next_step="change min or max of its autoscale, or declare a count instead")
         message = f"{resource.ref.plural} {resource.ref.name!r} follows the fleet and has no {field} to scale"
         raise Wrong(422, message, next_step=f"declare {field} first")
     return count
