@@ -178,12 +178,12 @@ def _document(plan: Scenario, seed: int, verdict: Verdict, spent: dict[str, floa
             for e in plan.expected
         ],
         "counts": counts,
-        "sites": _uplinks(plan, verdict),
+        "sites": _uplinks(verdict),
         "spent": spent,
     }  # fmt: skip
 
 
-def _uplinks(plan: Scenario, verdict: Verdict) -> list[dict[str, Any]]:
+def _uplinks(verdict: Verdict) -> list[dict[str, Any]]:
     return [{"site": site, "bytesUp": up, "bytesDown": down} for site, (up, down) in sorted(verdict.uplinks.items())]
 
 
