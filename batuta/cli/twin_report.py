@@ -26,16 +26,16 @@ class Plot(NamedTuple):
     title: str
     keys: tuple[str, ...]
     unit: str = ""
-    by_look: bool = False
-    """Draw what came since the look before, not the sum so far."""
+    a_second: bool = False
+    """Draw how fast it grew since the look before, not the sum so far."""
 
 
 PLOTS = (
     Plot("Instances", ("wished", "assigned", "ready")),
     Plot("Nodes", ("nodes", "running", "connected", "online")),
-    Plot("The hub's work at each look", ("decisions", "writes"), by_look=True),
-    Plot("Messages at each look", ("messages", "lost_messages"), by_look=True),
-    Plot("Bytes at each look", ("message_bytes", "uplink_bytes"), "B", by_look=True),
+    Plot("The hub's work, a second", ("decisions", "writes"), a_second=True),
+    Plot("Messages a second", ("messages", "lost_messages"), a_second=True),
+    Plot("Bytes a second", ("message_bytes", "uplink_bytes"), "B", a_second=True),
     Plot("Moves and nodes given up, so far", ("moves", "dead_verdicts", "false_dead_verdicts")),
 )
 
@@ -157,9 +157,11 @@ def _picture(number: int, plot: Plot, looks: Sequence[dict[str, Any]], plan: Sce
     yield f"</svg><figcaption>{escape(plot.title)}</figcaption></figure>"
 
 
-def _values(plot: Plot, key: str, looks: Sequence[dict[str, Any]]) -> list[int]:
-    sums = [int(look[key]) for look in looks]
-    return [sums[0], *(b - a for a, b in pairwise(sums))] if plot.by_look else sums
+def _values(plot: Plot, key: str, looks: Sequence[dict[str, Any]]) -> list[float]:
+    if not plot.a_second:
+        return [look[key] for look in looks]
+    before = {"at_s": 0, key: 0}
+    return [(b[key] - a[key]) / max(1, b["at_s"] - a["at_s"]) for a, b in pairwise((before, *looks))]
 
 
 def _apart(places: list[float]) -> list[float]:

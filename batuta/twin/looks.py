@@ -82,7 +82,8 @@ class Looks:
         found["running"] = sum(n.is_running for n in nodes)
         found["connected"] = sum(n.is_running and n.wire.is_whole for n in nodes)
         links: Counter[str] = Counter()
-        assigned = wished = 0
+        # While no hub is there, what it wished for and gave stays so.
+        assigned, wished = (self.figures[-1][word] if self.figures else 0 for word in ("assigned", "wished"))
         if hub is not None:
             state, now = hub.known(), play.world.now
             awake = [n.name for n in nodes if n.pulse.rest is None]
