@@ -17,7 +17,7 @@ from batuta.core.standing import Moving
 from batuta.core.state import Change
 from batuta.core.view_application import fill, plain_reason
 from batuta.kinds.base import Record
-from batuta.twin.rehearse_books import ASSUMED_FULL_W, ASSUMED_IDLE_W, Deed, Outage, Point
+from batuta.twin.rehearse_books import ASSUMED_FULL_W, ASSUMED_IDLE_W, Books, Deed, Outage, Point
 from batuta.twin.rehearse_faults import NOT_PLAYED, plan_faults
 from batuta.twin.rehearse_links import Uplink
 from batuta.twin.rehearse_marks import Budget, SlowPlace, budgets, slow_places
@@ -57,7 +57,7 @@ class Course(Record):
 
     moves: tuple[Move, ...]
     done_ms: int | None
-    """When the last application came to rest; None when one did not."""
+    """When everything that is new worked and nothing was left to decide; None when that never came."""
     quiet_ms: int
     """When anything last began, ended or got ready."""
     links: tuple[Uplink, ...]
@@ -159,8 +159,9 @@ def play(stage: Stage, plans: Sequence[Plan], for_ms: int, *, seed: int = 0, fau
     steps = steps_between(stage.state_before, after, {})
     moves = sorted((_move(step, books.deeds) for step in steps), key=_when)
     touched = {move.step.app for move in moves} | named
-    unsettled = touched & books.pending
-    done_ms = None if unsettled else max((books.settled_ms.get(app, 0) for app in touched), default=0)
+    ends = [_done_ms(move, books) for move in moves]
+    ends += [None if app in books.pending else books.settled_ms.get(app, 0) for app in touched]
+    done_ms = None if None in ends else max((ms for ms in ends if ms is not None), default=0)
     wanted = _wanted(after, now)
     outages = tuple(o for o in books.outages if (o.app, o.component, o.slot) in wanted)
     return Course(
@@ -196,6 +197,14 @@ def _move(step: Step, deeds: dict[tuple[str, str], Deed]) -> Move:
     return Move(
         step=step, ordered_ms=come.ordered_ms, begun_ms=come.begun_ms, ready_ms=come.ready_ms, left_ms=left.ended_ms
     )
+
+
+def _done_ms(move: Move, books: Books) -> int | None:
+    """When the new one was ready, or the last one gone; None when it is not."""
+    step = move.step
+    if not step.node:
+        return move.left_ms or 0
+    return (move.ready_ms or 0) if books.works(step.node, f"{step.app}/{step.instance}") else None
 
 
 def _when(move: Move) -> tuple[int, str, str, str]:

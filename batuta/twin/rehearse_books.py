@@ -68,6 +68,8 @@ class Books:
         self._ready: dict[Slot, set[tuple[str, str]]] = {}
         """By slot: node and name of every instance that is ready."""
         self._ready_slots = 0
+        self._running_well: set[tuple[str, str]] = set()
+        """Node and name of every instance that is ready."""
         self._open: dict[Slot, Outage] = {}
         self.outages: list[Outage] = []
         self.settled_ms: dict[str, int] = {}
@@ -112,6 +114,7 @@ class Books:
         there = self._ready.get(slot, set())
         if (node.name, instance.name) in there:
             there.discard((node.name, instance.name))
+            self._running_well.discard((node.name, instance.name))
             if not there:
                 self._ready_slots -= 1
                 _note(self.ready_points, self._time.passed_ms, self._ready_slots)
@@ -151,6 +154,10 @@ class Books:
 
     # --- The end ---
 
+    def works(self, node: str, instance: str) -> bool:
+        """Is it ready now?"""
+        return (node, instance) in self._running_well
+
     def close(self) -> None:
         """Nothing comes any more: what is open stays open."""
         self._draw(0.0)
@@ -165,6 +172,7 @@ class Books:
         there = self._ready.setdefault(slot, set())
         self._ready_slots += not there
         there.add((node, name))
+        self._running_well.add((node, name))
         _note(self.ready_points, self._time.passed_ms, self._ready_slots)
 
     def _share(self, node: str) -> float:

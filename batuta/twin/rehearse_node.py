@@ -73,7 +73,7 @@ class NodeCopy:
         self._starts: dict[str, int] = {}
         """By instance: which of its starts is the present one."""
         self._working = self._reporting = False
-        self._reported_at = self.time.now
+        self.reported_at = self.time.now
         self._told = self._what_matters()
 
     # --- The begin ---
@@ -83,6 +83,9 @@ class NodeCopy:
         if not self.powered:
             return
         self.stage.books.powered(self)
+        sighting = self.stage.state_before.sightings.get(self.name)
+        if sighting is not None and sighting.reported_at is not None:
+            self.reported_at = min(self.time.now, sighting.reported_at)
         orders = {i.name: i for i in assignment.instances} if assignment is not None else {}
         if assignment is not None and self.report.serial >= assignment.serial:
             self.assignment = assignment
@@ -359,6 +362,7 @@ class NodeCopy:
         self._reporting = False
         if not self.linked:
             return  # it is told when the link is back
+        self.reported_at = self.time.now
         self._told = self._what_matters()
         serial = self.assignment.serial if self.assignment is not None else self.report.serial
         self.report = msgspec.structs.replace(

@@ -46,7 +46,8 @@ class Stage:
         self.hub = HubCopy(self, state.with_changes(heard))
         self.nodes: dict[str, NodeCopy] = {}
         self.silent = frozenset(state.nodes.keys() - fresh)
-        self._hearsay = False
+        self._telling: set[str] = set()
+        """Nodes whose reports at rest are played."""
         for name, report in sorted(state.observed.items()):
             if name in state.nodes:
                 node = NodeCopy(self, name, state.nodes[name].spec.site, report, linked=name in fresh)
@@ -93,9 +94,10 @@ class Stage:
         """The link is cut, or the node agent gone."""
         if self.hub.is_alive:
             self.hub.unlinked(node.name)
-        if not self._hearsay:
-            self._hearsay = True
-            self.time.after(HEARSAY_EVERY_MS, self._spread_hearsay)
+        for neighbour in self._by_site.get(node.site, ()):
+            if neighbour.name not in self._telling:
+                self._telling.add(neighbour.name)
+                self._tell_again(neighbour)
 
     def heard_again(self, node: NodeCopy) -> None:
         """It has its link back: it beats, and reads its assignment."""
@@ -111,16 +113,19 @@ class Stage:
         """Whose heart this one hears: a cut from the hub is none from the site."""
         return (n for n in self._by_site.get(node.site, ()) if n is not node and n.running)
 
-    def _spread_hearsay(self) -> None:
-        """While somebody is cut off, those that are not say whom they hear."""
-        self._hearsay = False
-        for nodes in self._by_site.values():
-            if any(n.cuts and n.running for n in nodes):
-                for node in nodes:
-                    node.plan_report()
-                self._hearsay = True
-        if self._hearsay:
-            self.time.after(HEARSAY_EVERY_MS, self._spread_hearsay)
+    def _tell_again(self, node: NodeCopy) -> None:
+        """Every node reports now and then without being asked. While somebody of its site is cut off, it matters whom
+        it hears; otherwise it is not played."""
+        left_ms = HEARSAY_EVERY_MS - (self.time.now - node.reported_at) % HEARSAY_EVERY_MS
+        self.time.after(left_ms, self._tells, node)
+
+    def _tells(self, node: NodeCopy) -> None:
+        if not any(n.cuts and n.running for n in self._by_site[node.site]):
+            self._telling.discard(node.name)
+            return
+        if self.time.now - node.reported_at >= HEARSAY_EVERY_MS:
+            node.plan_report(0)
+        self._tell_again(node)
 
     def kill_hub(self) -> None:
         """Nobody answers any more."""

@@ -319,3 +319,30 @@ def test_what_is_taken_away_stops_and_is_not_missed() -> None:
     found = rehearse(state, [node], NOW, for_ms=HOUR_MS).changed
     assert {m.step.node for m in found.moves} == {"pi-2"}
     assert found.done_ms is not None
+
+
+def test_what_is_new_is_done_when_it_works() -> None:
+    state = measured(settled(state_of(machines("pi-1", "pi-2"), site("berlin", uplink=link()), application())))
+    found = rehearse(state, [application(component("new", count=2), name="other")], NOW, for_ms=HOUR_MS).changed
+    assert found.done_ms == max(m.ready_ms or 0 for m in found.moves)
+    assert found.done_ms == pytest.approx(HUB_MS + LATENCY_MS + NODE_MS + START_MS, abs=3)
+
+
+def test_what_neighbours_hear_of_a_node_that_is_cut_off_counts_from_when_they_say_it() -> None:
+    state = fleet("pi-1", "pi-2", "pi-3", count=1)
+    [held] = state.held[APP]
+    cut = fault("partition", 1_000, 600_000, node=(held.node,))
+
+    def moved_at(ago_ms: int) -> int:
+        """When it is given to another, if its neighbours reported so long ago: at rest they do every 15 s."""
+        rows = [
+            Change("sightings", name, msgspec.structs.replace(sighting, reported_at=NOW - ago_ms))
+            for name, sighting in state.sightings.items()
+        ]
+        found = rehearse(state.with_changes(rows), [], NOW, for_ms=HOUR_MS, faults=[cut]).nothing
+        [move] = found.moves
+        assert move.ordered_ms is not None
+        return move.ordered_ms
+
+    assert moved_at(3_000) == pytest.approx(500 + 10_000, abs=100), "its last beat, and ten seconds of patience"
+    assert moved_at(12_000) == pytest.approx(3_000 - 500 + 10_000, abs=100), "they said at 3 s that they hear it"
