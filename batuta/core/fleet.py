@@ -99,7 +99,7 @@ class Fleet(Figures):
         self.now = now
         before, self._state = self._state, state
         keys = state.trail.between(before.step, state.step) if before and before.trail is state.trail else None
-        since = before.hub_since if before is not None else None
+        is_moved = before is None or (state.hub_since, state.deaf_ms) != (before.hub_since, before.deaf_ms)
         came: set[str] = set()
         if before is None or state.nodes is not before.nodes or state.desired is not before.desired:
             came = self._follow_nodes(state, keys)
@@ -107,11 +107,11 @@ class Fleet(Figures):
             row, report = self.row_of.get(name), state.observed.get(name)
             if row is not None and report is not self._report[row]:
                 self._take_report(row, report)
-        if state.hub_since != since:
-            keys = None
-        for name in self._names(keys, "sightings", keys is None or state.sightings is not before.sightings) | came:  # type: ignore[union-attr]
+        heard = None if is_moved else keys
+        is_heard = heard is None or before is None or state.sightings is not before.sightings
+        for name in self._names(heard, "sightings", is_heard) | came:
             row, sighting = self.row_of.get(name), state.sightings.get(name)
-            if row is not None and (name in came or sighting is not self._sighting[row] or state.hub_since != since):
+            if row is not None and (name in came or sighting is not self._sighting[row] or is_moved):
                 self._sighting[row] = sighting
                 self.sighted[row] = sighting is not None
                 self.closed[row] = sighting is not None and sighting.disconnected_at is not None

@@ -4,6 +4,7 @@ A node is never declared lost for what the hub itself missed. Its silence counts
   - the last heartbeat, or, while this hub has not heard it yet, a grace after the hub began to listen;
   - the return of its site: when all of a site was cut off, the slower nodes get a few seconds more to find back;
   - the last instant at which a neighbour heard it: then it is cut from the hub, not dead.
+Time in which the hub could not listen, because it was busy or had lost its broker, is no part of anybody's silence.
 And it counts only as far as a neighbour's last heartbeat: when a site is cut off, its nodes fall silent one after the
 other within a beat, and whoever had beaten last must not look like the only survivor.
 So one number, `silent_ms`, decides about failover, and one word, `link`, tells people.
@@ -92,8 +93,8 @@ def heard_at(state: State, node: str) -> int:
     """From when the hub's own ears count a node's silence."""
     sighting = state.sightings.get(node)
     if sighting is None:
-        return state.hub_since + RECONNECT_MS
-    return max(sighting.last_seen, state.hub_since)
+        return state.hub_since + RECONNECT_MS + state.deaf_ms
+    return max(sighting.last_seen, state.hub_since) + max(0, state.deaf_ms - sighting.deaf_ms)
 
 
 def silent_ms(state: State, node: str, now: int) -> int:
@@ -159,7 +160,7 @@ class Ears:
                 for name in self.state.nodes_of_site.get(site, ())
                 if (sighting := self.state.sightings.get(name)) is not None
                 and sighting.disconnected_at is None
-                and self.now - sighting.last_seen < self._missed_ms
+                and self.now - heard_at(self.state, name) < self._missed_ms
             ]
             self._returned[site] = min(present, default=0)
         return self._returned[site]
@@ -171,7 +172,7 @@ class Ears:
         """
         if site not in self._witnesses:
             seen = [
-                (sighting.last_seen, name)
+                (heard_at(self.state, name), name)
                 for name in self.state.nodes_of_site.get(site, ())
                 if (sighting := self.state.sightings.get(name)) is not None and sighting.disconnected_at is None
             ]
@@ -192,13 +193,15 @@ class Ears:
         return heard
 
 
-def sighted(before: Sighting | None, now: int, gap_ms: int = MISSED_MS) -> Sighting:
-    """The Sighting after a heartbeat: a gap (`missed_ms` of the fleet) begins a new presence."""
-    if before is None or before.disconnected_at is not None or now - before.last_seen >= gap_ms:
-        drops = recent_drops(before, now) + 1 if before is not None else 0
-        reported_at = before.reported_at if before is not None else None
-        return Sighting(last_seen=now, online_since=now, drops=drops, reported_at=reported_at)
-    return Sighting(last_seen=now, online_since=before.online_since, drops=before.drops, reported_at=before.reported_at)
+def sighted(before: Sighting | None, now: int, gap_ms: int = MISSED_MS, deaf_ms: int = 0) -> Sighting:
+    """The Sighting after a heartbeat: a gap (`missed_ms` of the fleet) begins a new presence. `deaf_ms`: for how long
+    the hub could not listen since it began."""
+    if before is None:
+        return Sighting(last_seen=now, online_since=now, deaf_ms=deaf_ms)
+    since, drops = before.online_since, before.drops
+    if before.disconnected_at is not None or now - before.last_seen - (deaf_ms - before.deaf_ms) >= gap_ms:
+        since, drops = now, recent_drops(before, now) + 1
+    return Sighting(last_seen=now, online_since=since, drops=drops, reported_at=before.reported_at, deaf_ms=deaf_ms)
 
 
 def recent_drops(sighting: Sighting, now: int) -> int:

@@ -141,3 +141,5 @@ class Sighting(Record):
     """How often its presence broke of late: each hour without a break halves what was counted before."""
     reported_at: int | None = None
     """Instant at which its newest Report arrived: what `Report.hears` counts back from, on the hub's clock."""
+    deaf_ms: int = 0
+    """`State.deaf_ms` as of the last heartbeat: what came on top since then is no silence of the node's."""

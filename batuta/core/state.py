@@ -52,6 +52,7 @@ class State:
 
     __slots__ = (
         "assignments",
+        "deaf_ms",
         "decided",
         "declared",
         "desired",
@@ -77,6 +78,8 @@ class State:
     def __init__(self, *, hub_since: int = 0) -> None:
         self.hub_since = hub_since
         """When this hub began to listen: nobody's silence is older than that."""
+        self.deaf_ms = 0
+        """For how long since then it could not listen, all in all: nobody was silent for that."""
         self.desired: Mapping[str, Resource] = _EMPTY
         """By `Ref.key`."""
         self.decided: Mapping[str, Assignment | Release | Fence | Standing] = _EMPTY
@@ -177,8 +180,17 @@ class State:
         """The same tables, heard by a hub that began to listen at `hub_since`; what it heard before is forgotten."""
         after = self.with_changes(())
         after.hub_since = hub_since
+        after.deaf_ms = 0
         after.sightings = _EMPTY
         after.trail, after.step = Trail(), 0
+        return after
+
+    def deaf_for(self, deaf_ms: int) -> State:
+        """The same tables, heard by a hub that could not listen for so long, all in all."""
+        if deaf_ms == self.deaf_ms:
+            return self
+        after = self.with_changes(())
+        after.deaf_ms = deaf_ms
         return after
 
     def _tread(self, before: State, batch: list[Change]) -> None:

@@ -15,7 +15,6 @@ from batuta.core.liveness import (
     HEARTBEAT_MS,
     LATE_MS,
     OFFLINE_MS,
-    RECONNECT_MS,
     every_ms,
     heard_at,
     link_rule,
@@ -92,10 +91,11 @@ def _by_time(before: State, after: State, was: int, now: int) -> Iterator[str]:
         # The limit is a whole number of beats, so dividing rounds nothing away; one millisecond more does no harm.
         limits.append((passed[0] - 1, passed[1] + 1))
     (late_from, late_to), (gone_from, gone_to) = limits
-    since, sightings = after.hub_since, after.sightings
+    is_moved = before.deaf_ms != after.deaf_ms
     for name, node in after.nodes.items():
-        sighting = sightings.get(name)
-        heard = since + RECONNECT_MS if sighting is None else max(sighting.last_seen, since)
+        heard = heard_at(after, name)
+        if is_moved and _link(before, name, was) != _link(after, name, now):
+            yield name
         if late_from <= heard <= late_to or gone_from <= heard <= gone_to:
             yield name
         hold = node.spec.hold

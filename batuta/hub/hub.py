@@ -9,6 +9,7 @@ from batuta.fabric.tasks import end
 from batuta.hub.api_tokens import ApiTokens
 from batuta.hub.artifacts import ArtifactStore
 from batuta.hub.asks import Asks
+from batuta.hub.attention import Attention
 from batuta.hub.audit import Audit
 from batuta.hub.authority import Authorities
 from batuta.hub.bell import Bell
@@ -62,6 +63,7 @@ class Hub:
         self.recording = self.loop.recording = Recording(
             config.directory / "recording", self.counters, bytes_max=config.recording_bytes_max
         )
+        self.attention = Attention(clock, fabric)
         self.sightings = Sightings(
             clock,
             self.counters,
@@ -69,6 +71,7 @@ class Hub:
             changed.ring,
             newest_serial=self.loop.newest_serial,
             epoch=lambda: self.store.epoch,
+            deaf_ms=self.attention.look,
         )
         self.declarations = Declarations(self.store, clock, self.counters, lambda: self.loop.state)
         self.declarations.before_removal = self._before_removal
@@ -99,6 +102,7 @@ class Hub:
         self._deciding: asyncio.Task[None] | None = None
         self._following: asyncio.Task[None] | None = None
         self._tailing: asyncio.Task[None] | None = None
+        self._attending: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         self.artifacts.open()
@@ -108,6 +112,8 @@ class Hub:
         await self.api_tokens.open()
         await self.sightings.open(self.fabric)
         await self.asks.open(self.fabric)
+        self.attention.begin()
+        self._attending = asyncio.create_task(self.attention.run(), name="attend")
         self.loop.begin(self.sightings)
         self.recording.open()
         # Until everything was decided once, no heartbeat is answered.
@@ -123,13 +129,14 @@ class Hub:
         assert self._deciding is not None
         assert self._following is not None
         assert self._tailing is not None
-        parts = (self._deciding, self._following, self._tailing)
+        assert self._attending is not None
+        parts = (self._deciding, self._following, self._tailing, self._attending)
         done, _ = await asyncio.wait(parts, return_when=asyncio.FIRST_COMPLETED)
         for task in done:
             task.result()
 
     async def stop(self) -> None:
-        await end(self._deciding, self._following, self._tailing)
+        await end(self._deciding, self._following, self._tailing, self._attending)
         self.tails.flush()
         await self.recording.close()
         await self.api_tokens.close()

@@ -78,6 +78,7 @@ class HubLoop:
                 if change.table == "observed" and change.value is not None:
                     self._sightings.reported(change.key)
             changes += self._sightings.take()
+            self._state = self._state.deaf_for(self._sightings.deaf_ms())
         if changes:
             self._state = self._state.with_changes(changes)
             if self.recording is not None:

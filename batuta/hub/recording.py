@@ -50,6 +50,7 @@ class _Decided(NamedTuple):
 
     before: _Before
     at: int
+    deaf_ms: int
     heard: Mapping[tuple[Table, str], Any]
     changes: Sequence[Change]
     everything: bool
@@ -91,7 +92,7 @@ class Recording:
         if len(self._waiting) >= TURNS_WAITING_MAX:
             self._counters.add("recording_gaps", "behind")
             self._waiting = [None]
-        self._waiting.append(_Decided(self._before, now, self._heard, decision.changes, everything))
+        self._waiting.append(_Decided(self._before, now, state.deaf_ms, self._heard, decision.changes, everything))
         self._before = _Before(state, now, frozenset(APPLICATION + app for app in decision.pending))
         self._heard = {}
 
@@ -176,6 +177,7 @@ def _begin_of(before: _Before) -> Iterator[bytes]:
         Begin(
             at=before.at,
             hub_since=state.hub_since,
+            deaf_ms=state.deaf_ms,
             rows=sum(len(table) for table in tables),
             open=tuple(sorted(before.open)),
             version=__version__,
@@ -188,6 +190,7 @@ def _begin_of(before: _Before) -> Iterator[bytes]:
 def _turn_of(decided: _Decided) -> Turn:
     return Turn(
         at=decided.at,
+        deaf_ms=decided.deaf_ms,
         heard=tuple(row_of(table, key, value) for (table, key), value in decided.heard.items()),
         decided=tuple(row_of(c.table, c.key, c.value) for c in decided.changes),
         everything=decided.everything,

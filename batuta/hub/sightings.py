@@ -50,6 +50,7 @@ class Sightings:
         *,
         newest_serial: Callable[[str], int | None],
         epoch: Callable[[], int],
+        deaf_ms: Callable[[], int] = lambda: 0,
     ) -> None:
         self._clock = clock
         self._counters = counters
@@ -57,6 +58,8 @@ class Sightings:
         self._on_change = on_change
         self._newest_serial = newest_serial
         self._epoch = epoch
+        self.deaf_ms = deaf_ms
+        """For how long the hub could not listen, up to now."""
         self._rows: dict[str, Sighting] = {}
         self._fresh: set[str] = set()
         self._boots = Boots()
@@ -77,7 +80,7 @@ class Sightings:
     def heard(self, node: str) -> None:
         """A sign of life. It wakes the loop only when it is news: silence is decided by when it was last heard."""
         before = self._rows.get(node)
-        self._rows[node] = after = sighted(before, self._clock.now(), missed_ms(self._state()))
+        self._rows[node] = after = sighted(before, self._clock.now(), missed_ms(self._state()), self.deaf_ms())
         self._fresh.add(node)
         if before is None or before.online_since != after.online_since:
             self._on_change()

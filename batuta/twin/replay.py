@@ -61,7 +61,7 @@ class _Hub:
     """The hub's deciding over again, as `hub.loop` does it."""
 
     def __init__(self, begin: Begin) -> None:
-        self.state = State(hub_since=begin.hub_since)
+        self.state = State(hub_since=begin.hub_since).deaf_for(begin.deaf_ms)
         self._decided_on, self._decided_at = self.state, begin.at
         self._open = frozenset(begin.open)
         self._fleet = Fleet()
@@ -71,6 +71,7 @@ class _Hub:
         self._decided_on = self.state
 
     def turn(self, turn: Turn, heard: list[Change]) -> tuple[Change, ...]:
+        self.state = self.state.deaf_for(turn.deaf_ms)
         if heard:
             self.state = self.state.with_changes(heard)
         if turn.everything:

@@ -27,6 +27,7 @@ class Begin(Record, tag_field="is", tag="begin"):
     at: int
     hub_since: int
     rows: int
+    deaf_ms: int = 0
     open: tuple[str, ...] = ()
     """Subjects that the decision before left unfinished."""
     format: int = FORMAT
@@ -44,6 +45,8 @@ class Turn(Record, tag_field="is", tag="turn"):
     """One decision: what had become known since the one before, and what was decided on all of it."""
 
     at: int
+    deaf_ms: int = 0
+    """For how long the hub could not listen since it began."""
     heard: tuple[Row, ...] = ()
     decided: tuple[Row, ...] = ()
     everything: bool = False

@@ -12,6 +12,7 @@ from batuta.core.liveness import (
     RETURN_MS,
     Ears,
     every_ms,
+    heard_at,
     link,
     missed_ms,
     sighted,
@@ -54,6 +55,21 @@ def test_a_fresh_hub_waits_before_it_says_offline():
 def test_nobody_has_been_silent_for_longer_than_the_hub_listens():
     state = state_of(machines("a"), heard("a", NOW - 60_000), hub_since=NOW - 1_000)
     assert silent_ms(state, "a", NOW) == 1_000
+
+
+def test_nobody_is_silent_while_the_hub_cannot_listen():
+    state = state_of(machines("a", "b")).with_changes([Change("observed", "b", None), Change("sightings", "b", None)])
+    stalled = state.deaf_for(60_000)
+    later = NOW + 61_000
+    assert [silent_ms(s, "a", later) for s in (state, stalled)] == [61_000, 1_000]
+    assert heard_at(stalled, "b") == heard_at(state, "b") + 60_000
+    assert link(stalled, "a", later) == "online"
+    again = sighted(stalled.sightings["a"], later, deaf_ms=60_000)
+    assert again.online_since == stalled.sightings["a"].online_since
+    heard_again = stalled.with_changes([Change("sightings", "a", again)])
+    assert silent_ms(heard_again, "a", later + 2_500) == 2_500
+    # A copy of the tables that is heard by somebody else knows nothing of that stall.
+    assert silent_ms(heard_again.deaf_for(0), "a", later + 2_500) == 2_500
 
 
 def test_silence_counts_only_while_somebody_at_the_site_is_heard():

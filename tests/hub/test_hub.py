@@ -16,7 +16,7 @@ from batuta.core.observed import InstanceReport
 from batuta.core.state import Change, State
 from batuta.errors import FabricUnavailable
 from batuta.fabric import identity, subjects
-from batuta.fabric.clock import SystemClock, VirtualClock, run_virtually
+from batuta.fabric.clock import SystemClock, VirtualClock, VirtualTimeLoop, run_virtually
 from batuta.fabric.memory import MemoryBroker
 from batuta.hub.counters import Counters
 from batuta.hub.hub import Hub
@@ -273,6 +273,51 @@ async def test_heartbeats_of_strangers_and_nonsense_are_counted(tmp_path: Path) 
         await node.publish(subjects.alive("pi-1"), b"[" * 10)
         await until(hub, lambda: hub.counters["heartbeats_refused"] == 2)
         assert not hub.loop.state.sightings
+
+
+@pytest.mark.parametrize("dies", [False, True])
+def test_a_hub_that_stalls_moves_nothing_and_still_finds_who_died_meanwhile(tmp_path: Path, *, dies: bool) -> None:
+    async def play() -> tuple[list[str], int | None]:
+        broker, clock = MemoryBroker(), VirtualClock(1_000_000)
+        voices = {name: Voice(broker, name) for name in ("pi-1", "pi-2")}
+        async with running(tmp_path, broker, clock, recording_bytes_max=0) as hub:
+            for name, voice in voices.items():
+                await join(hub, name)
+                await voice.beat()
+                await voice.report()
+            beating = {name: asyncio.create_task(beat_on(voice)) for name, voice in voices.items()}
+            await declare(hub, "one")
+            held = await until(hub, lambda: hub.loop.state.held.get("default/one"))
+            holders, loop = [held[0].node], asyncio.get_running_loop()
+            assert isinstance(loop, VirtualTimeLoop)
+            if dies:
+                beating[holders[0]].cancel()
+            for _ in range(3):
+                loop.jump(10)  # all stands still, and timers run late
+                await asyncio.sleep(0)
+                await hub.loop.turn()
+                holders.append(hub.loop.state.held["default/one"][0].node)
+                await asyncio.sleep(0.3)
+            assert hub.loop.state.deaf_ms >= 29_000
+            began, moved_ms = clock.now(), None
+            while clock.now() < began + 15_000 and moved_ms is None:
+                await asyncio.sleep(0.1)
+                if hub.loop.state.held["default/one"][0].node != holders[0]:
+                    moved_ms = clock.now() - began
+            for task in beating.values():
+                task.cancel()
+            await asyncio.gather(*beating.values(), return_exceptions=True)
+            return holders, moved_ms
+
+    holders, moved_ms = run_virtually(play())
+    assert len(set(holders)) == 1
+    assert (moved_ms is not None and moved_ms < 10_500) if dies else moved_ms is None
+
+
+async def beat_on(voice: Voice) -> None:
+    while True:
+        await voice.beat()
+        await asyncio.sleep(1)
 
 
 def test_large_fleets_beat_more_slowly_and_are_missed_later() -> None:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from batuta.core.decide import APPLICATION, Decision, decide
 from batuta.core.decided import Assignment
 from batuta.core.fleet import Fleet
-from batuta.core.liveness import heard_at, sighted
+from batuta.core.liveness import heard_at, sighted, silent_ms
 from batuta.core.observed import Flow, InstanceReport, Measures
 from batuta.core.standing import Moving
 from batuta.core.state import Change, State
@@ -175,6 +175,8 @@ crowded_worlds = st.builds(
     ),
 )
 
+stalls = st.tuples(st.just("stall"), st.sampled_from([300, 2_500, 10_000, 60_000]))
+
 
 class World:
     """One history. `turn` is the hub's loop: what changed is decided, committed, and compared with deciding it all."""
@@ -283,6 +285,16 @@ class World:
         self.before, self.pending, self.fleet = State(), frozenset(), Fleet()
         self.turn(full=True)
 
+    def _stall(self, ms: int) -> None:
+        """The hub is blocked and hears nobody; what was said meanwhile it hears right after."""
+        lost = {name for name in self.state.nodes if silent_ms(self.state, name, self.now) >= 2_000}
+        self.now += ms
+        self.state = self.state.deaf_for(self.state.deaf_ms + ms)
+        assert lost >= {name for name in self.state.nodes if silent_ms(self.state, name, self.now) >= 2_000}
+        self.turn()
+        self._beat()
+        self.turn()
+
     def _wait(self, ms: int) -> None:
         """Time passes, with a heartbeat a second and a turn of the loop whenever it asked for one."""
         until = self.now + ms
@@ -337,7 +349,9 @@ class World:
     def _beat(self) -> None:
         rows = []
         for name in sorted(self.state.nodes.keys() - self.cut):
-            rows.append(Change("sightings", name, sighted(self.state.sightings.get(name), self.now)))
+            rows.append(
+                Change("sightings", name, sighted(self.state.sightings.get(name), self.now, deaf_ms=self.state.deaf_ms))
+            )
             self.contact[name] = self.now
         self.state = self.state.with_changes(rows)
 
