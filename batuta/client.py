@@ -18,7 +18,7 @@ import msgspec
 
 from batuta.answers import Applied, Changed, Check, Event, Foreseen, Found, Token
 from batuta.context import context
-from batuta.errors import BatutaError, FabricUnavailable, NotFound, Stale
+from batuta.errors import ArtifactRefused, BatutaError, FabricUnavailable, NotFound, Stale
 from batuta.kinds.base import API_VERSION, DEFAULT_NAMESPACE, Resource, decode_hook
 from batuta.wire import Silent, Upload, Wire, failure
 
@@ -299,6 +299,23 @@ class Client:
                 body = Upload(file, size_bytes, on_progress)
                 self._wire.ask("PUT", where, body=body, content_type="application/octet-stream", may_repeat=False)
         return digest, size_bytes
+
+    def pull_artifact(self, digest: str, path: str | os.PathLike[str]) -> int:
+        """Write an artifact to a file, and return its size. What is not what its digest says leaves no file."""
+        target = Path(path)
+        fresh = target.with_name(f".{target.name}.part")
+        sha = hashlib.sha256()
+        try:
+            with fresh.open("wb") as file:
+                for piece in self._wire.pieces(f"/artifacts/{quote(digest, safe=':')}"):
+                    sha.update(piece)
+                    file.write(piece)
+            if f"sha256:{sha.hexdigest()}" != digest:
+                raise ArtifactRefused("digest_mismatch", f"what the hub sent is not {digest[:19]}…")
+            fresh.replace(target)
+        finally:
+            fresh.unlink(missing_ok=True)
+        return target.stat().st_size
 
     # --- Listing and watching ---
 

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 LOOK_EVERY_S: Final = 1.0
 LOOK_EVERY_WHILE_STARTING_S: Final = 0.1
 STARTING_S: Final = 10.0
+UNTRUSTED: Final = frozenset(("digest_mismatch", "signature_invalid", "signature_missing", "signer_unknown"))
+"""Codes of bytes that were not what somebody vouched for; each time is counted."""
 
 
 class Surroundings(NamedTuple):
@@ -59,6 +61,8 @@ class Actuator:
         """Digests that must not be removed to make room."""
         self.faults: dict[str, str] = {}
         """By instance: the newest failure of a runtime that no event could carry."""
+        self.untrusted: dict[str, int] = {}
+        """By code: how often an instance was not run because its bytes were not to be trusted."""
         self._lanes: dict[str, _Lane] = {}
 
     def perform(self, action: core.Action, local: core.Local, now: int, contact_at: int | None) -> None:
@@ -284,6 +288,8 @@ class _Lane:
             _cancel(task)
 
     def _failed(self, code: str, detail: str, *, final: bool = False) -> None:
+        if code in UNTRUSTED:
+            self.actuator.untrusted[code] = self.actuator.untrusted.get(code, 0) + 1
         self.actuator.tell(core.Failed(self.name, self._reason(code, detail), final))
 
     def _reason(self, code: str, detail: str) -> Reason:

@@ -226,6 +226,7 @@ class Node:
             "reports": {"sent": self.reporter.sent, "unsent": self.reporter.unsent},
             "pulse": {"sent": self.pulse.sent, "unanswered": self.pulse.unanswered, "everyMs": self.pulse.every_ms},
             "artifacts": {"refused": self.artifacts.refused, "fetchedBytes": self.artifacts.fetched_bytes},
+            "untrusted": dict(self.actuator.untrusted),
             "faults": {**self.faults, **self.actuator.faults},
             "problems": [str(reason) for reason in loop.report(self.parts.steady.now()).problems],
             **self.parts.doctor(),

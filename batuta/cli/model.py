@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from batuta.cli import model_trust
 from batuta.cli.options import namespace_option, output_option, talks_to_hub
 from batuta.cli.text import cell, size, table
 
@@ -19,7 +20,11 @@ if TYPE_CHECKING:
 
 @click.group()
 def model() -> None:
-    """Models: push a file as a version, list."""
+    """Models: push, sign, verify, list."""
+
+
+for verb in (model_trust.key, model_trust.sign, model_trust.verify):
+    model.add_command(verb)
 
 
 @model.command()

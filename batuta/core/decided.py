@@ -23,6 +23,8 @@ class ModelOrder(Record):
     labels: tuple[str, ...] = ()
     batch: int = 32
     linger_ms: int = 0
+    signers: tuple[tuple[str, ...], ...] = ()
+    """Public keys in PEM. One of each group must have signed the file, or it is not loaded."""
 
 
 class Grant(Record):
@@ -84,7 +86,10 @@ class Instance(Record):
     @property
     def artifacts(self) -> tuple[str, ...]:
         """Digests that must be on the node before it can start."""
-        return (self.model.variant.digest,) if self.model is not None else ()
+        if self.model is None:
+            return ()
+        variant = self.model.variant
+        return (variant.digest, *variant.signatures) if self.model.signers else (variant.digest,)
 
 
 class Capture(Record):
@@ -127,6 +132,8 @@ class VersionChoice(Record):
     variants: tuple[Variant, ...]
     signature: Signature | None = None
     labels: tuple[str, ...] = ()
+    signers: tuple[tuple[str, ...], ...] = ()
+    """Groups of public keys that policies ask for: one of each must have signed."""
 
 
 class Released(Record):

@@ -95,6 +95,9 @@ CATALOGUE: dict[str, Entry] = {
     # Releases and references.
     "model_missing": Entry("no such model", "push it: `batuta model push FILE --name NAME --version VERSION`"),
     "version_missing": Entry("the model has no such version", "push it, or name one that exists"),
+    "signature_missing": Entry(
+        "a policy asks for a signer, and nobody has signed the model", "sign it: `batuta model sign NAME --key FILE`"
+    ),
     "no_site": Entry(
         "there is no site with nodes", "join a node: `batuta token create` and `batuta join TOKEN`", waits=True
     ),
@@ -129,6 +132,14 @@ CATALOGUE: dict[str, Entry] = {
     "not_live": Entry("its liveness probe failed", "see `batuta logs`"),
     "not_ready": Entry("its readiness probe has not passed", "see `batuta logs`", waits=True),
     "digest_mismatch": Entry("the bytes are not what their digest says", "push the artifact again"),
+    "signer_unknown": Entry(
+        "nobody whose signature a policy asks for has signed the model",
+        "sign it with such a key: `batuta model sign NAME --key FILE`; or change the policy",
+    ),
+    "signature_invalid": Entry(
+        "a signature of the model is not one, or not of these bytes",
+        "sign it again: `batuta model sign NAME --key FILE`",
+    ),
     "artifact_missing": Entry("nobody has the artifact", "push it again: `batuta model push`"),
     "artifact_unreadable": Entry("the artifact cannot be loaded by its runtime", "check the file with its own tools"),
     "disk_full": Entry("the disk is full", "free some space; nothing was lost"),

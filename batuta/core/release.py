@@ -14,12 +14,14 @@ import msgspec
 
 from batuta.core.decided import Release, Released, VersionChoice
 from batuta.core.reasons import Reason
+from batuta.core.vouch import vouched
 from batuta.kinds.application import Failover, Placement, Replicas
 
 if TYPE_CHECKING:
     from batuta.core.draft import Draft
     from batuta.core.state import State
     from batuta.kinds.application import Component
+    from batuta.kinds.model import Variant
 
 RELEASES_KEPT = 10
 
@@ -45,6 +47,8 @@ def release(draft: Draft, app: str) -> Resolved:
     reasons: list[Reason] = []
     for component in application.spec.components:
         version = resolve(draft.state, namespace, component)
+        if isinstance(version, VersionChoice):
+            version = vouched(draft.state, app, application, component, version)
         if isinstance(version, Reason):
             reasons.append(version)
         else:
@@ -76,9 +80,9 @@ def resolve(state: State, namespace: str, component: Component) -> VersionChoice
     model = state.model(namespace, use.name)
     if model is None:
         return Reason(code="model_missing", subject=f"component/{component.name}", detail=f"{namespace}/{use.name}")
-    version = next((v for v in model.spec.versions if v.version == use.version), None)
+    version = model.spec.version(use.version)
     if version is None or not version.variants:
-        known = ", ".join(v.version for v in model.spec.versions) or "none"
+        known = ", ".join((*(v.version for v in model.spec.versions), *sorted(model.spec.aliases))) or "none"
         detail = f"{use.name} {use.version}; there is: {known}"
         return Reason(code="version_missing", subject=f"component/{component.name}", detail=detail)
     return VersionChoice(
@@ -89,24 +93,33 @@ def resolve(state: State, namespace: str, component: Component) -> VersionChoice
 
 def runs_the_same(old: Released, component: Component, version: VersionChoice | None) -> bool:
     """Would instances of the old release do exactly what the new one asks? Then they are left alone."""
-    if _what_runs(old.component) != _what_runs(component):
+    if _what_runs(old.component, old.version) != _what_runs(component, version):
         return False
     if old.version is None or version is None:
         return old.version is version
     before, after = old.version, version
-    if (before.name, before.version, before.signature, before.labels) != (
+    if (before.name, before.version, before.signature, before.labels, before.signers) != (
         after.name,
         after.version,
         after.signature,
         after.labels,
+        after.signers,
     ):
         return False
-    files = {(v.name, v.format, v.digest) for v in after.variants}
-    return all((v.name, v.format, v.digest) in files for v in before.variants)
+    files = {_file(v, after) for v in after.variants}
+    return all(_file(v, before) in files for v in before.variants)
 
 
-def _what_runs(component: Component) -> Component:
-    """The component without what only says how many, where and how patiently."""
+def _file(variant: Variant, version: VersionChoice) -> tuple[object, ...]:
+    """What of a variant a node has: its bytes, and where signers are asked for, who vouches for them."""
+    return variant.name, variant.format, variant.digest, variant.signatures if version.signers else ()
+
+
+def _what_runs(component: Component, version: VersionChoice | None) -> Component:
+    """The component without what only says how many, where and how patiently, nor by which name a version was asked."""
+    use = component.model
+    if use is not None and version is not None:
+        use = msgspec.structs.replace(use, version=version.version)
     return msgspec.structs.replace(
-        component, replicas=Replicas(count=1), placement=Placement(), failover=Failover(), slo=None
+        component, model=use, replicas=Replicas(count=1), placement=Placement(), failover=Failover(), slo=None
     )

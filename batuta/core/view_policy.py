@@ -16,7 +16,6 @@ import numpy as np
 from batuta.core import traits
 from batuta.core.fleet import FAULT, fleet_of
 from batuta.core.words import WORDS
-from batuta.kinds.policy import RULES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -55,7 +54,7 @@ def policy_status(state: State, policy: Policy, now: int, fleet: Fleet | None = 
         reason = f"it turns {int(refused.sum())} of {int(there.sum())} nodes away from some component"
     return {
         "state": word,
-        "rules": [rule for rule in RULES if getattr(policy.spec, rule)],
+        "rules": list(policy.spec.rules),
         "applied": components,
         "refuses": int(refused.sum()),
         "refused": _named(fleet, refused),

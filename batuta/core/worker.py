@@ -36,6 +36,8 @@ class WorkerOrder(Record):
     """As in `runtimes.base.Order`."""
     start: int
     """Which start of the instance this is; its pulse says so too."""
+    bundles: tuple[str, ...] = ()
+    """Paths of the signatures of that file, when signers are asked for."""
 
 
 class Pulse(Record, forbid_unknown_fields=False):

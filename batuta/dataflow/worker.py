@@ -27,6 +27,8 @@ from batuta.dataflow.hand import Frame, Hand
 from batuta.dataflow.pull import Inbox, Pull
 from batuta.dataflow.suspects import SUSPECTS_FILE, Suspects
 from batuta.dataflow.tally import Tally
+from batuta.dataflow.vouching import vouched_for
+from batuta.errors import ArtifactRefused
 from batuta.fabric import subjects
 from batuta.fabric.tasks import end, hang_up
 from batuta.kinds.base import decode_hook
@@ -302,6 +304,12 @@ async def run(order: WorkerOrder) -> int:
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     if order.instance.model is None:
         tally.beat("failed", code="start_failed", detail="the order names no model", final=True)
+        return EXIT_UNFIT
+    try:
+        await asyncio.to_thread(vouched_for, order)
+    except ArtifactRefused as refused:
+        log.error("%s", refused)  # noqa: TRY400 - as below
+        tally.beat("failed", code=refused.code, detail=refused.message, final=True)
         return EXIT_UNFIT
     from batuta.dataflow.scoring import Scorer, Unfit
 

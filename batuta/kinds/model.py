@@ -14,6 +14,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 
+Format = Literal["onnx", "tflite", "pte"]
+"""What a file is; the runtime of that name loads it. Nodes report those they have, and today that is `onnx` only."""
+SIGNATURES_MAX = 8
+
+
 class Needs(Record):
     """What a variant needs of the machine that runs it."""
 
@@ -29,6 +34,8 @@ class Profile(Record):
     """As nodes report it, or as `spec.hardware` of a node says: `raspberry-pi-4-model-b`."""
     p99_ms: Millis = msgspec.field(name="p99")
     """Of a hundred answers, ninety-nine came within this time."""
+    memory_bytes: Bytes | None = msgspec.field(default=None, name="memory")
+    """The most that its worker took while this was measured."""
 
 
 class Tensor(Record):
@@ -52,7 +59,7 @@ class Variant(Record):
     """One file of a version: same signature, other size, precision or runtime."""
 
     name: Name
-    format: Literal["onnx"]
+    format: Format
     digest: Digest
     size_bytes: Bytes = msgspec.field(name="size")
     needs: Needs = Needs()
@@ -66,6 +73,10 @@ class Variant(Record):
     """Processors that can run it, such as `arm64`; all of them when left out."""
     profiles: tuple[Profile, ...] = ()
     """How fast it has proved to be, by class of hardware. What nodes measure themselves counts before it."""
+    calibration: Digest | None = None
+    """The data that its quantisation was calibrated with."""
+    signatures: Annotated[tuple[Digest, ...], Meta(max_length=SIGNATURES_MAX)] = ()
+    """Artifacts that are Sigstore bundles, as `batuta model sign` makes them: who vouches for these bytes."""
 
 
 class Golden(Record):
@@ -84,12 +95,24 @@ class Version(Record):
     golden: Golden | None = None
     labels: tuple[str, ...] = ()
     """Names of the classes, in the order of the model's output."""
+    drift: Digest | None = None
+    """An artifact: what inputs and outputs looked like in training, for what nodes see to be compared with."""
+    provenance: Digest | None = None
+    """An artifact that is an in-toto statement: what it was made from, with which code."""
 
 
 class ModelSpec(Record):
     task: str | None = None
     """What it is for: `classification`, `regression`, `detection`, …"""
     versions: tuple[Version, ...] = ()
+    aliases: dict[Name, str] = {}
+    """Names that move from version to version: `{champion: "3", challenger: "4", previous: "2"}`. A component may name
+    one in place of a version; moving it makes a new release."""
+
+    def version(self, named: str) -> Version | None:
+        """The version of that number, or that an alias of that name stands for."""
+        number = self.aliases.get(named, named)
+        return next((v for v in self.versions if v.version == number), None)
 
 
 class Model(Resource, tag="Model", kw_only=True):
@@ -112,6 +135,7 @@ class Model(Resource, tag="Model", kw_only=True):
     spec: ModelSpec
 
     def problems(self) -> Iterator[Problem]:
+        yield from self._alias_problems()
         seen: set[str] = set()
         for i, version in enumerate(self.spec.versions):
             here = f"spec.versions[{i}]"
@@ -145,3 +169,14 @@ class Model(Resource, tag="Model", kw_only=True):
                     message="golden inputs are not yet replayed on the device",
                     hint="leave them out until rollouts prove models on the node",
                 )
+
+    def _alias_problems(self) -> Iterator[Problem]:
+        known = {v.version for v in self.spec.versions}
+        for alias, number in sorted(self.spec.aliases.items()):
+            here = f"spec.aliases.{alias}"
+            if alias in known:
+                message = f"{alias!r} is a version, so it cannot be an alias too"
+                yield Problem(path=here, code="duplicate", message=message)
+            elif number not in known:
+                there = ", ".join(sorted(known)) or "none"
+                yield Problem(path=here, code="no_such", message=f"there is no version {number!r}; there is: {there}")

@@ -29,11 +29,19 @@ PREFERENCES = (
     "steady", "room",
 )  # fmt: skip
 """What a weight can be given to, in the order of `core.preferences`."""
-RULES = ("require", "forbid", "prefer", "weights")
+RULES = ("require", "forbid", "prefer", "weights", "require_signer")
+PublicKey = Annotated[
+    str,
+    Meta(
+        max_length=1024,
+        pattern=r"^\s*-----BEGIN PUBLIC KEY-----[A-Za-z0-9+/=\s]+-----END PUBLIC KEY-----\s*$",
+        description="A public key in PEM, of an elliptic curve: P-256, P-384 or P-521.",
+    ),
+]
 
 
 class PolicySpec(Record):
-    """At least one of require, forbid, prefer and weights."""
+    """At least one of require, forbid, prefer, weights and requireSigner."""
 
     applies: Rule | None = None
     """To which components it applies; to all of them when left out."""
@@ -48,10 +56,17 @@ class PolicySpec(Record):
     weights: dict[str, Weight] = {}
     """Other weights for the preferences of placement: `{energy: 20, near: 0}`. Where several policies name the same
     one, the greatest holds."""
+    require_signer: Annotated[tuple[PublicKey, ...], Meta(max_length=16)] = ()
+    """Their models run only when one of these keys has signed them: the node verifies it before anything is loaded."""
     existing: Literal["move", "stay"] = "move"
     """What runs already where it may run no more: it moves, the new one ready before the old one stops; or it stays."""
     message: Annotated[str, Meta(max_length=256)] = ""
     """For people: why."""
+
+    @property
+    def rules(self) -> tuple[str, ...]:
+        """Which of them it has, by the keys that people write."""
+        return tuple(_key(rule) for rule in RULES if getattr(self, rule))
 
 
 class Policy(Resource, tag="Policy", kw_only=True):
@@ -77,8 +92,9 @@ class Policy(Resource, tag="Policy", kw_only=True):
 
     def problems(self) -> Iterator[Problem]:
         spec = self.spec
-        if not any((spec.require, spec.forbid, spec.prefer, spec.weights)):
-            yield Problem(path="spec", code="one_of", message=f"say at least one of {', '.join(RULES)}")
+        if not spec.rules:
+            message = f"say at least one of {', '.join(map(_key, RULES))}"
+            yield Problem(path="spec", code="one_of", message=message)
         for field in ("applies", "require", "forbid", "prefer"):
             text = getattr(spec, field)
             if text is not None:
@@ -89,11 +105,16 @@ class Policy(Resource, tag="Policy", kw_only=True):
                     path=f"spec.weights.{name}", code="unknown_field", message=f"there is no preference {name!r}",
                     hint=did_you_mean(name, PREFERENCES),
                 )  # fmt: skip
-        if spec.weights and spec.applies is not None:
+        if (spec.weights or spec.require_signer) and spec.applies is not None:
             wider = {path[0] for path in reads(spec.applies)} - condition.COMPONENT_VARIABLES
             if wider:
+                what = "weights hold" if spec.weights else "requireSigner holds"
                 yield Problem(
                     path="spec.applies", code="value",
-                    message=f"weights hold for a component wherever it runs, and this asks about {sorted(wider)[0]}",
+                    message=f"{what} for a component wherever it runs, and this asks about {sorted(wider)[0]}",
                     hint="ask about component and application only",
                 )  # fmt: skip
+
+
+def _key(rule: str) -> str:
+    return {"require_signer": "requireSigner"}.get(rule, rule)

@@ -80,6 +80,7 @@ class ModelRuntime(Keeping[ModelRun]):
         said = WorkerOrder(
             instance=instance,
             artifact=str(artifact),
+            bundles=tuple(str(order.artifacts[d]) for d in instance.artifacts[1:]),
             directory=str(order.directory),
             broker=dict(order.broker),
             start=starts_so_far(order.directory) + 1,

@@ -1,0 +1,45 @@
+"""Vouch: which models may run only when somebody has signed them, and whose signatures count.
+
+Policies say it; here it becomes part of a release, so that another signer is another release, and whoever is to start
+it verifies it. What is decided here is only what can be known without bytes: that a variant which nobody has signed
+need not be tried. Whether signatures hold, and are of the right keys, is found on the node, before anything is loaded.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from batuta.core.reasons import Reason
+from batuta.core.rules import component_facts
+from batuta.kinds.condition import ConditionFault, compile_condition, evaluate
+
+if TYPE_CHECKING:
+    from batuta.core.decided import VersionChoice
+    from batuta.core.state import State
+    from batuta.kinds.application import Application, Component
+
+
+def vouched(
+    state: State, app: str, application: Application, component: Component, version: VersionChoice
+) -> VersionChoice | Reason:
+    """The version with the signers that policies ask for, and only with variants that anybody has signed."""
+    groups: list[tuple[str, ...]] = []
+    for policy in state.policies:
+        keys, applies = policy.spec.require_signer, policy.spec.applies
+        if not keys:
+            continue
+        if applies is not None:
+            answer = evaluate(compile_condition(applies), component_facts(component, application, app))
+            # Where nobody can say whether it applies, it does: a guard that fails open is none.
+            if not isinstance(answer, ConditionFault) and not answer:
+                continue
+        groups.append(keys)
+    if not groups:
+        return version
+    signed = tuple(v for v in version.variants if v.signatures)
+    if not signed:
+        detail = f"{version.name} {version.version}"
+        return Reason(code="signature_missing", subject=f"component/{component.name}", detail=detail)
+    return msgspec.structs.replace(version, variants=signed, signers=tuple(dict.fromkeys(groups)))

@@ -1,0 +1,104 @@
+"""A policy asks for a signer: on real processes, what is not signed, wrongly signed or changed is never loaded."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import pytest
+
+from batuta.demo.stage import wait_for
+from batuta.fabric import subjects
+from batuta.fabric.nats import connect_hub
+from batuta.kinds import Application
+from batuta.kinds.model import Model
+from batuta.model_push import push
+from batuta.model_sign import make_key
+from tests.cli.running import run
+from tests.e2e.playing import READER, Device, instance, play, ready, workers
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from batuta.demo.digits import Digits
+    from batuta.demo.stage import Stage
+
+pytestmark = pytest.mark.e2e
+
+POLICY = """\
+apiVersion: batuta.dev/v1
+kind: Policy
+metadata: {{name: signed-only}}
+spec:
+  applies: 'component.type == "model"'
+  requireSigner:
+  - |
+{key}
+"""
+
+
+def asked_for(public: Path) -> str:
+    return POLICY.format(key="".join(f"    {line}\n" for line in public.read_text().splitlines()))
+
+
+def reason_of(stage: Stage) -> Mapping[str, Any]:
+    return instance(stage).get("reason") or {}
+
+
+def codes(stage: Stage) -> list[str]:
+    """Why no release is made of what was declared."""
+    return [reason["code"] for reason in stage.client.get(Application, "reader").status["reasons"]]
+
+
+def untrusted(stage: Stage) -> Mapping[str, int]:
+    """How often the node would not run something, by code, as its doctor says."""
+
+    home = stage.hub_state / "hub"
+    port = json.loads((home / "run.json").read_bytes())["ports"]["client"]
+    password = json.loads((home / "secrets.json").read_bytes())["hubPassword"]
+
+    async def ask() -> Mapping[str, int]:
+        fabric = await connect_hub(f"nats://127.0.0.1:{port}", "hub", password)
+        try:
+            return msgspec.json.decode(await fabric.request(subjects.tell("pi", "doctor"), b"{}", 10.0))["untrusted"]
+        finally:
+            await fabric.close()
+
+    return asyncio.run(ask())
+
+
+def test_only_what_a_trusted_key_signed_is_loaded(stage: Stage, digits: Digits, tmp_path: Path) -> None:
+    private, public = make_key(tmp_path / "ours")
+    stranger, _ = make_key(tmp_path / "theirs")
+    play(stage)
+    client = stage.client
+    client.apply(asked_for(public))
+    digest = push(client, digits.first, name="digits", version="1", task="classification").digest
+    client.apply(READER.format(version="1"))
+
+    # Nobody has signed it: it is not even tried.
+    wait_for("the refusal of an unsigned model", lambda: "signature_missing" in codes(stage) or None, 60)
+    assert workers(stage) == []
+
+    # Somebody has whom nobody trusts: the node fetches it, and does not load it.
+    signed = run("model", "sign", "digits", "--key", str(stranger), state=stage.hub_state)
+    assert signed.code == 0, signed.err
+    wait_for("the refusal of a stranger", lambda: reason_of(stage).get("code") == "signer_unknown" or None, 90)
+    assert workers(stage) == []
+    assert untrusted(stage) == {"signer_unknown": 1}
+    verified = run("model", "verify", "digits", "--key", str(public), state=stage.hub_state)
+    assert (verified.code, "signer_unknown" in verified.out) == (1, True)
+
+    # The right one signs too: it is loaded, and answers.
+    signed = run("model", "sign", "digits", "--key", str(private), state=stage.hub_state)
+    assert signed.code == 0, signed.err
+    wait_for("the signed model", lambda: ready(stage), 120)
+    with Device(stage.mqtt_of("pi")) as device:
+        device.show("signed", digits.held_out[0])
+        assert device.read("signed", 30)["model"] == "digits:1"
+    assert run("model", "verify", "digits", "--key", str(public), state=stage.hub_state).code == 0
+    (variant,) = client.get(Model, "digits").resource.spec.versions[0].variants
+    assert (variant.digest, len(variant.signatures)) == (digest, 2)
