@@ -15,6 +15,7 @@ from batuta.cli.text import clean, painted, size
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from batuta.kinds.base import Problem
     from batuta.kinds.scenario import Scenario as Written
     from batuta.twin.run import Verdict
     from batuta.twin.scenario import Scenario
@@ -100,7 +101,7 @@ def _read(path: Path) -> tuple[Written, dict[str, Any]]:
     if len(scenarios) != 1:
         raise BatutaError(f"{path} holds {len(scenarios)} scenarios", next_step="name a file with exactly one")
     files: dict[str, Any] = {}
-    problems = []
+    problems: list[Problem] = []
     for ask in scenarios[0].spec.asks:
         for name in ask.files:
             try:

@@ -43,6 +43,10 @@ USUAL_RATES: dict[FaultKind, int] = {
     "hub_restart": 15,
     "hub_torn": 15,
     "exit": 50,
+    "flapping": 15,
+    "reconnect_storm": 6,
+    "disk_full": 20,
+    "disk_slow": 20,
 }
 
 
