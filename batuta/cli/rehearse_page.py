@@ -5,6 +5,7 @@ from __future__ import annotations
 from html import escape
 from typing import TYPE_CHECKING, Final
 
+from batuta.cli.plain_page import document, short
 from batuta.cli.rehearse_text import seconds, told
 
 if TYPE_CHECKING:
@@ -18,31 +19,16 @@ STEPS_MS: Final = (
     *(base * 10**power for power in range(2, 5) for base in (1, 2, 5)),
     *(minutes * 60_000 for minutes in (1, 2, 5, 10, 30, 60, 120, 360, 1_440, 7_200)),
 )
-STYLE: Final = """
-:root { color-scheme: light dark; --ink: #1d2433; --dim: #667; --paper: #fff; --grid: #dde1ea;
-  --changed: #2456c6; --nothing: #9aa3b5; --wait: #d99a21; --start: #6ea8fe; --good: #2e8b57; --bad: #c0392b; }
-@media (prefers-color-scheme: dark) { :root { --ink: #e8ebf2; --dim: #9aa3b5; --paper: #14181f; --grid: #2b3240;
-  --changed: #7aa7ff; --nothing: #5d677a; } }
-body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper); max-width: 960px;
-  margin: 2rem auto; padding: 0 1rem; }
-h1 { font-size: 1.4rem; } h2 { font-size: 1.05rem; margin-top: 2rem; }
-pre { background: color-mix(in srgb, var(--grid) 35%, transparent); padding: .8rem; overflow-x: auto; }
-svg { width: 100%; height: auto; } text { fill: var(--dim); font-size: 12px; }
-.key span { margin-right: 1.2rem; } .key i { display: inline-block; width: .8rem; height: .8rem; margin-right: .3rem; }
-"""
 
 
 def page(found: Rehearsal) -> str:
     """The whole page."""
     parts = [
-        "<!doctype html><html lang=en><head><meta charset=utf-8>",
-        "<meta name=viewport content='width=device-width'><title>Rehearsal</title>",
-        f"<style>{STYLE}</style></head><body>",
         f"<h1>{escape(_headline(found))}</h1>",
-        f"<p>A copy of {found.nodes} nodes, {escape(seconds(found.for_ms))} ahead, seed {found.seed}.</p>",
+        f"<p class=soft>A copy of {found.nodes} nodes, {escape(seconds(found.for_ms))} ahead, seed {found.seed}.</p>",
         f"<pre>{escape(_summary(found))}</pre>",
         "<h2>What moves, and when</h2>",
-        _key([("wait", "ordered, on its way"), ("start", "starting"), ("good", "ready, the old one still there")]),
+        _key([("c3", "ordered, on its way"), ("c1", "starting"), ("c2", "ready, the old one still there")]),
         _bars(found.changed.moves, _span(found.changed, found.for_ms)),
     ]
     titles = {"ready": "Instances that are ready", "links": "Artifacts over all links", "power": "What all nodes draw"}
@@ -50,10 +36,10 @@ def page(found: Rehearsal) -> str:
         span = _span(found.changed, found.for_ms)
         parts += [
             f"<h2>{escape(titles.get(mine.name, mine.name))}, {escape(mine.unit)}</h2>",
-            _key([("changed", "with the change"), ("nothing", "nothing done")]),
-            _plot([(other, "nothing"), (mine, "changed")], span),
+            _key([("c1", "with the change"), ("c0", "nothing done")]),
+            _plot([(other, "c0"), (mine, "c1")], span),
         ]
-    return "\n".join([*parts, "</body></html>\n"])
+    return document(_headline(found), parts)
 
 
 def _headline(found: Rehearsal) -> str:
@@ -91,7 +77,7 @@ def _axis(span_ms: int, height: int) -> str:
     for ms in range(0, span_ms + 1, step):
         x = _x(ms, span_ms)
         anchor = "end" if x > WIDTH - 40 else "middle"
-        parts.append(f"<line x1={x} y1=0 x2={x} y2={height - BOTTOM} stroke='var(--grid)'/>")
+        parts.append(f"<line x1={x} y1=0 x2={x} y2={height - BOTTOM} stroke='var(--line)'/>")
         parts.append(f"<text x={x} y={height - 6} text-anchor={anchor}>{escape(_tick(ms))}</text>")
     return "".join(parts)
 
@@ -110,7 +96,7 @@ def _plot(curves: Sequence[tuple[Curve, str]], span_ms: int) -> str:
 
     parts = [_axis(span_ms, HEIGHT)]
     parts += [
-        f"<text x={LEFT - 8} y={y(value) + 4} text-anchor=end>{_figure(value)}</text>" for value in (0, top / 2, top)
+        f"<text x={LEFT - 8} y={y(value) + 4} text-anchor=end>{short(value)}</text>" for value in (0, top / 2, top)
     ]
     for curve, tone in curves:
         path: list[str] = []
@@ -122,7 +108,7 @@ def _plot(curves: Sequence[tuple[Curve, str]], span_ms: int) -> str:
             last = value
         if path:
             path.append(f"H{_x(span_ms, span_ms)}")
-            name = f"{curve.name}, {_figure(last)} {curve.unit} in the end"
+            name = f"{curve.name}, {short(last)} {curve.unit} in the end"
             parts.append(
                 f"<path d='{''.join(path)}' fill=none stroke='var(--{tone})' stroke-width=2>"
                 f"<title>{escape(name)}</title></path>"
@@ -143,7 +129,7 @@ def _bars(moves: Sequence[Move], span_ms: int) -> str:
         edges = [move.ordered_ms, move.begun_ms, move.ready_ms, move.left_ms]
         label = f"{step.app.removeprefix('default/')}/{step.instance or step.was}"
         where = f"{step.was_on} → {step.node}" if step.was_on and step.node != step.was_on else step.node or step.was_on
-        for begin, end, tone in zip(edges, edges[1:], ("wait", "start", "good"), strict=False):
+        for begin, end, tone in zip(edges, edges[1:], ("c3", "c1", "c2"), strict=False):
             if begin is not None and end is not None and end >= begin:
                 width = max(1.0, round(_x(end, span_ms) - _x(begin, span_ms), 1))
                 parts.append(f"<rect x={_x(begin, span_ms)} y={y} width={width} height=12 fill='var(--{tone})'/>")
@@ -155,10 +141,3 @@ def _bars(moves: Sequence[Move], span_ms: int) -> str:
         )
     more = f"<p>… and {len(moves) - BARS_MAX} more.</p>" if len(moves) > BARS_MAX else ""
     return f"<svg viewBox='0 0 {WIDTH} {height}' role=img>{''.join(parts)}</svg>{more}"
-
-
-def _figure(value: float) -> str:
-    for unit, by in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
-        if value >= by:
-            return f"{value / by:.3g} {unit}"
-    return f"{value:.3g}"

@@ -9,6 +9,8 @@ from html import escape
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from batuta.cli.plain_page import document, short
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
@@ -39,42 +41,18 @@ PLOTS = (
     Plot("Moves and nodes given up, so far", ("moves", "dead_verdicts", "false_dead_verdicts")),
 )
 
-_STYLE = """
-:root { color-scheme: light dark; --ink: #1c2330; --soft: #5b6576; --line: #d5dae3; --paper: #ffffff; --band: #d9770622;
-  --c0: #6b7280; --c1: #2563eb; --c2: #15803d; --c3: #b45309; --good: #15803d; --bad: #b91c1c; }
-@media (prefers-color-scheme: dark) { :root { --ink: #e6e9ef; --soft: #9aa4b5; --line: #343c4b; --paper: #12161e;
-  --band: #f59e0b26; --c0: #9ca3af; --c1: #7aa7ff; --c2: #5fce85; --c3: #f5b25b; --good: #5fce85; --bad: #ff8f8f; } }
-body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper); margin: 0 auto;
-  max-width: 900px; padding: 24px; }
-h1 { font-size: 1.5rem; margin: 0; } h2 { font-size: 1.1rem; margin: 32px 0 8px; } p { margin: 4px 0 16px; }
-.soft { color: var(--soft); } .good { color: var(--good); } .bad { color: var(--bad); font-weight: 600; }
-table { border-collapse: collapse; width: 100%; font-size: .9rem; } caption { text-align: left; color: var(--soft); }
-th, td { text-align: left; padding: 4px 12px 4px 0; border-bottom: 1px solid var(--line); vertical-align: top; }
-td.n, th.n { text-align: right; font-variant-numeric: tabular-nums; }
-figure { margin: 0 0 8px; } svg { width: 100%; height: auto; }
-svg text { font: 12px system-ui, sans-serif; fill: var(--soft); }
-.scroll { overflow-x: auto; } code { font-size: .85em; overflow-wrap: anywhere; }
-summary { cursor: pointer; color: var(--soft); margin: 24px 0 8px; }
-""".strip()
-
 
 def page(run: dict[str, Any], looks: Sequence[dict[str, Any]], plan: Scenario) -> str:
     """The whole page. `run` is what `-o json` prints."""
-    parts = [
-        "<!doctype html>", '<html lang="en">', "<head>", '<meta charset="utf-8">',
-        '<meta name="viewport" content="width=device-width, initial-scale=1">',
-        f"<title>{escape(run['scenario'])}, seed {run['seed']}</title>",
-        f"<style>{_STYLE}</style>", "</head>", "<body>",
-        "<main>", *_head(run), *_expectations(run), *_figures(run),
-    ]  # fmt: skip
+    parts = [*_head(run), *_expectations(run), *_figures(run)]
     if len(looks) > 1:
         parts.append("<h2>Over time</h2>")
         parts.append('<p class="soft">Shaded: something was wrong somewhere.</p>')
         for number, plot in enumerate(PLOTS):
             parts += _picture(number, plot, looks, plan)
         parts += _table(looks)
-    parts += [*_uplinks(run), "</main>", "</body>", "</html>"]
-    return "\n".join(parts) + "\n"
+    parts += _uplinks(run)
+    return document(f"{run['scenario']}, seed {run['seed']}", parts)
 
 
 def _head(run: dict[str, Any]) -> Iterator[str]:
@@ -129,8 +107,8 @@ def _picture(number: int, plot: Plot, looks: Sequence[dict[str, Any]], plan: Sce
         return round(TOP + high * (1 - value / most), 1)
 
     said = "; ".join(
-        f"{_word(key)} from {_short(values[0])} to {_short(values[-1])}, {_short(min(values))} at least and "
-        f"{_short(max(values))} at most"
+        f"{_word(key)} from {short(values[0])} to {short(values[-1])}, {short(min(values))} at least and "
+        f"{short(max(values))} at most"
         for key, values in lines.items()
     )
     yield "<figure>"
@@ -145,7 +123,7 @@ def _picture(number: int, plot: Plot, looks: Sequence[dict[str, Any]], plan: Sce
     for k in range(5):
         value = most * k / 4
         yield f'<line x1="{LEFT}" x2="{LEFT + wide}" y1="{y(value)}" y2="{y(value)}" stroke="var(--line)"/>'
-        yield f'<text x="{LEFT - 8}" y="{y(value) + 4}" text-anchor="end">{_short(value)}{plot.unit}</text>'
+        yield f'<text x="{LEFT - 8}" y="{y(value) + 4}" text-anchor="end">{short(value)}{plot.unit}</text>'
     for k in range(6):
         at_s = until_s * k / 5
         yield f'<text x="{x(at_s)}" y="{HEIGHT - 12}" text-anchor="middle">{_clock(at_s)}</text>'
@@ -182,13 +160,6 @@ def _round_up(value: float) -> float:
     return next(step * k for k in (1, 2, 4, 6, 8, 10) if step * k >= value)
 
 
-def _short(value: float) -> str:
-    for unit, size in (("G", 10**9), ("M", 10**6), ("k", 10**3)):
-        if abs(value) >= size:
-            return f"{value / size:.3g} {unit}"
-    return f"{value:.3g}"
-
-
 def _clock(at_s: float) -> str:
     minutes, seconds = divmod(round(at_s), 60)
     return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}" if minutes >= 60 else f"{minutes}:{seconds:02d}"
@@ -219,7 +190,7 @@ def _uplinks(run: dict[str, Any]) -> Iterator[str]:
     yield "</tr></thead><tbody>"
     for row in rows:
         yield (
-            f'<tr><th scope="row">{escape(row["site"])}</th><td class="n">{_short(row["bytesUp"])}B</td>'
-            f'<td class="n">{_short(row["bytesDown"])}B</td></tr>'
+            f'<tr><th scope="row">{escape(row["site"])}</th><td class="n">{short(row["bytesUp"])}B</td>'
+            f'<td class="n">{short(row["bytesDown"])}B</td></tr>'
         )
     yield "</tbody></table>"
