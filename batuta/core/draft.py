@@ -18,6 +18,7 @@ from batuta.core.state import Change, Held
 
 if TYPE_CHECKING:
     from batuta.core.fleet import Fleet
+    from batuta.core.load import Load
     from batuta.core.observed import InstanceReport
     from batuta.core.state import State
     from batuta.core.wish import Ask, Slot
@@ -77,13 +78,14 @@ class Draft:
         assignment = self.state.assignments.get(node)
         return assignment.instances if assignment is not None else ()
 
-    def give(self, node: str, instance: Instance) -> None:
+    def give(self, node: str, instance: Instance, load: Load | None = None) -> None:
+        """`load`: what the instance takes, where that is known already."""
         drafted, name = self._drafted(node), instance.name
         place = bisect_left(drafted, name, key=_name)
         assert place == len(drafted) or drafted[place].name != name, f"{name} is given to {node} twice"
         drafted.insert(place, instance)
         self._holders(instance.app).append(Held(node, instance))
-        self._shift(node, instance, 1)
+        self._shift(node, instance, 1, load)
 
     def take(self, held: Held) -> None:
         drafted, name = self._drafted(held.node), held.instance.name
@@ -301,7 +303,7 @@ class Draft:
             self._held[app] = list(self.state.held.get(app, ()))
         return self._held[app]
 
-    def _shift(self, node: str, instance: Instance, count: int) -> None:
+    def _shift(self, node: str, instance: Instance, count: int, load: Load | None = None) -> None:
         row = self.fleet.row_of.get(node)
         if row is not None:
-            self.fleet.shift(row, load_of(instance), count)
+            self.fleet.shift(row, load_of(instance) if load is None else load, count)

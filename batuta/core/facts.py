@@ -10,8 +10,10 @@ import re
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
+from batuta.core.observed import Inventory
+
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from batuta.core.observed import Accelerator, Report
     from batuta.kinds.node import Card, Node
@@ -64,6 +66,31 @@ def look_up(facts: dict[str, Any], path: Path) -> Any:
     return type(found).__name__, found if isinstance(found, (str, int, float, bool)) else repr(found)
 
 
+_PLAIN: dict[str, Callable[[Inventory], str | int]] = {
+    "architecture": lambda i: i.architecture,
+    "cpu": lambda i: int(i.cpu_millis),
+    "memory": lambda i: int(i.memory_bytes),
+    "disk": lambda i: int(i.disk_bytes),
+    "os": lambda i: i.os,
+    "kernel": lambda i: i.kernel,
+}
+_UNREPORTED = Inventory()
+
+
+def fact(node: Node, report: Report | None, sites: Mapping[str, Site | None], path: Path) -> Any:
+    """What `look_up` finds in the facts of a node and its site, without working out those that are not asked for."""
+    if path[0] == "site":
+        return look_up({"site": site_facts(node, sites)}, path)
+    if path[1:2] == ("labels",) and len(path) == 3:
+        label = node.metadata.labels.get(path[2])
+        return (None, "absent") if label is None else ("str", label)
+    plain = _PLAIN.get(path[1]) if len(path) == 2 else None
+    if plain is not None:
+        value = plain(report.inventory if report is not None else _UNREPORTED)
+        return type(value).__name__, value
+    return look_up({"node": node_facts(node, report)}, path)
+
+
 def node_facts(node: Node, report: Report | None) -> dict[str, Any]:
     facts: dict[str, Any] = {
         "name": node.metadata.name, "site": node.spec.site, "labels": dict(node.metadata.labels), "architecture": "",
@@ -109,7 +136,7 @@ def residency(site: str, sites: Mapping[str, Site | None]) -> str:
     return next((place for place in said if place), "")
 
 
-def site_facts(node: Node, sites: dict[str, Site | None]) -> dict[str, Any]:
+def site_facts(node: Node, sites: Mapping[str, Site | None]) -> dict[str, Any]:
     site = sites.get(node.spec.site)
     if site is None:
         return {

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from batuta.core.columns import Columns, Marks
-from batuta.core.facts import chain, look_up, node_facts, paths_of, site_facts
+from batuta.core.facts import chain, fact, node_facts, paths_of, site_facts
 from batuta.core.figures import Figures
 from batuta.core.liveness import heard_at, missed_ms
 from batuta.core.load import load_of
@@ -263,7 +263,9 @@ class Fleet(Figures):
             self._columns.forget(("fact", path))
 
         def ask(row: int) -> int:
-            return table.setdefault(look_up(self.variables(row), path), len(table))
+            node = self._node[row]
+            assert node is not None, "a row without a node was asked"
+            return table.setdefault(fact(node, self._report[row], self.sites, path), len(table))
 
         codes: Ints = self.column(("fact", path), self._versions((path,)), ask, np.int64)
         return codes

@@ -82,10 +82,10 @@ def _fill(care: Care, slot: Slot, before: Holder | None, left: list[Holder]) -> 
         # Another slot, with nothing to set it apart, was turned away everywhere: so would this one be.
         care.say("nothing_fits", slot, ask.turned_away)
         return
-    rows = tuple(row for h in left if (row := care.row(h)) is not None)
+    rows = tuple(row for h in left if (row := care.row(h)) is not None) if left else ()
     row_before = care.row(before) if before is not None else None
     wish = Wish(ask, slot, before=row_before, own=rows, shun=row_before if ask.claims_port else None)
-    epoch = 1 + max((h.instance.epoch for h in left), default=0)
+    epoch = 1 + max((h.instance.epoch for h in left), default=0) if left else 1
     asked = before is not None and before.rule.sentence == ASKED
     pinned = towards(care, wish)
     found = choose(pinned, fleet) if pinned.only is not None else None

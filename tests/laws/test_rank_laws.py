@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from batuta.core.care import Care, Notes
 from batuta.core.draft import Draft
+from batuta.core.facts import fact, look_up, node_facts, site_facts
 from batuta.core.fleet import Fleet
 from batuta.core.gravity import Ways, closeness
 from batuta.core.place import choose, choose_plainly
@@ -150,3 +151,21 @@ def test_ways_in_columns_are_ways_one_by_one(rows):
     plainly = closeness(sites, published)
     found = Ways(sites, names).closeness(np.array(list(published.values()), np.int64))
     assert found.tolist() == [plainly.get(name, 0) for name in names]
+
+
+FIELDS = (
+    ("node",), ("node", "labels"), ("node", "labels", "camera"), ("node", "labels", "none"), ("node", "memory"),
+    ("node", "cpu"), ("node", "disk"), ("node", "architecture"), ("node", "os"), ("node", "runtimes"), ("node", "name"),
+    ("node", "temperature"), ("node", "nonsense"), ("site",), ("site", "name"), ("site", "residency"),
+)  # fmt: skip
+
+
+@given(machines, st.sampled_from(FIELDS), st.booleans())
+@bounded
+def test_one_fact_is_the_same_as_among_all_of_them(rows, path, reported):
+    state = state_of(fleet_of(rows))
+    sites = {name: state.site(name) for name in ("berlin", "lyon", "oslo")}
+    for name, declared in state.nodes.items():
+        said = state.observed[name] if reported else None
+        everything = {"node": node_facts(declared, said), "site": site_facts(declared, sites)}
+        assert fact(declared, said, sites, path) == look_up(everything, path)
