@@ -1,6 +1,6 @@
 """Worlds in which placement has much to mind: policies, hours, homes of data, ports, devices, accelerators, disks.
 
-A history follows from one number, so that what failed once is replayed for ever after (`tests/seeds/placement.json`).
+A history follows from one number, so that what failed once is replayed for ever after (`tests/seeds/placement.txt`).
 """
 
 from __future__ import annotations
