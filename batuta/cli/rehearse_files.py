@@ -29,7 +29,8 @@ def snapshot_of(answer: Mapping[str, Any]) -> Snapshot:
     try:
         rows = [_row(row) for row in answer["rows"]]
         changes = tuple(change_of(_row(row)) for row in answer.get("changes", ()))
-        return Snapshot(state_of(rows, int(answer["hubSince"])), int(answer["at"]), changes)
+        state = state_of(rows, int(answer["hubSince"])).deaf_for(int(answer.get("deafMs", 0)))
+        return Snapshot(state, int(answer["at"]), changes)
     except (KeyError, TypeError, ValueError, Refused) as error:
         raise BatutaError(
             f"the hub's tables cannot be read: {error}"[:300], next_step="use the same version of batuta as the hub's"

@@ -9,8 +9,7 @@ import msgspec
 from batuta.core.decide import APPLICATION, decide
 from batuta.core.decided import Assignment
 from batuta.core.fleet import Fleet
-from batuta.core.liveness import HEARTBEAT_MS
-from batuta.core.observed import Sighting
+from batuta.core.liveness import HEARTBEAT_MS, missed_ms, sighted
 from batuta.core.state import Change
 from batuta.core.touched import everything, touched
 from batuta.twin.rehearse_pace import HUB_MS
@@ -18,7 +17,7 @@ from batuta.twin.rehearse_pace import HUB_MS
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from batuta.core.observed import Report
+    from batuta.core.observed import Report, Sighting
     from batuta.core.reasons import Reason
     from batuta.core.state import State
     from batuta.twin.rehearse_stage import Stage
@@ -62,11 +61,8 @@ class HubCopy:
 
     def linked(self, node: str) -> None:
         """It is heard, from now until further notice."""
-        before, now = self._sighting(node), self.time.now
-        reported_at = before.reported_at if before is not None else None
-        goes_on = before is not None and before.disconnected_at is None and now - before.last_seen < 2 * HEARTBEAT_MS
-        since = before.online_since if before is not None and goes_on else now
-        heard = Sighting(last_seen=now + HEARD_FOR_MS, online_since=since, reported_at=reported_at)
+        beat = sighted(self._sighting(node), self.time.now, missed_ms(self.state), self.state.deaf_ms)
+        heard = msgspec.structs.replace(beat, last_seen=self.time.now + HEARD_FOR_MS)
         self._inbox.append(Change("sightings", node, heard))
         self.plan()
 

@@ -36,7 +36,11 @@ class Stage:
         self.links = Links(state, self.time)
         fresh = _fresh(state, now)
         heard = [
-            Change("sightings", name, msgspec.structs.replace(sighting, last_seen=now + HEARD_FOR_MS))
+            Change(
+                "sightings",
+                name,
+                msgspec.structs.replace(sighting, last_seen=now + HEARD_FOR_MS, deaf_ms=state.deaf_ms),
+            )
             for name, sighting in state.sightings.items()
             if name in fresh
         ]

@@ -75,7 +75,8 @@ def _snapshot(state: State, now: int, changes: Sequence[Change]) -> bytes:
         if size > SNAPSHOT_BYTES_MAX:
             raise Wrong(507, f"the tables are larger than the {SNAPSHOT_BYTES_MAX >> 20} MiB that are told at once")
     wished = [msgspec.json.encode(row_of(c.table, c.key, c.value)) for c in changes]
-    head = msgspec.json.encode({"kind": "Rehearsal", "apiVersion": API_VERSION, "at": now, "hubSince": state.hub_since})
+    about = {"at": now, "hubSince": state.hub_since, "deafMs": state.deaf_ms}
+    head = msgspec.json.encode({"kind": "Rehearsal", "apiVersion": API_VERSION, **about})
     return b'%b,"rows":[%b],"changes":[%b]}' % (head[:-1], b",".join(rows), b",".join(wished))
 
 
