@@ -8,6 +8,7 @@ and ends by itself. This process stays small: it imports neither the web server 
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import sys
 import time
@@ -35,6 +36,8 @@ BACKOFF_LONGEST_S: Final = 10.0
 STEADY_S: Final = 30.0
 """A process that ran for so long has earned a quick restart."""
 STOP_S: Final = 10.0
+FRUGAL: Final = {"MALLOC_ARENA_MAX": "2", "OPENBLAS_NUM_THREADS": "1"}
+"""Environment of the hub process: it decides in one thread, and pools of memory and threads for more only cost."""
 READY_S: Final = 30.0
 LOOK_EVERY_S: Final = 1.0
 PREDECESSOR_S: Final = 15.0
@@ -177,8 +180,9 @@ class Supervisor:
 
     async def _start_hub(self) -> None:
         self._hub = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "batuta.web", "--state", self._config.state, stdin=asyncio.subprocess.PIPE
-        )
+            sys.executable, "-m", "batuta.web", "--state", self._config.state,
+            stdin=asyncio.subprocess.PIPE, env={**FRUGAL, **os.environ},
+        )  # fmt: skip
 
     async def _ready(self) -> None:
         """Returns when the hub answers; raises when it ends before, or takes too long."""

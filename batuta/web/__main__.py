@@ -6,7 +6,11 @@ import argparse
 import sys
 from pathlib import Path
 
-from batuta.web.serve import main
+# nats-py imports this optional transport when it is installed for somebody else; it costs ten megabytes, and the broker
+# is reached by plain TCP on loopback.
+sys.modules.setdefault("aiohttp", None)  # type: ignore[arg-type]
+
+from batuta.web.serve import main  # noqa: E402
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
