@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint test-slow fuzz bench clean
+.PHONY: demo test lint test-slow fuzz bench clean twin-large
 
 demo: .venv/ready
 	$(BIN)/batuta demo
@@ -25,6 +25,10 @@ EXAMPLES ?= 200
 SEED ?= 1
 fuzz: .venv/ready
 	BATUTA_FUZZ_EXAMPLES=$(EXAMPLES) BATUTA_FUZZ_SEED=$(SEED) $(BIN)/pytest tests/e2e/test_conformance.py
+
+# An hour of ten thousand nodes and a storm of a hundred thousand, each played twice: minutes.
+twin-large: .venv/ready
+	$(BIN)/python benchmarks/twin.py --twice
 
 bench: .venv/ready
 	for script in apply_to_healthy footprint placement recording api; do $(BIN)/python benchmarks/$$script.py || exit 1; done
