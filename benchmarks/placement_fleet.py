@@ -3,8 +3,9 @@
     python benchmarks/placement_fleet.py        # prints what is in it
 
 Every rule finds a tenth of the nodes unfit, each rule its own tenth. `plain`: alive, schedulable, runs processes, and
-has room. `all_rules`: also taints, a device in a condition, the right model variant for what the node can run, and data
-gravity towards the topics that are published there. Twenty nodes share a site, and a topic is published at about six
+has room. `all_rules`: also taints, a device in a condition, a share of an accelerator for every tenth component, the
+right model variant for what the node can run and how fast it is there, policies, and data gravity towards the topics
+that are published there. Twenty nodes share a site, and a topic is published at about six
 sites, as a plant's cameras are. Half of the components are models: what one of them reads, every node of its site is
 told to store, so placing one changes the assignments of its neighbours, too, and that is part of what is timed.
 """
@@ -13,10 +14,12 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from typing import Any
 
-from batuta.core.observed import Inventory, Report, Sighting
+from batuta.core.observed import Accelerator, Inventory, Report, Sighting
 from batuta.core.state import Change
 from batuta.kinds.application import (
+    AcceleratorNeed,
     Application,
     ApplicationSpec,
     Component,
@@ -31,6 +34,7 @@ from batuta.kinds.application import (
 from batuta.kinds.base import BitsPerSecond, Bytes, Metadata, Millicores, Millis
 from batuta.kinds.model import Model, ModelSpec, Needs, Variant, Version
 from batuta.kinds.node import Node, NodeSpec, Taint
+from batuta.kinds.policy import Policy, PolicySpec
 from batuta.kinds.site import Site, SiteSpec, Uplink
 
 NOW = 1_700_000_000_000
@@ -44,6 +48,18 @@ TOPICS_MAX = 200
 MODELS = 10
 
 
+PLAIN = ("silent", "cordoned", "process")
+BESIDES = ("taint", "camera", "onnx", "architecture", "os", "gpu", "zone")
+POLICIES: dict[str, dict[str, Any]] = {
+    "stay-in-the-zone": {"require": 'has(node.labels.zone) && node.labels.zone == "a"'},
+    "small-things-only-on-large-nodes": {
+        "applies": 'component.type == "process" && component.resources.memory < quantity("64Mi")',
+        "forbid": 'node.memory < quantity("4Gi")',
+    },
+    "rather-linux": {"prefer": 'node.os == "linux"'},
+}
+
+
 def fleet_rows(nodes: int, mode: str, seed: int) -> list[Change]:
     """A fleet as a hub finds it: declared, reported and heard a moment ago."""
     draw = random.Random(f"{seed} fleet {nodes}")
@@ -51,6 +67,7 @@ def fleet_rows(nodes: int, mode: str, seed: int) -> list[Change]:
     sites, topics = max(1, nodes // SITE_NODES), topics_of(nodes)
     rows: list[Change] = [_site(k, draw) for k in range(sites)]
     rows += [_model(k) for k in range(MODELS)]
+    rows += [_policy(name, **spec) for name, spec in POLICIES.items() if rules]
     rows.append(
         _application(
             "everywhere",
@@ -66,7 +83,9 @@ def fleet_rows(nodes: int, mode: str, seed: int) -> list[Change]:
         name = f"node-{k:06}"
         unfit = {rule for rule in ("silent", "cordoned", "process") if draw.random() < 0.1}
         if rules:
-            unfit |= {rule for rule in ("taint", "camera", "onnx", "architecture", "zone") if draw.random() < 0.1}
+            unfit |= {
+                rule for rule in ("taint", "camera", "onnx", "architecture", "os", "gpu", "zone") if draw.random() < 0.1
+            }
         node = Node(
             metadata=Metadata(
                 name=name,
@@ -81,7 +100,9 @@ def fleet_rows(nodes: int, mode: str, seed: int) -> list[Change]:
         )
         runtimes = tuple(r for r in ("process", "onnx") if r not in unfit)
         inventory = Inventory(
-            architecture="x86_64" if "architecture" in unfit else "aarch64",
+            architecture="amd64" if "architecture" in unfit else "arm64",
+            os="old" if "os" in unfit else "linux",
+            accelerators=() if "gpu" in unfit else (Accelerator(kind="gpu", memory_bytes=Bytes(64 * 1024 * MIB)),),
             cpu_millis=Millicores(draw.choice((8_000, 16_000, 32_000))),
             memory_bytes=Bytes(draw.choice((8, 16, 32)) * 1024 * MIB),
             disk_bytes=Bytes(draw.choice((32, 64)) * 1024 * MIB),
@@ -125,10 +146,11 @@ def small_application(nodes: int, mode: str, k: int, seed: int) -> Change:
 def _component(nodes: int, mode: str, count: int, draw: random.Random) -> Component:
     topics = topics_of(nodes)
     rules = mode == "all_rules"
+    has_share = rules and draw.random() < 0.1
     is_model = rules and draw.random() < 0.5
     placement = Placement()
     if rules:
-        conditions = ('"camera" in node.labels', 'node.architecture == "aarch64"', 'node.labels.zone == "a"')
+        conditions = ('"camera" in node.labels', 'node.architecture == "arm64"', 'node.os != "old"')
         placement = Placement(
             where=" && ".join(
                 (f'node.memory >= quantity("{draw.randint(1, 6)}Gi")', *draw.sample(conditions, 2))
@@ -147,6 +169,7 @@ def _component(nodes: int, mode: str, count: int, draw: random.Random) -> Compon
         resources=Resources(
             cpu_millis=Millicores(draw.choice((20, 50, 100, 200))),
             memory_bytes=Bytes(draw.choice((16, 32, 64, 128, 200)) * MIB),
+            accelerators=(AcceleratorNeed(kind="gpu", memory_bytes=Bytes(64 * MIB)),) if has_share else (),
         ),
     )
 
@@ -175,6 +198,11 @@ def _model(k: int) -> Change:
     kind = Model(
         metadata=Metadata(name=f"model-{k}"), spec=ModelSpec(versions=(Version(version="1", variants=variants),))
     )
+    return Change("desired", kind.ref.key, kind)
+
+
+def _policy(name: str, **spec: Any) -> Change:
+    kind = Policy(metadata=Metadata(name=name), spec=PolicySpec(**spec))
     return Change("desired", kind.ref.key, kind)
 
 
