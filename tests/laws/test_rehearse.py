@@ -346,3 +346,28 @@ def test_what_neighbours_hear_of_a_node_that_is_cut_off_counts_from_when_they_sa
 
     assert moved_at(3_000) == pytest.approx(500 + 10_000, abs=100), "its last beat, and ten seconds of patience"
     assert moved_at(12_000) == pytest.approx(3_000 - 500 + 10_000, abs=100), "they said at 3 s that they hear it"
+
+
+def _fetching(*rows: Change, at_ms: int = 0, for_ms: int = 0) -> Course:
+    """One node fetches 1 MiB, and is cut off meanwhile if asked for."""
+    state = settled(state_of(machines("pi-1"), list(rows), model("1")))
+    cuts = [fault("partition", at_ms, for_ms, node=("pi-1",))] if for_ms else []
+    change = [application(component(model="1"))]
+    return rehearse(state, change, NOW, for_ms=HOUR_MS, faults=cuts).changed
+
+
+def test_the_narrowest_link_on_the_way_decides_and_each_counts_its_bytes() -> None:
+    region = site("eu", uplink=link(bandwidth_mbit=2, latency_ms=0))
+    found = _fetching(region, site("berlin", parent="eu", uplink=link(bandwidth_mbit=8, latency_ms=0)))
+    assert uplink_bytes(found, "berlin") == uplink_bytes(found, "eu") == MIB
+    [move] = found.moves
+    assert move.begun_ms == pytest.approx(MIB * 8 / 2_000 + HUB_MS + NODE_MS, abs=5)
+
+
+def test_a_transfer_that_is_cut_goes_on_where_it_was() -> None:
+    here = site("berlin", uplink=link(bandwidth_mbit=1, latency_ms=0))
+    whole, cut = _fetching(here), _fetching(here, at_ms=4_000, for_ms=5_000)
+    assert uplink_bytes(whole) == uplink_bytes(cut) == MIB
+    [without], [with_] = whole.moves, cut.moves
+    assert without.begun_ms is not None
+    assert with_.begun_ms == pytest.approx(without.begun_ms + 5_000, abs=5)
