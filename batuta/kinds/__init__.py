@@ -9,16 +9,23 @@ another resource.
 
 from __future__ import annotations
 
-from batuta.kinds.application import Application, Component
-from batuta.kinds.base import API_VERSION, DEFAULT_NAMESPACE, Metadata, Problem, Record, Ref, Resource
-from batuta.kinds.model import Model
-from batuta.kinds.node import Node
-from batuta.kinds.policy import Policy
-from batuta.kinds.scenario import Scenario
-from batuta.kinds.site import Site
+import importlib
+from typing import TYPE_CHECKING, Any
 
-KINDS: tuple[type[Resource], ...] = (Node, Site, Policy, Model, Application, Scenario)
-AnyResource = Node | Site | Policy | Model | Application | Scenario
+from batuta.kinds.base import API_VERSION, DEFAULT_NAMESPACE, Metadata, Problem, Record, Ref, Resource
+
+if TYPE_CHECKING:
+    from typing import TypeAlias
+
+    from batuta.kinds.application import Application, Component
+    from batuta.kinds.model import Model
+    from batuta.kinds.node import Node
+    from batuta.kinds.policy import Policy
+    from batuta.kinds.scenario import Scenario
+    from batuta.kinds.site import Site
+
+    KINDS: tuple[type[Resource], ...]
+    AnyResource: TypeAlias = Node | Site | Policy | Model | Application | Scenario
 
 __all__ = [
     "API_VERSION",
@@ -44,4 +51,28 @@ __all__ = [
 def kind_called(word: str) -> type[Resource] | None:
     """The kind that people mean by `word`: its name, plural or short name, in any case."""
     word = word.lower()
-    return next((k for k in KINDS if word in (k.__name__.lower(), k.plural, *k.short_names)), None)
+    return next((k for k in _kinds() if word in (k.__name__.lower(), k.plural, *k.short_names)), None)
+
+
+def _kinds() -> tuple[type[Resource], ...]:
+    found: tuple[type[Resource], ...] = __getattr__("KINDS")
+    return found
+
+
+# A node agent reads assignments and knows no policies: each kind is loaded when somebody asks for it, or for all.
+_ORDER = ("Node", "Site", "Policy", "Model", "Application", "Scenario")
+_HOMES = {**{name: name.lower() for name in _ORDER}, "Component": "application"}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        found = getattr(importlib.import_module(f"batuta.kinds.{_HOMES[name]}"), name)
+    elif name == "KINDS":
+        found = tuple(__getattr__(kind) for kind in _ORDER)
+    elif name == "AnyResource":
+        node, site, policy, model, application, scenario = (__getattr__(kind) for kind in _ORDER)
+        found = node | site | policy | model | application | scenario
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = found
+    return found
