@@ -64,9 +64,13 @@ def told(answer: Mapping[str, Any]) -> Iterator[str]:
             yield f"  it would not be placed there today: {clean(holder['today']['sentence'])}"
     if not holders:
         yield f"{painted(what, 'strong')} {_NOWHERE.get(answer.get('state', ''), 'is nowhere')}"
+    if "autoscale" in answer:
+        yield f"  {clean(answer['autoscale']['says'])}"
     for reason in answer.get("reasons") or ():
         yield f"  {clean(reason['sentence'])}"
         yield f"    next: {clean(reason['next'])}"
+    for reason in (*([answer["room"]] if "room" in answer else ()), *(answer.get("displaced") or ())):
+        yield f"  {clean(reason['sentence'])}"
     yield from _elsewhere(answer)
     asked = answer.get("asked")
     if asked is not None:
@@ -82,6 +86,7 @@ _NOWHERE = {
     "unplaced": "is nowhere",
     "unresolved": "cannot be resolved",
     "unwanted": "is not wanted anywhere",
+    "autoscaled": "has as many replicas as its hours and its load ask for",
 }
 
 
