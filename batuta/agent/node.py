@@ -131,6 +131,7 @@ class Node:
         self.pulse = Pulse(
             fabric, parts.steady, boot=parts.boot, machine_boot=parts.machine_boot, serial=lambda: self.loop.serial,
             tell=self._beaten, every_ms=parts.contact_every_ms,
+            is_leased=lambda: any(local.instance.lease_ms is not None for local in self.loop.locals.values()),
         )  # fmt: skip
         self.questions = Questions(fabric, parts.home / "instances", self._doctor)
         self.faults: dict[str, int] = {}

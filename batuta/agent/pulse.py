@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 FASTEST_MS: Final = 100
 SLOWEST_MS: Final = 60_000
+LEASED_MS: Final = 1_000
 ANSWER_S: Final = 2.0
 
 
@@ -60,7 +61,7 @@ class Pulse:
 
     def __init__(
         self, fabric: Fabric, steady: Steady, *, boot: str, machine_boot: str, serial: Callable[[], int],
-        tell: Callable[[Contact | Refused], None], every_ms: int = 1_000,
+        tell: Callable[[Contact | Refused], None], every_ms: int = 1_000, is_leased: Callable[[], bool] = lambda: False,
     ) -> None:  # fmt: skip
         self.fabric = fabric
         self.steady = steady
@@ -69,6 +70,7 @@ class Pulse:
         self.serial = serial
         self.tell = tell
         self.every_ms = every_ms
+        self.is_leased = is_leased
         self.sent = 0
         self.unanswered = 0
         self._refused = ""
@@ -88,9 +90,19 @@ class Pulse:
                 beating.cancel()
                 linking.cancel()
             spent_ms = self.steady.monotonic_ms() - began_ms
+            await self._pause(self.every_ms - spent_ms)
+
+    async def _pause(self, left_ms: int) -> None:
+        """Until the next beat is due. The hub of a large fleet asks for slow beats, but a lease lasts five seconds
+        whatever the fleet: whoever holds one, or just got one, goes on every second."""
+        while not self._linked.is_set():
+            slice_ms = max(0, min(left_ms, LEASED_MS))
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(max(0, self.every_ms - spent_ms) / 1000):
+                async with asyncio.timeout(slice_ms / 1000):
                     await self._linked.wait()
+            left_ms -= slice_ms
+            if left_ms <= 0 or self.is_leased():
+                return
 
     async def beat(self) -> None:
         self.sent += 1
