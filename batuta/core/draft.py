@@ -223,6 +223,9 @@ class Draft:
         if self._fenced is None:
             self._fenced = {}
             for app in sorted(self.state.fences.keys() | self._fences.keys()):
+                rows = self._fences.get(app) if app in self._fences else self.state.fences.get(app)
+                if all(fence.released_at is None for fence in (rows or {}).values()):
+                    continue
                 releases = self.releases(app) if self.state.application(app) is not None else []
                 components = {r.component.name: r.component for r in releases[-1].components} if releases else {}
                 for _, fence in sorted(self.fences(app).items()):

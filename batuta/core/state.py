@@ -278,6 +278,7 @@ class State:
         releases: dict[str, tuple[Release, ...]] | None = None
         fences: dict[str, Mapping[str, Fence]] | None = None
         standing: dict[str, Mapping[str, Standing]] | None = None
+        fenced: dict[str, dict[str, Fence]] = {}
         gone: dict[str, set[tuple[str, int]]] = {}
         come: dict[str, list[Held]] = {}
         for key in keys:
@@ -313,13 +314,11 @@ class State:
             elif isinstance(row, Fence):
                 fences = dict(self.fences) if fences is None else fences
                 app = f"{row.namespace}/{row.application}"
-                rows = dict(fences.get(app, {}))
-                rows.pop(f"{row.component}/{row.slot}", None)
+                if app not in fenced:
+                    fences[app] = fenced[app] = dict(fences.get(app, {}))
+                fenced[app].pop(f"{row.component}/{row.slot}", None)
                 if new is not None:
-                    rows[f"{row.component}/{row.slot}"] = row
-                fences[app] = rows
-                if not rows:
-                    del fences[app]
+                    fenced[app][f"{row.component}/{row.slot}"] = row
             elif isinstance(row, Standing):
                 standing = dict(self.standing) if standing is None else standing
                 kept_rows = {k: r for k, r in standing.get(row.app, {}).items() if k != key}
@@ -335,7 +334,7 @@ class State:
         if releases is not None:
             self.releases = releases
         if fences is not None:
-            self.fences = fences
+            self.fences = {app: rows for app, rows in fences.items() if rows}
         self._reindex_held(gone, come)
 
     def _find_strays(self, names: Iterable[str]) -> None:
