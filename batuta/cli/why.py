@@ -69,7 +69,7 @@ def told(answer: Mapping[str, Any]) -> Iterator[str]:
     for reason in answer.get("reasons") or ():
         yield f"  {clean(reason['sentence'])}"
         yield f"    next: {clean(reason['next'])}"
-    for reason in (*([answer["room"]] if "room" in answer else ()), *(answer.get("displaced") or ())):
+    for reason in answer.get("displaced") or ():
         yield f"  {clean(reason['sentence'])}"
     yield from _elsewhere(answer)
     asked = answer.get("asked")

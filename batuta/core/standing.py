@@ -1,7 +1,7 @@
 """Standing: what the hub remembers of a slot or a component beside who holds it. One writer, the hub.
 
 Each row explains itself to whoever asks why, and each has an end: a deed that makes it pointless, looked for whenever
-its application is tended. Keys of the decided table: `displaced.…`, `scaled.…`, `reserved.…`, `moving.…`, each followed
+its application is tended. Keys of the decided table: `displaced.…`, `scaled.…`, `moving.…`, each followed
 by namespace, application, component and, where it is about one, the slot.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from batuta.core.decided import Assignment, Fence, Instance, Release
+from batuta.core.decided import Assignment, Fence, Release
 from batuta.kinds.base import Record
 
 
@@ -70,15 +70,6 @@ class Scaled(Standing, kw_only=True):
     rate: float | None = None
 
 
-class Reserved(Standing, kw_only=True):
-    """Room that is kept for the successor of an instance, from before the old one goes until the new one is there."""
-
-    node: str
-    instance: Instance
-    """As it would be: what its resources come to is not free for anybody else."""
-    at: int
-
-
 class Moving(Standing, kw_only=True):
     """A move that somebody asked for: this slot's instance leaves `node`, and `to` is where it goes."""
 
@@ -91,7 +82,7 @@ class Moving(Standing, kw_only=True):
 
 
 _WORDS: dict[type[Standing], str] = {
-    Displaced: "displaced", Scaled: "scaled", Reserved: "reserved", Moving: "moving",
+    Displaced: "displaced", Scaled: "scaled", Moving: "moving",
 }  # fmt: skip
 DECIDED: dict[str, type[Any]] = {
     "assignment": Assignment, "release": Release, "fence": Fence, **{word: kind for kind, word in _WORDS.items()},
