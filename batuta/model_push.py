@@ -16,11 +16,11 @@ import msgspec
 from batuta.errors import ArtifactRefused, NotFound, Refused
 from batuta.interop import onnx_header
 from batuta.kinds.base import DEFAULT_NAMESPACE, Bytes, Metadata, Problem
-from batuta.kinds.model import Model, ModelSpec, Needs, Signature, Variant, Version
+from batuta.kinds.model import Format, Model, ModelSpec, Needs, Signature, Variant, Version
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from batuta.client import Client
 
@@ -35,6 +35,15 @@ class Pushed(NamedTuple):
     digest: str
     size_bytes: int
     signature: Signature
+    """Empty for a format that says nothing of it."""
+
+
+class Said(NamedTuple):
+    """What a file says of itself."""
+
+    format: Format
+    signature: Signature | None = None
+    opset: int | None = None
 
 
 def push(
@@ -47,36 +56,85 @@ def push(
     labels: Sequence[str] = (),
     task: str | None = None,
     memory_bytes: int | None = None,
+    provenance: bytes = b"",
     namespace: str = DEFAULT_NAMESPACE,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Pushed:
     """Upload `file` unless the hub has it, then create the model or append the version. Raises Refused."""
     path = Path(file)
-    signature = signature_of(path)
-    with path.open("rb") as opened:
-        digest = f"sha256:{hashlib.file_digest(opened, 'sha256').hexdigest()}"
-        size_bytes = opened.tell()
-    needs = Needs(memory_bytes=Bytes(memory_bytes) if memory_bytes is not None else None)
-    mine = Variant(name=variant, format="onnx", digest=digest, size_bytes=Bytes(size_bytes), needs=needs)
+    addition = version_of(path, version=version, variant=variant, labels=labels, memory_bytes=memory_bytes)
+    (mine,) = addition.variants
+    if provenance:
+        addition = msgspec.structs.replace(addition, provenance=f"sha256:{hashlib.sha256(provenance).hexdigest()}")
+        client.push_bytes(provenance)
+    action = push_version(
+        client, name, addition, {mine.digest: path}, task=task, namespace=namespace, on_progress=on_progress
+    )
+    return Pushed(action, name, version, variant, mine.digest, int(mine.size_bytes), addition.signature or Signature())
+
+
+def push_version(
+    client: Client,
+    name: str,
+    addition: Version,
+    files: Mapping[str, Path],
+    *,
+    task: str | None = None,
+    namespace: str = DEFAULT_NAMESPACE,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> Literal["created", "extended", "unchanged"]:
+    """Declare a version whose files, by digest, are here. Refused before anything is uploaded."""
     try:
         before: Model | None = client.get(Model, name, namespace=namespace).resource
     except NotFound:
         before = None
     model = before or Model(metadata=Metadata(name=name, namespace=namespace), spec=ModelSpec())
-    addition = Version(version=version, variants=(mine,), signature=signature, labels=tuple(labels))
     after = with_version(model, addition, task)
-    action: Literal["created", "extended", "unchanged"] = "created" if before is None else "extended"
+    # Also when nothing is new to declare: the hub may have lost a file, and pushing again is how it gets it back.
+    for path in files.values():
+        client.push_artifact(path, on_progress)
     if after == before:
-        action = "unchanged"
-    # Also when nothing is new to declare: the hub may have lost the file, and pushing again is how it gets it back.
-    client.push_artifact(path, on_progress)
-    if action != "unchanged":
-        client.apply([after])
-    return Pushed(action, name, version, variant, digest, size_bytes, signature)
+        return "unchanged"
+    client.apply([after])
+    return "created" if before is None else "extended"
+
+
+def version_of(
+    path: Path, *, version: str, variant: str = "fp32", labels: Sequence[str] = (), memory_bytes: int | None = None
+) -> Version:
+    """A version of one variant, as the file says. Raises ArtifactRefused when it is no whole model."""
+    said = read(path)
+    with path.open("rb") as opened:
+        digest = f"sha256:{hashlib.file_digest(opened, 'sha256').hexdigest()}"
+        size_bytes = opened.tell()
+    needs = Needs(memory_bytes=Bytes(memory_bytes) if memory_bytes is not None else None)
+    mine = Variant(
+        name=variant, format=said.format, digest=digest, size_bytes=Bytes(size_bytes), needs=needs, opset=said.opset
+    )
+    return Version(version=version, variants=(mine,), signature=said.signature, labels=tuple(labels))
+
+
+def read(path: Path) -> Said:
+    """What kind of model a file is, by its first bytes, and its signature where it is known how to read it."""
+    with path.open("rb") as file:
+        head = file.read(8)
+    # FlatBuffers have their kind in bytes 4 to 8; ONNX is protobuf, which has no mark.
+    if head[4:] == b"TFL3":
+        return Said("tflite")
+    if len(head) == 8 and head[4:6] == b"ET" and head[6:].isdigit():
+        return Said("pte")
+    if path.suffix in (".tflite", ".pte"):
+        raise ArtifactRefused("artifact_unreadable", f"{path.name} is no {path.suffix[1:]} model by its first bytes")
+    header = _onnx(path)
+    return Said("onnx", header.signature, header.opset or None)
 
 
 def signature_of(path: Path) -> Signature:
     """What the file says goes in and comes out. Raises ArtifactRefused when it is not one whole ONNX model."""
+    return _onnx(path).signature
+
+
+def _onnx(path: Path) -> onnx_header.OnnxHeader:
     with path.open("rb") as file:
         empty = path.stat().st_size == 0
         header = onnx_header.read(b"" if empty else memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)))
@@ -86,31 +144,54 @@ def signature_of(path: Path) -> Signature:
             f"{path.name} keeps {len(header.external)} of its weights in other files, such as {header.external[0]!r}",
             next_step="save it as one file: onnx.save(onnx.load(FILE), NEW_FILE, save_as_external_data=False)",
         )
-    return header.signature
+    return header
 
 
 def with_version(model: Model, addition: Version, task: str | None = None) -> Model:
-    """`model` with that version of one variant; `model` itself when it has it. Raises Refused when it has another."""
+    """`model` with that version; `model` itself when it has it. Raises Refused when it has another."""
     spec = model.spec
     there = next((v for v in spec.versions if v.version == addition.version), None)
     if there is None:
         versions = (*spec.versions, addition)
     else:
         versions = tuple(_extended(v, addition) if v is there else v for v in spec.versions)
-    after = ModelSpec(task=task or spec.task, versions=versions)
+    after = msgspec.structs.replace(spec, task=task or spec.task, versions=versions)
     # The hub's own stamps stay as they came: it knows by them whether somebody else wrote in between.
     return model if after == spec else msgspec.structs.replace(model, spec=after)
 
 
+def with_aliases(model: Model, wanted: Mapping[str, str]) -> Model:
+    """`model` with aliases moved; an empty version takes one away. `previous` follows `champion` by itself."""
+    aliases = dict(model.spec.aliases)
+    was = aliases.get("champion", "")
+    if was and "previous" not in wanted and wanted.get("champion", was) not in ("", was):
+        wanted = {**wanted, "previous": was}
+    for alias, version in wanted.items():
+        if version:
+            # An alias of an alias is what that one stands for now.
+            aliases[alias] = model.spec.aliases.get(version, version)
+        else:
+            aliases.pop(alias, None)
+    return msgspec.structs.replace(model, spec=msgspec.structs.replace(model.spec, aliases=aliases))
+
+
 def _extended(version: Version, addition: Version) -> Version:
-    (variant,) = addition.variants
-    same_name = next((v for v in version.variants if v.name == variant.name), None)
-    if same_name is not None and same_name.digest != variant.digest:
-        raise _refused(
-            f"version {version.version!r} has a variant {variant.name!r} with other bytes ({same_name.digest[:19]}…)",
-            "versions are immutable: push it as a new --version, or another --variant",
-        )
-    if version.signature is not None and version.signature != addition.signature:
+    variants = {v.name: v for v in version.variants}
+    for variant in addition.variants:
+        same_name = variants.get(variant.name)
+        if same_name is None:
+            variants[variant.name] = variant
+            continue
+        if same_name.digest != variant.digest:
+            raise _refused(
+                f"version {version.version!r} has a variant {variant.name!r} with other bytes "
+                f"({same_name.digest[:19]}…)",
+                "versions are immutable: push it as a new --version, or another --variant",
+            )
+        # Who vouches for the same bytes may become more.
+        both = tuple(dict.fromkeys((*same_name.signatures, *variant.signatures)))
+        variants[variant.name] = msgspec.structs.replace(same_name, signatures=both)
+    if None not in (version.signature, addition.signature) and version.signature != addition.signature:
         raise _refused(
             f"its inputs and outputs are not those of version {version.version!r}",
             "all variants of a version share one signature: push it as a new --version",
@@ -119,13 +200,15 @@ def _extended(version: Version, addition: Version) -> Version:
         raise _refused(
             f"version {version.version!r} has other labels", "versions are immutable: push it as a new --version"
         )
-    if same_name is not None:
+    if tuple(variants.values()) == version.variants and (version.signature or not addition.signature):
         return version
     return msgspec.structs.replace(
         version,
-        variants=(*version.variants, variant),
-        signature=addition.signature,
+        variants=tuple(variants.values()),
+        signature=version.signature or addition.signature,
         labels=version.labels or addition.labels,
+        drift=version.drift or addition.drift,
+        provenance=version.provenance or addition.provenance,
     )
 
 

@@ -40,7 +40,7 @@ VERBS: dict[str, Verb] = {
     "explain": Verb("explain", "What a field, a state or a reason means."),
     "logs": Verb("logs", "What instances printed."),
     "top": Verb("top", "What nodes and instances use and do, live."),
-    "model": Verb("model", "Models: push, sign, verify, list."),
+    "model": Verb("model", "Models: push, pack, sign, verify, name, list."),
     "node": Verb("node", "Machines: approve, hold, drain, release, remove."),
     "twin": Verb("twin", "Play fleets in virtual time: what if?"),
     "doctor": Verb("doctor", "Check this machine and its hub, and say what mends them."),

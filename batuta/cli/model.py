@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from batuta.cli import model_trust
+from batuta.cli import model_describe, model_package, model_trust
+from batuta.cli.model_describe import digest_of_file, lineage_of, shown
 from batuta.cli.options import namespace_option, output_option, talks_to_hub
 from batuta.cli.text import cell, size, table
 
@@ -15,31 +17,37 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from batuta.client import Client
-    from batuta.kinds.model import Tensor
+    from batuta.model_push import Pushed
 
 
 @click.group()
 def model() -> None:
-    """Models: push, sign, verify, list."""
+    """Models: push, pack, sign, verify, name, list."""
 
 
-for verb in (model_trust.key, model_trust.sign, model_trust.verify):
+for verb in (
+    model_package.pack, model_package.export, model_package.pull, model_trust.key, model_trust.sign,
+    model_trust.verify, model_describe.alias, model_describe.describe,
+):  # fmt: skip
     model.add_command(verb)
 
 
 @model.command()
-@click.argument("file", type=click.Path(exists=True, dir_okay=False))
-@click.option("--name", required=True, help="The model; made when it is not there yet.")
-@click.option("--version", required=True, help="The version; made when it is not there yet.")
+@click.argument("source", metavar="FILE|DIR|oci://…")
+@click.option("--name", default="", help="The model; made when it is not there yet. Packages say their own.")
+@click.option("--version", default="", help="The version; made when it is not there yet. Packages say their own.")
 @click.option("--variant", default="fp32", show_default=True, help="Which of the version's files this is.")
 @click.option("--labels", default="", metavar="A,B,C", help="Names of the classes, in the order of the output.")
 @click.option("--task", metavar="WORD", help="What it is for: classification, regression, detection, …")
 @click.option("--memory", metavar="AMOUNT", help="Memory that it needs on a node: 64Mi.")
+@click.option("--parent", default="", metavar="NAME:VERSION", help="The model that it grew from.")
+@click.option("--data", multiple=True, metavar="FILE|sha256:…", help="Data that it was made from; several times.")
+@click.option("--code", default="", metavar="URL@COMMIT", help="The code that made it.")
 @namespace_option
 @talks_to_hub
 def push(
     hub: Client,
-    file: str,
+    source: str,
     *,
     name: str,
     version: str,
@@ -47,36 +55,57 @@ def push(
     labels: str,
     task: str | None,
     memory: str | None,
+    parent: str,
+    data: tuple[str, ...],
+    code: str,
     namespace: str,
 ) -> None:
-    """Upload an ONNX file as a version of a model.
+    """Bring a model to the hub as a version: a file, a directory of files, or a package.
 
-    The signature is read from the file; nothing but Batuta is needed here. A version never changes: the same file again
-    is fine, another file under the same names is refused.
+    A file is .onnx, .tflite or .pte; of ONNX the signature is read, and nothing but Batuta is needed here. A package
+    is an OCI layout or a place in a registry: a ModelPack, such as `batuta model pack` makes, or a ModelKit. A version
+    never changes: the same file again is fine, another file under the same names is refused.
     """
+    from batuta.model_layout import Layout
+    from batuta.model_registry import SCHEME
+
+    if source.startswith(SCHEME) or Layout(source).is_there:
+        if labels or task or memory or parent or data or code:
+            raise click.UsageError("a package says for itself what it is; only --name and --version may differ")
+        model_package.bring(hub, source, name=name, version=version, namespace=namespace)
+        return
+    if not name or not version:
+        raise click.UsageError("a file does not say what it is: give --name and --version")
+    if not Path(source).exists():
+        raise click.BadParameter(f"{source!r} is not there", param_hint="SOURCE")
+    from batuta.interop.provenance import write
     from batuta.kinds.base import Bytes
+    from batuta.model_package import files_of
     from batuta.model_push import push as push_file
 
     try:
         memory_bytes = Bytes.parse(memory) if memory else None
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint="--memory") from None
-    pushed = push_file(
-        hub,
-        file,
-        name=name,
-        version=version,
-        variant=variant,
-        labels=[label.strip() for label in labels.split(",") if label.strip()],
-        task=task,
-        memory_bytes=memory_bytes,
-        namespace=namespace,
-        on_progress=_progress(file),
-    )
+    files = files_of(Path(source)) if Path(source).is_dir() else {variant: Path(source)}
+    lineage = lineage_of(parent, data, code)
+    proof = write(lineage, {path.name: digest_of_file(path) for path in files.values()}) if lineage else b""
+    for each, file in files.items():
+        pushed = push_file(
+            hub, file, name=name, version=version, variant=each, task=task, memory_bytes=memory_bytes,
+            labels=[label.strip() for label in labels.split(",") if label.strip()],
+            provenance=proof, namespace=namespace, on_progress=_progress(str(file)),
+        )  # fmt: skip
+        _say(pushed)
+
+
+def _say(pushed: Pushed) -> None:
     word = {"created": "created", "extended": "version added", "unchanged": "unchanged"}[pushed.action]
-    click.echo(f"models/{name} {word}: version {version}, variant {variant}, {size(pushed.size_bytes)}")
+    size_said = size(pushed.size_bytes)
+    click.echo(f"models/{pushed.name} {word}: version {pushed.version}, variant {pushed.variant}, {size_said}")
     for heading, tensors in (("in", pushed.signature.inputs), ("out", pushed.signature.outputs)):
-        click.echo(f"  {heading:<3}  {', '.join(_shown(tensor) for tensor in tensors)}")
+        if tensors:
+            click.echo(f"  {heading:<3}  {', '.join(shown(tensor) for tensor in tensors)}")
     click.echo(f"  {pushed.digest}")
     odd = [tensor for tensor in pushed.signature.outputs if tensor.dtype in ("sequence", "map", "optional", "sparse")]
     if odd:
@@ -124,11 +153,6 @@ def ls(hub: Client, *, namespace: str, output: str) -> None:
 
 def _short(digest: str, output: str) -> str:
     return digest if output == "wide" else digest[: len("sha256:") + 12]
-
-
-def _shown(tensor: Tensor) -> str:
-    dimensions = ",".join("?" if size == -1 else str(size) for size in tensor.shape)
-    return f"{tensor.name} {tensor.dtype}[{dimensions}]"
 
 
 def _progress(file: str) -> Callable[[int, int], None] | None:
