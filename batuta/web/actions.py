@@ -14,12 +14,11 @@ from batuta.errors import BatutaError, NotFound, Refused
 from batuta.fabric.subjects import UP_CLASSES
 from batuta.fabric.tasks import end
 from batuta.hub.questions import instances_of
-from batuta.kinds import manifest
 from batuta.kinds.base import API_VERSION, Ref, encode_hook
 from batuta.web.access import check_documents
 from batuta.web.answers import raw, said
 from batuta.web.applying import by_update, writer_of
-from batuta.web.bodies import in_namespace, text_of
+from batuta.web.bodies import in_namespace, manifest_of
 from batuta.web.logs import Logs
 from batuta.web.queries import dry_run_of, number, yes
 
@@ -56,7 +55,7 @@ class Actions:
         """Every document of the body, or none: all problems come back at once."""
         query = request.query_params
         dry_run = dry_run_of(request)
-        read = manifest.parse_manifest(await text_of(request), query.get("file", "")[:256])
+        read = await manifest_of(request)
         resources = read.resources
         resources = [in_namespace(resource, query.get("namespace", "")) for resource in resources]
         check_documents(request.scope, self._hub.loop.state, [resource.ref for resource in resources])

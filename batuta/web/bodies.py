@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 import msgspec
 
 from batuta.errors import Refused
+from batuta.kinds import manifest
 from batuta.kinds.base import Problem, decode_hook
 from batuta.kinds.documents import read
 from batuta.web.answers import Wrong
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from starlette.requests import Request
+
+    from batuta.kinds.manifest import Manifest
 
 BODY_BYTES_MAX: Final = 8 * 2**20
 PATIENCE_S: Final = 15.0
@@ -49,6 +52,19 @@ async def text_of(request: Request) -> str:
     return await _text(request)
 
 
+async def manifest_of(request: Request) -> Manifest:
+    """A manifest, read."""
+    return await manifest_in(request, await text_of(request))
+
+
+async def manifest_in(request: Request, text: str) -> Manifest:
+    """A large one is read in a thread of its own: the hub has nodes to answer meanwhile."""
+    name = request.query_params.get("file", "")[:256]
+    if len(text) < LARGE_CHARACTERS:
+        return manifest.parse_manifest(text, name)
+    return await asyncio.to_thread(manifest.parse_manifest, text, name)
+
+
 async def _text(request: Request) -> str:
     try:
         return (await body_of(request)).decode("utf-8")
@@ -61,7 +77,7 @@ async def json_of(request: Request) -> Any:
     media = _media(request, "json", "yaml")
     text = await _text(request)
     if media.endswith("yaml"):
-        return _one_document(text)
+        return _one_document(text) if len(text) < LARGE_CHARACTERS else await asyncio.to_thread(_one_document, text)
     try:
         document = msgspec.json.decode(text)
         again = _repeated(text) if len(text) < LARGE_CHARACTERS else await asyncio.to_thread(_repeated, text)

@@ -18,7 +18,7 @@ from batuta.kinds.base import API_VERSION, encode_hook
 from batuta.kinds.difference import differences
 from batuta.web import rights
 from batuta.web.answers import Wrong, raw
-from batuta.web.bodies import in_namespace, text_of
+from batuta.web.bodies import in_namespace, manifest_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 def foreseen_routes(hub: Hub) -> list[Route]:
     async def diff(request: Request) -> Response:
         """Body and query as for /apply, and refused for the same reasons."""
-        read = manifest.parse_manifest(await text_of(request), request.query_params.get("file", "")[:256])
+        read = await manifest_of(request)
         resources = [in_namespace(r, request.query_params.get("namespace", "")) for r in read.resources]
         state = hub.loop.state
         _check_seen(request, resources)

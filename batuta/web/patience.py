@@ -22,6 +22,8 @@ HEAD_S: Final = 10.0
 REST_S: Final = 10.0
 TAKEN_S: Final = 30.0
 """Whoever takes nothing of its answer for so long is hung up on: what it does not read is memory of the hub."""
+HANG_UP: Final = "batuta.hang_up"
+"""What the state of a request calls this by: for whoever knows sooner that nobody reads its answer."""
 Awaited = Literal["", "head", "rest"]
 
 
@@ -35,6 +37,7 @@ class Patient(H11Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        self.app_state = {**self.app_state, HANG_UP: transport.abort}
         self._await("head", HEAD_S)
 
     def connection_lost(self, exc: Exception | None) -> None:

@@ -11,11 +11,10 @@ from starlette.routing import Route
 
 from batuta.core.state import Change
 from batuta.errors import NotFound, Refused
-from batuta.kinds import manifest
 from batuta.kinds.base import API_VERSION
 from batuta.twin.replay_rows import row_of, rows_of
 from batuta.web.answers import Wrong, raw
-from batuta.web.bodies import in_namespace, text_of
+from batuta.web.bodies import in_namespace, manifest_in, text_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
@@ -36,10 +35,9 @@ def rehearsing_routes(hub: Hub) -> list[Route]:
 
     async def rehearsal(request: Request) -> Response:
         """Body and query as for /apply, or nothing to declare. Answers all tables, and what would be declared."""
-        text = await text_of(request)
         resources, read = [], None
-        if text.strip():
-            read = manifest.parse_manifest(text, request.query_params.get("file", "")[:256])
+        if (text := await text_of(request)).strip():
+            read = await manifest_in(request, text)
             resources = [in_namespace(r, request.query_params.get("namespace", "")) for r in read.resources]
         state, now = hub.loop.state, hub.clock.now()
         try:

@@ -16,6 +16,7 @@ from starlette.responses import Response
 from batuta.hub.feed import TooOld
 from batuta.web.answers import Wrong, expired
 from batuta.web.lookout import PIECE_BYTES, refresh
+from batuta.web.patience import HANG_UP
 from batuta.web.queries import number, yes
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ class Watch(Response):
         self._until = self._hub.clock.now() + timeout_s * 1000 if timeout_s else None
         self._bookmarks = yes(query, "allowWatchBookmarks")
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
         saying = asyncio.create_task(self._say(send), name="watch")
         leaving = asyncio.create_task(_hung_up(receive), name="watcher hangs up")
@@ -64,8 +65,11 @@ class Watch(Response):
             if saying in done:
                 saying.result()
         except TimeoutError:
-            # What it was sent is still on its way to it: it cannot even be told. The server below hangs up.
+            # What it was sent is still on its way to it: it cannot even be told.
             self._hub.counters.add("watches_dropped", "not_read")
+            if hang_up := scope.get("state", {}).get(HANG_UP):
+                hang_up()
+                await leaving
         finally:
             for task in (saying, leaving):
                 task.cancel()

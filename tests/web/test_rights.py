@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -10,9 +11,10 @@ from starlette.routing import Route
 
 from batuta.fabric.memory import MemoryBroker
 from batuta.hub.api_tokens import ROLES, ApiTokenWanted
+from batuta.kinds import manifest
 from batuta.web import rights
 from batuta.web.app import application, doors
-from tests.hub.hubs import PROCESS_APP, running
+from tests.hub.hubs import PROCESS_APP, Voice, join, running
 from tests.web.asgi import Answer, Caller
 
 if TYPE_CHECKING:
@@ -291,3 +293,26 @@ async def test_a_diff_tells_of_what_the_asker_may_see(tmp_path: Path) -> None:
         assert both.status == 403
         assert hub.loop.state.applications() == []
         assert not [e for e in (await call("GET", "/audit", **LOCAL)).json["items"] if "diff" in e["verb"]]
+
+
+async def test_a_diff_counts_what_it_does_not_show(tmp_path: Path) -> None:
+    """What is more important takes the place of what another namespace runs: the asker learns that, and no more."""
+    broker = MemoryBroker()
+    async with guarded(tmp_path, broker) as (hub, call):
+        await join(hub, "pi-1")
+        pi = Voice(broker, "pi-1")
+        await pi.report()
+        await pi.beat()
+        theirs, mine = (app(*said).replace(b"replicas:", b"resources: {cpu: 1500m}\n    replicas:") for said in (
+            ("theirs", "other"), ("mine",),
+        ))  # fmt: skip
+        await hub.declarations.apply(manifest.parse(theirs))
+        async with asyncio.timeout(60):
+            while not hub.loop.state.held:
+                await hub.loop.turn()
+        urgent = mine.replace(b"spec:\n", b"spec:\n  priority: 100\n")
+        viewer = await bearer(hub, "viewer", "default")
+        seen = (await call("POST", "/diff", urgent, **viewer)).json
+        assert (seen["hidden"], {s["app"] for s in seen["steps"]}) == (1, {"default/mine"}), seen
+        everything = (await call("POST", "/diff", urgent, **LOCAL)).json
+        assert (everything["hidden"], {s["app"] for s in everything["steps"]}) == (0, {"default/mine", "other/theirs"})

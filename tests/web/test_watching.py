@@ -102,7 +102,9 @@ async def test_every_watcher_sees_every_change_once_and_in_order(fleet: Crowd) -
     assert fleet.hub.counters["watches_dropped"] == 0
 
 
-async def test_who_does_not_read_is_dropped_and_counted(fleet: Crowd, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_who_does_not_read_is_dropped_and_counted(
+    fleet: Crowd, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     monkeypatch.setattr(watch, "STALL_S", 0.5)
     monkeypatch.setattr(lookout, "PACE_MS", 1)
     monkeypatch.setattr(lookout, "PIECE_BYTES", 16_384)
@@ -114,6 +116,8 @@ async def test_who_does_not_read_is_dropped_and_counted(fleet: Crowd, monkeypatc
             await fleet.nodes.change(fleet.nodes.names[fleet.nodes.changes % 40])
             await asyncio.sleep(0.001)
         await until_dropped
+        await until(lambda: not fleet.listener.server_state.connections)
+    assert not [r.getMessage() for r in caplog.records if r.name.startswith("uvicorn")], "it is counted, and no fault"
     said = {(name, label): count for name, label, count in fleet.hub.counters.items()}
     assert said["watches_dropped", "not_read"] == 1
 
