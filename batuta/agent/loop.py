@@ -207,7 +207,7 @@ class Loop:
         match news:
             case Ordered(data=data):
                 self._take(data)
-            case Contact(sent_ms=sent_ms, serial=serial, hub_epoch=epoch):
+            case Contact(sent_ms=sent_ms, serial=serial, hub_epoch=epoch, is_asked=is_asked):
                 sent_at = now - (self.steady.monotonic_ms() - sent_ms)
                 self.contact_at = contacted(self.contact_at, sent_at, now, missed=serial > self.serial)
                 self._answered_at = now
@@ -217,6 +217,8 @@ class Loop:
                 if serial > self.serial or epoch != self.hub_epoch:
                     self.reread.set()
                 self.hub_epoch = epoch
+                if is_asked:
+                    self.reporter.asked(now)
             case Reconnected():
                 self.reread.set()
                 self.reporter.again(now)

@@ -33,6 +33,8 @@ class Contact(NamedTuple):
     sent_ms: int
     serial: int
     hub_epoch: int
+    is_asked: bool = False
+    """It wants to know what is heard here."""
 
 
 class Refused(NamedTuple):
@@ -54,6 +56,7 @@ class Echo(msgspec.Struct, frozen=True, rename="camel"):
     every_ms: int = 1_000
     hub_epoch: int = 0
     error: str = ""
+    report: bool = False
 
 
 class Pulse:
@@ -123,4 +126,4 @@ class Pulse:
             self.unanswered += 1
             return
         self.every_ms = min(SLOWEST_MS, max(FASTEST_MS, echo.every_ms))
-        self.tell(Contact(sent_ms, echo.serial, echo.hub_epoch))
+        self.tell(Contact(sent_ms, echo.serial, echo.hub_epoch, echo.report))

@@ -65,6 +65,10 @@ class Reporter:
         self._told = None
         self.due_at = min(self.due_at, now)
 
+    def asked(self, now: int) -> None:
+        """The hub misses a neighbour: what is heard here is wanted now."""
+        self.due_at = min(self.due_at, now)
+
     def shift(self, by_ms: int) -> None:
         self.due_at += by_ms
 

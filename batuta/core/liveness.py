@@ -12,6 +12,7 @@ So one number, `silent_ms`, decides about failover, and one word, `link`, tells 
 
 from __future__ import annotations
 
+from itertools import islice
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from batuta.core.observed import Sighting
@@ -36,6 +37,8 @@ RETURN_MS = 5_000
 """After a site's first node was heard again, the others have so long before their silence begins to count."""
 HEARSAY_MS = 20_000
 """Nodes report every fifteen seconds at least; what one says of another is news for so long."""
+WITNESSES = 3
+"""So many neighbours of a silent node are asked for a report at once, with every heartbeat of theirs."""
 
 
 def every_ms(state: State) -> int:
@@ -191,6 +194,23 @@ class Ears:
                 if other != name and (other not in heard or at > heard[other].at):
                     heard[other] = Neighbour(name, at)
         return heard
+
+
+def witnesses(state: State, unheard_ms: Callable[[str], int]) -> frozenset[str]:
+    """Nodes whose report is wanted now: the eldest that are heard at each site where a node that holds something has
+    missed a heartbeat. `unheard_ms`: for how long the hub has not heard a node. So whether a node is cut from the hub
+    or dead is known before its failover is due, and nobody says what he hears more often than anybody asks."""
+    late_ms, gone_ms = every_ms(state) * 5 // 4, missed_ms(state)
+    doubted = {
+        a.site
+        for a in state.assignments.values()
+        if a.instances and a.node in state.nodes and unheard_ms(a.node) > late_ms
+    }
+    found: set[str] = set()
+    for site in doubted:
+        present = (n for n in state.nodes_of_site.get(site, ()) if unheard_ms(n) < gone_ms)
+        found.update(islice(present, WITNESSES))
+    return frozenset(found)
 
 
 def sighted(before: Sighting | None, now: int, gap_ms: int = MISSED_MS, deaf_ms: int = 0) -> Sighting:

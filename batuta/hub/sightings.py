@@ -7,11 +7,12 @@ says nothing. Nothing is decided here.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from batuta.core.liveness import every_ms, missed_ms, sighted
+from batuta.core.liveness import every_ms, missed_ms, sighted, witnesses
 from batuta.core.state import Change
 from batuta.fabric import subjects
 from batuta.hub.boots import Boots
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from batuta.hub.counters import Counters
 
 HEARTBEAT_BYTES_MAX: Final = 4096
+WITNESSED_EVERY_MS: Final = 500
 
 
 class Heartbeat(msgspec.Struct, frozen=True):
@@ -62,6 +64,8 @@ class Sightings:
         """For how long the hub could not listen, up to now."""
         self._rows: dict[str, Sighting] = {}
         self._fresh: set[str] = set()
+        self._witnesses: frozenset[str] = frozenset()
+        self._witnessed_at = 0
         self._boots = Boots()
         self._subscription: Subscription | None = None
 
@@ -135,7 +139,24 @@ class Sightings:
         if serial is None:
             self._counters.add("heartbeats_unanswered", "undecided")
         else:
-            await self._answer(message, {"serial": serial, "everyMs": every_ms(state), "hubEpoch": self._epoch()})
+            answer: dict[str, int | str] = {"serial": serial, "everyMs": every_ms(state), "hubEpoch": self._epoch()}
+            if self._is_witness(node, state):
+                self._counters.add("reports_asked_for")
+                answer["report"] = True
+            await self._answer(message, answer)
+
+    def _is_witness(self, node: str, state: State) -> bool:
+        """Looked at for all nodes at once, twice a second at most."""
+        now = self._clock.now()
+        if now - self._witnessed_at >= WITNESSED_EVERY_MS:
+            self._witnessed_at = now
+            self._witnesses = witnesses(state, partial(self._unheard_ms, now))
+        return node in self._witnesses
+
+    def _unheard_ms(self, now: int, node: str) -> int:
+        """One that this hub has not heard yet is not missed."""
+        row = self._rows.get(node)
+        return 0 if row is None else now - row.last_seen - max(0, self.deaf_ms() - row.deaf_ms)
 
     async def _answer(self, message: Message, answer: dict[str, int | str]) -> None:
         if message.reply:

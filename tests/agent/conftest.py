@@ -61,6 +61,8 @@ class Rig:
     serial: int = 0
     hub_answers: bool = True
     hub_refuses: str = ""
+    hub_asks: bool = False
+    """It wants a report with every heartbeat."""
     starts: int = 0
     files: dict[str, bytes] = field(default_factory=dict)
     hub: MemoryFabric = field(init=False)
@@ -77,7 +79,8 @@ class Rig:
         if self.hub_refuses:
             await message.respond(msgspec.json.encode({"error": self.hub_refuses}))
         elif self.hub_answers:
-            await message.respond(msgspec.json.encode({"serial": self.serial, "everyMs": 1000, "hubEpoch": 1}))
+            answer = {"serial": self.serial, "everyMs": 1000, "hubEpoch": 1}
+            await message.respond(msgspec.json.encode(answer | ({"report": True} if self.hub_asks else {})))
 
     async def _artifact(self, message: Message) -> None:
         asked = msgspec.json.decode(message.data)

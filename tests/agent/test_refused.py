@@ -1,4 +1,4 @@
-"""A hub that hears a node and does not take it for the node: its answer is no contact, and is told."""
+"""What a hub answers to a heartbeat, serials aside: that it is not ours, or that it wants a report."""
 
 from __future__ import annotations
 
@@ -33,6 +33,27 @@ def test_a_refused_heartbeat_renews_no_lease_and_its_reason_is_told_until_it_is_
         rig.hub_refuses = ""
         await rig.until(lambda: rig.phases() == {"c-1-0": "ready", "free-1-0": "ready"}, 5)
         await rig.until(lambda: rig.codes() == [], 3)
+        await rig.leave()
+
+    run_virtually(story())
+
+
+def test_a_report_is_sent_when_the_hub_asks(rig_in: Any, make_instance: Any, tmp_path: Path) -> None:
+    rig = rig_in(tmp_path)
+
+    async def story() -> None:
+        await rig.open()
+        await rig.assign(make_instance())
+        rig.start()
+        await rig.until(lambda: rig.phases() == {"c-1-0": "ready"})
+        await asyncio.sleep(10)
+        told = len(rig.reports)
+        await asyncio.sleep(4)
+        assert len(rig.reports) <= told + 1, "at rest it says little"
+        rig.hub_asks = True
+        told = len(rig.reports)
+        await asyncio.sleep(5)
+        assert len(rig.reports) >= told + 4
         await rig.leave()
 
     run_virtually(story())

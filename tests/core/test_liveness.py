@@ -17,10 +17,12 @@ from batuta.core.liveness import (
     missed_ms,
     sighted,
     silent_ms,
+    witnesses,
 )
 from batuta.core.observed import Sighting
 from batuta.core.state import Change, State
-from tests.core.fleets import NOW, heard, machines, node, state_of
+from tests.core.fleets import NOW, application, component, decided, heard, machines, node, state_of
+from tests.core.fleets import holder as holder_of
 
 SEEN = Sighting(last_seen=NOW, online_since=NOW - 60_000)
 
@@ -110,6 +112,23 @@ def test_a_node_is_cut_off_while_a_neighbour_goes_on_hearing_it(later_ms, told_m
     sighting = Sighting(last_seen=now, online_since=NOW - 1, reported_at=heard_at)
     state = state.with_changes([Change("observed", "b", report), Change("sightings", "b", sighting)])
     assert Ears(state, now).cut_off("a") == (("b", heard_at) if is_cut else None)
+
+
+def test_the_eldest_neighbours_of_a_missed_holder_are_asked():
+    names = ("a", "b", "c", "d", "e")
+    state, _ = decided(state_of(machines(*names), machines("z", at="paris"), application(component())))
+    silent = dict.fromkeys((*names, "z"), 0)
+    assert witnesses(state, silent.__getitem__) == frozenset()
+    holder = holder_of(state)
+    others = [name for name in names if name != holder]
+    # Not yet out of the question itself, it may answer by its next heartbeat.
+    late = witnesses(state, (silent | {holder: 1_251}).__getitem__)
+    assert len(late) == 3
+    assert late < set(names)
+    assert witnesses(state, (silent | {holder: 2_000}).__getitem__) == set(others[:3])
+    # Who holds nothing is nobody's business, and who is silent himself is not asked.
+    assert witnesses(state, (silent | {others[0]: 60_000}).__getitem__) == frozenset()
+    assert witnesses(state, (silent | {holder: 60_000, others[0]: 60_000}).__getitem__) == set(others[1:])
 
 
 def test_a_gap_begins_a_new_presence():
