@@ -105,14 +105,14 @@ def _about(hub: Client, model: Model, version: Version) -> Iterator[str]:
     if version.labels:
         yield f"  labels  {', '.join(version.labels[:12])}" + (" …" if len(version.labels) > 12 else "")
     rows = [
-        [v.name, v.format, size(v.size_bytes), v.precision or "", "" if v.opset is None else str(v.opset),
+        [v.name, v.format, size(v.size_bytes), v.precision or "-", "-" if v.opset is None else str(v.opset),
          cell(v.quality), str(len(v.signatures)), v.digest[:19]]
         for v in version.variants
     ]  # fmt: skip
     heads = ["VARIANT", "FORMAT", "SIZE", "PRECISION", "OPSET", "QUALITY", "SIGNATURES", "DIGEST"]
     yield from (f"  {line}" for line in table(heads, rows))
     profiles = [
-        [v.name, p.hardware, str(p.p99_ms), "" if p.memory_bytes is None else size(p.memory_bytes)]
+        [v.name, p.hardware, str(p.p99_ms), "-" if p.memory_bytes is None else size(p.memory_bytes)]
         for v in version.variants
         for p in v.profiles
     ]

@@ -58,6 +58,8 @@ class Ruling(NamedTuple):
     weights: tuple[tuple[str, int], ...] = ()
     policies: tuple[str, ...] = ()
     """Those that apply, or of which nobody can say whether they do."""
+    signers: tuple[tuple[str, ...], ...] = ()
+    """Groups of public keys: one of each must have signed what is loaded."""
 
 
 NO_RULING = Ruling()
@@ -70,6 +72,7 @@ def ruling_of(policies: Iterable[Policy], component: Component, application: App
     soft: list[Rule] = []
     weights: dict[str, int] = {}
     applied: list[str] = []
+    signers: dict[tuple[str, ...], None] = {}
     for policy in policies:
         spec, applies = policy.spec, policy.spec.applies
         beside = None
@@ -81,10 +84,13 @@ def ruling_of(policies: Iterable[Policy], component: Component, application: App
                 fault = f"applies: {answer.message}"
                 hard.append(_rule(policy, "require", "false", facts)._replace(fault=fault, moves=False))
                 applied.append(policy.metadata.name)
+                # Where nobody can say whether it applies, it does: a guard that fails open is none.
+                signers |= dict.fromkeys([spec.require_signer] if spec.require_signer else [])
                 continue
             if not answer:
                 continue
         applied.append(policy.metadata.name)
+        signers |= dict.fromkeys([spec.require_signer] if spec.require_signer else [])
         for kind in ("require", "forbid", "prefer"):
             text = getattr(spec, kind)
             if text is None:
@@ -94,7 +100,7 @@ def ruling_of(policies: Iterable[Policy], component: Component, application: App
             (soft if kind == "prefer" else hard).append(_rule(policy, kind, text, facts))
         for name, weight in spec.weights.items():
             weights[name] = max(weight, weights.get(name, 0))
-    return Ruling(tuple(hard), tuple(soft), tuple(sorted(weights.items())), tuple(applied))
+    return Ruling(tuple(hard), tuple(soft), tuple(sorted(weights.items())), tuple(applied), tuple(signers))
 
 
 def _rule(policy: Policy, kind: Any, text: str, facts: dict[str, Any]) -> Rule:

@@ -1,8 +1,10 @@
 """Vouch: which models may run only when somebody has signed them, and whose signatures count.
 
 Policies say it; here it becomes part of a release, so that another signer is another release, and whoever is to start
-it verifies it. What is decided here is only what can be known without bytes: that a variant which nobody has signed
-need not be tried. Whether signatures hold, and are of the right keys, is found on the node, before anything is loaded.
+it verifies it. While no release can be made, the previous one runs on where it runs; placed elsewhere, its order names
+the signers all the same, and the node that gets it does not load it. What is decided here is only what can be known
+without bytes: that a variant which nobody has signed need not be tried. Whether signatures hold, and are of the right
+keys, is found on the node, before anything is loaded.
 """
 
 from __future__ import annotations
@@ -12,8 +14,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from batuta.core.reasons import Reason
-from batuta.core.rules import component_facts
-from batuta.kinds.condition import ConditionFault, compile_condition, evaluate
+from batuta.core.rules import ruling_of
 
 if TYPE_CHECKING:
     from batuta.core.decided import VersionChoice
@@ -25,21 +26,13 @@ def vouched(
     state: State, app: str, application: Application, component: Component, version: VersionChoice
 ) -> VersionChoice | Reason:
     """The version with the signers that policies ask for, and only with variants that anybody has signed."""
-    groups: list[tuple[str, ...]] = []
-    for policy in state.policies:
-        keys, applies = policy.spec.require_signer, policy.spec.applies
-        if not keys:
-            continue
-        if applies is not None:
-            answer = evaluate(compile_condition(applies), component_facts(component, application, app))
-            # Where nobody can say whether it applies, it does: a guard that fails open is none.
-            if not isinstance(answer, ConditionFault) and not answer:
-                continue
-        groups.append(keys)
+    if not any(policy.spec.require_signer for policy in state.policies):
+        return version
+    groups = ruling_of(state.policies, component, application, app).signers
     if not groups:
         return version
     signed = tuple(v for v in version.variants if v.signatures)
     if not signed:
         detail = f"{version.name} {version.version}"
         return Reason(code="signature_missing", subject=f"component/{component.name}", detail=detail)
-    return msgspec.structs.replace(version, variants=signed, signers=tuple(dict.fromkeys(groups)))
+    return msgspec.structs.replace(version, variants=signed, signers=groups)

@@ -205,7 +205,7 @@ class Ask:
             model = ModelOrder(
                 name=version.name, version=version.version, variant=version.variants[variant],
                 signature=version.signature, labels=version.labels,
-                batch=component.model.batch, linger_ms=int(component.model.linger_ms), signers=version.signers,
+                batch=component.model.batch, linger_ms=int(component.model.linger_ms), signers=self.ruling.signers,
             )  # fmt: skip
         return Instance(
             namespace=self.namespace, application=self.application, component=component.name,

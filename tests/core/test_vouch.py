@@ -131,3 +131,17 @@ def test_another_signer_or_signature_is_another_revision_so_that_it_is_verified(
 def test_a_guard_that_asks_of_nodes_is_refused():
     (problem,) = guard(applies="node.memory > 1").value.problems()
     assert problem.path == "spec.applies"
+
+
+def test_what_ran_unsigned_runs_on_and_is_loaded_nowhere_else():
+    state = settled(state_of(machines("a", "b"), model("1"), application(component(model="1"))))
+    (before,) = running(state)
+    home = next(node for node, a in state.assignments.items() if a.instances)
+    state, decision = decided(state.with_changes([guard()]))
+    assert codes(decision) == ["signature_missing"]
+    assert running(settled(state)) == [before], "it runs on, as it was"
+    # Its node is gone: the one that gets it is told whom to ask for, and has nothing to show.
+    gone = [type(model("1"))("desired", f"nodes.{home}", None), type(model("1"))("observed", home, None)]
+    (after,) = running(settled(state.with_changes(gone)))
+    assert after.model.signers == ((KEY,),)
+    assert after.artifacts == (after.model.variant.digest,)

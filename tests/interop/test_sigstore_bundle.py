@@ -48,6 +48,19 @@ def test_what_model_signing_made_holds(made: tuple[bytes, str, str, Path]) -> No
     sigstore_bundle.vouch([bundle], [[other, mine]], DIGEST)
 
 
+def test_model_signing_itself_takes_what_was_made_here(made: tuple[bytes, str, str, Path], tmp_path: Path) -> None:
+    from model_signing import verifying
+
+    (tmp_path / "by-another-name").write_bytes(FILE)
+    (tmp_path / "bundle").write_bytes(made[0])
+    (tmp_path / "key").write_text(made[1])
+    config = verifying.Config().use_elliptic_key_verifier(public_key=tmp_path / "key")
+    config.verify(tmp_path / "by-another-name", tmp_path / "bundle")
+    (tmp_path / "by-another-name").write_bytes(FILE[:-1])
+    with pytest.raises(ValueError, match="mismatch"):
+        config.verify(tmp_path / "by-another-name", tmp_path / "bundle")
+
+
 def test_who_is_not_asked_for_is_unknown(made: tuple[bytes, str, str, Path]) -> None:
     bundle, mine, other, _ = made
     assert code_of([bundle], [[other]]) == "signer_unknown"
