@@ -139,6 +139,8 @@ def ls(hub: Client, *, namespace: str, output: str) -> None:
             size(w.size_bytes),
             _short(w.digest, output),
             cell(w.quality),
+            str(len(w.signatures)),
+            ",".join(sorted(a for a, number in f.resource.spec.aliases.items() if number == v.version)) or "-",
         ]
         for f in found
         for v in f.resource.spec.versions
@@ -147,7 +149,9 @@ def ls(hub: Client, *, namespace: str, output: str) -> None:
     if not rows:
         click.echo(f"No models yet. {EMPTY['Model']}", err=True)
         return
-    for line in table(["NAME", "VERSION", "VARIANT", "FORMAT", "SIZE", "DIGEST", "QUALITY"], rows):
+    for line in table(
+        ["NAME", "VERSION", "VARIANT", "FORMAT", "SIZE", "DIGEST", "QUALITY", "SIGNATURES", "ALIASES"], rows
+    ):
         click.echo(line)
 
 
