@@ -85,17 +85,17 @@ def _link(state: State, name: str, now: int) -> tuple[Any, ...]:
 
 def _by_time(before: State, after: State, was: int, now: int) -> Iterator[str]:
     """Nodes that passed a limit of silence while nothing was heard of them, or whose hold ended."""
+    # What the hub could not hear in between is no silence: it is as if the earlier look had been so much later.
+    deaf_ms = after.deaf_ms - before.deaf_ms
     limits = []
     for limit_ms in (LATE_MS, OFFLINE_MS):
-        passed = sorted(at - limit_ms * every_ms(state) // HEARTBEAT_MS for state, at in ((before, was), (after, now)))
+        looks = ((before, was + deaf_ms), (after, now))
+        passed = sorted(at - limit_ms * every_ms(state) // HEARTBEAT_MS for state, at in looks)
         # The limit is a whole number of beats, so dividing rounds nothing away; one millisecond more does no harm.
         limits.append((passed[0] - 1, passed[1] + 1))
     (late_from, late_to), (gone_from, gone_to) = limits
-    is_moved = before.deaf_ms != after.deaf_ms
     for name, node in after.nodes.items():
         heard = heard_at(after, name)
-        if is_moved and _link(before, name, was) != _link(after, name, now):
-            yield name
         if late_from <= heard <= late_to or gone_from <= heard <= gone_to:
             yield name
         hold = node.spec.hold
