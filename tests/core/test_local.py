@@ -273,6 +273,7 @@ def test_a_stop_interrupted_by_a_restart_of_the_node_agent_is_planned_again():
     found = heard(stopping, Started(ONE.name, {"pid": 7}, adopted=True), T)
     assert step(an_assignment(), by_name(found), NOTHING, T, None).actions == (Stop(ONE.name, "unassigned"),)
 
+
 def test_how_long_a_start_took_is_remembered_until_the_next():
     starting = Local(instance=ONE, phase="starting", since=T, starts=1)
     ready = heard(starting, Ready(ONE.name), T + 700)
@@ -281,7 +282,6 @@ def test_how_long_a_start_took_is_remembered_until_the_next():
     assert heard(unready, Ready(ONE.name), T + 5_000).ready_after_ms == 700, "it was unwell, not starting"
     [said] = locals_for_report(by_name(ready), {})
     assert said.ready_after_ms == 700
-
 
 
 @pytest.mark.parametrize("phase", ["fetching", "starting", "ready", "unready"])
