@@ -186,7 +186,7 @@ async def test_the_books_count_what_comes_in_while_the_forwarder_finds_out_where
                 given += 20
                 await asyncio.sleep(0.001)
 
-        for _ in range(5):
+        for _ in range(3):
             async with running(node, hub) as flows:
                 publishing = asyncio.create_task(publish())
                 await site.until(lambda: flows.forwarders and hub.attempts > 0)

@@ -140,7 +140,8 @@ class Up:
             "now": time.time_ns() // 1_000_000,
             **more,
         }
-        request = urllib.request.Request(f"{hub}/enrol", json.dumps(said).encode())
+        kind = {"Content-Type": "application/json"}
+        request = urllib.request.Request(f"{hub}/enrol", json.dumps(said).encode(), kind)
         try:
             with urllib.request.urlopen(request, context=ssl.create_default_context(cadata=root), timeout=10) as got:
                 return 200, json.loads(got.read())
