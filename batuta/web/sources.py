@@ -6,6 +6,7 @@ once, over Sources.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from batuta.hub.history import EVENTS_MAX
@@ -142,25 +143,36 @@ class KindSource:
 
 def at(document: Mapping[str, Any], path: str) -> Any:
     """What is at a dotted path; None when it is not there. Through a list, each value that is there."""
-    value: Any = document
-    steps = path.split(".")
+    return _along(document, _steps(path))
+
+
+@lru_cache(maxsize=1024)
+def _steps(path: str) -> tuple[str, ...]:
+    """Paths are those of the kinds' columns; ten thousand rows ask for the same few."""
+    return tuple(path.split("."))
+
+
+def _along(value: Any, steps: tuple[str, ...]) -> Any:
     for i, step in enumerate(steps):
-        if isinstance(value, list):
-            found = (at(member, ".".join(steps[i:])) for member in value if isinstance(member, dict))
+        if isinstance(value, dict):
+            value = value.get(step)
+        elif isinstance(value, list):
+            found = (_along(member, steps[i:]) for member in value if isinstance(member, dict))
             flat = (v for each in found for v in (each if isinstance(each, list) else [each]))
             return list(dict.fromkeys(v for v in flat if v is not None))
-        if not isinstance(value, dict):
+        else:
             return None
-        value = value.get(step)
     return value
 
 
 def cell(path: str, value: Any, now: int) -> Any:
     """A value as a cell; what its path says it is decides how."""
-    if value is None or value in ("", [], {}):
+    if isinstance(value, str):
+        return value or ABSENT
+    if value is None or value in ([], {}):
         return ABSENT
-    if path.endswith(_INSTANTS) and isinstance(value, int) and value > _MILLISECONDS_MIN:
+    if isinstance(value, int) and value > _MILLISECONDS_MIN and path.endswith(_INSTANTS):
         return age(value, now)
-    if isinstance(value, str | int | float):
+    if isinstance(value, int | float):
         return str(value)
     return ", ".join(str(part) for part in value) if isinstance(value, list) else str(value)
