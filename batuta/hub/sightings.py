@@ -150,13 +150,13 @@ class Sightings:
         now = self._clock.now()
         if now - self._witnessed_at >= WITNESSED_EVERY_MS:
             self._witnessed_at = now
-            self._witnesses = witnesses(state, partial(self._unheard_ms, now))
+            self._witnesses = witnesses(state, partial(self._unheard_ms, now, self.deaf_ms()))
         return node in self._witnesses
 
-    def _unheard_ms(self, now: int, node: str) -> int:
+    def _unheard_ms(self, now: int, deaf_ms: int, node: str) -> int:
         """One that this hub has not heard yet is not missed."""
         row = self._rows.get(node)
-        return 0 if row is None else now - row.last_seen - max(0, self.deaf_ms() - row.deaf_ms)
+        return 0 if row is None else now - row.last_seen - max(0, deaf_ms - row.deaf_ms)
 
     async def _answer(self, message: Message, answer: dict[str, int | str]) -> None:
         if message.reply:

@@ -137,36 +137,35 @@ def compile_condition(text: str) -> CompiledCondition:
 
 def evaluate(condition: CompiledCondition, variables: Mapping[str, Any]) -> bool | ConditionFault:
     """Ask a condition. Total: whatever goes wrong inside comes back as a ConditionFault that names the field."""
-    import cel
-
-    try:
-        answer = condition.program.execute(cel.Context(dict(variables), condition.functions))
-    except (KeyboardInterrupt, SystemExit):
-        raise
-    except BaseException as error:
-        # BaseException, because a panic in the Rust half of cel arrives as one.
-        return _fault(condition.text, error, variables)
-    if isinstance(answer, bool):
+    answer = _execute(condition, variables)
+    if isinstance(answer, bool | ConditionFault):
         return answer
     return ConditionFault(code="not_boolean", message=f"gives {_type_word(answer)}, not true or false")
 
 
 def number(condition: CompiledCondition, variables: Mapping[str, Any]) -> float | ConditionFault:
     """Ask for a number. Total, as `evaluate` is."""
-    import cel
-
-    try:
-        answer = condition.program.execute(cel.Context(dict(variables), condition.functions))
-    except (KeyboardInterrupt, SystemExit):
-        raise
-    except BaseException as error:
-        # BaseException for the same reason as above.
-        return _fault(condition.text, error, variables)
+    answer = _execute(condition, variables)
+    if isinstance(answer, ConditionFault):
+        return answer
     if isinstance(answer, bool) or not isinstance(answer, (int, float)):
         return ConditionFault(code="not_number", message=f"gives {_type_word(answer)}, not a number")
     if not -1e18 < answer < 1e18:
         return ConditionFault(code="failed", message="divides by zero")
     return float(answer)
+
+
+def _execute(condition: CompiledCondition, variables: Mapping[str, Any]) -> Any:
+    """Whatever it gives, or the ConditionFault that says why it gives nothing."""
+    import cel
+
+    try:
+        return condition.program.execute(cel.Context(dict(variables), condition.functions))
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:
+        # BaseException, because a panic in the Rust half of cel arrives as one.
+        return _fault(condition.text, error, variables)
 
 
 def check(
