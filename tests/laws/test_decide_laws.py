@@ -7,8 +7,6 @@ would have happened before `wake_at`, no capacity is exceeded, and what must nev
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -17,6 +15,7 @@ from hypothesis import strategies as st
 from batuta.core.decide import decide
 from batuta.core.fleet import Fleet
 from batuta.core.state import Change, State
+from tests.laws.hash_seeds import told_under_hash_seeds
 from tests.laws.worlds import NODES, World, worlds
 
 bounded = settings(
@@ -124,17 +123,7 @@ for _ in range(4):
     digest.update(repr(world.turn().reasons).encode())
 print(digest.hexdigest())
 """
-    told = {
-        seed: subprocess.run(
-            [sys.executable, "-c", program],
-            env={**os.environ, "PYTHONHASHSEED": seed},
-            capture_output=True,
-            text=True,
-            check=True,
-            timeout=300,
-        ).stdout.strip()
-        for seed in ("0", "1", "4242")
-    }
+    told = told_under_hash_seeds(program, 300)
     assert len(set(told.values())) == 1, told
     assert len(told["0"]) == 64
 

@@ -8,8 +8,6 @@ deciding everything, also when only the hour has changed. A seed that fails is w
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -21,6 +19,7 @@ from batuta.core.decide import decide
 from batuta.core.fleet import Fleet
 from batuta.core.state import Change, State
 from tests.core.fleets import application, component, policy
+from tests.laws.hash_seeds import told_under_hash_seeds
 from tests.laws.places import Places, history
 from tests.laws.worlds import NODES
 
@@ -108,17 +107,7 @@ for seed in (3, 11, 1002):
     digest.update(repr(sorted(state_with(history(seed)).decided.items())).encode())
 print(digest.hexdigest())
 """
-    told = {
-        seed: subprocess.run(
-            [sys.executable, "-c", program],
-            env={**os.environ, "PYTHONHASHSEED": seed},
-            capture_output=True,
-            text=True,
-            check=True,
-            timeout=600,
-        ).stdout.strip()
-        for seed in ("0", "1", "4242")
-    }
+    told = told_under_hash_seeds(program, 600)
     assert len(set(told.values())) == 1, told
     assert len(told["0"]) == 64
 
