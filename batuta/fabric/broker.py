@@ -11,6 +11,7 @@ import asyncio
 import ctypes
 import json
 import os
+import random
 import shutil
 import signal
 import socket
@@ -48,6 +49,9 @@ READY_TIMEOUT_S: Final = 20.0
 STOP_TIMEOUT_S: Final = 5.0
 POLL_S: Final = 0.01
 
+LENT_PORTS: Final = Path("/proc/sys/net/ipv4/ip_local_port_range")
+"""The first and last port that Linux lends to outgoing connections."""
+
 # A soft limit below what a broker needs makes it collect garbage all day: at 14 MiB, fifteen frames a second cost a
 # quarter of a core and 200 ms each; at 24 MiB, a thirtieth and 2 ms. So the floor is 24, and larger machines give more.
 NODE_MEMORY_LIMIT: Final = 24 * MIB
@@ -74,17 +78,31 @@ class BrokerFailed(FabricUnavailable):
 def free_port(host: str, wanted: int = 0, *, taken: Iterable[int] = (), tries: int = 100) -> int:
     """`wanted`, or the next one that nobody listens on; 0 takes any. The caller says so when it is another one."""
     avoid = set(taken)
-    for port in [0] * tries if wanted == 0 else range(wanted, min(wanted + tries, 65536)):
+    for port in _any_ports(tries) if wanted == 0 else range(wanted, min(wanted + tries, 65536)):
+        if port in avoid:
+            continue
         with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
                 probe.bind((host.strip("[]"), port))
             except OSError:
                 continue
-            found = int(probe.getsockname()[1])
-            if found not in avoid:
-                return found
+            return port
     raise BrokerFailed("port_taken", f"no free port from {wanted} on {host}", next_step="choose another port")
+
+
+def _any_ports(tries: int) -> list[int]:
+    """Ports to try, in no order, of those that the kernel gives to nobody by itself.
+
+    A port that it might lend to an outgoing connection is free now and taken when its listener comes back.
+    """
+    try:
+        lent_from = int(LENT_PORTS.read_text().split()[0])
+    except (OSError, ValueError, IndexError):
+        lent_from = 32768
+    first = 10_000
+    until = lent_from if lent_from > first + 1000 else 65536  # all of them are lent here: no port is safer
+    return random.sample(range(first, until), tries)
 
 
 def find_binary() -> Path:

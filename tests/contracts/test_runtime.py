@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -138,11 +137,9 @@ class Simulated:
 @pytest.fixture
 def broker_port(tmp_path: Path) -> Iterator[int]:
     """A real broker, as small as can be."""
-    from batuta.fabric.broker import find_binary
+    from batuta.fabric.broker import find_binary, free_port
 
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        port: int = taken.getsockname()[1]
+    port = free_port("127.0.0.1")
     journal = tmp_path / "broker.log"
     child = subprocess.Popen(
         [find_binary(), "-a", "127.0.0.1", "-p", str(port), "-js", "-sd", tmp_path / "js", "-l", journal]

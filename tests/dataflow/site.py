@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import socket
 import threading
 import time
 from typing import TYPE_CHECKING, Any
@@ -17,19 +16,13 @@ import nats
 import paho.mqtt.client as mqtt
 
 from batuta.fabric import subjects
-from batuta.fabric.broker import Broker, NodeBroker, node_config
+from batuta.fabric.broker import Broker, NodeBroker, free_port, node_config
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
     from nats.aio.client import Client
-
-
-def free_port() -> int:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        return int(taken.getsockname()[1])
 
 
 class TestNode:
@@ -40,7 +33,7 @@ class TestNode:
     def __init__(self, name: str, directory: Path, elder: TestNode | None = None) -> None:
         self.name = name
         self.directory = directory / name
-        self.port, self.mqtt_port, self.leaf_port = free_port(), free_port(), free_port()
+        self.port, self.mqtt_port, self.leaf_port = (free_port("127.0.0.1") for _ in range(3))
         self.elder = elder
         self.broker = Broker(self.directory / "broker", tied=True)
 

@@ -9,7 +9,8 @@ import msgspec
 
 from batuta.dataflow import connect as connecting
 from batuta.dataflow.connect import connect
-from tests.dataflow.site import TestNode, free_port
+from batuta.fabric.broker import free_port
+from tests.dataflow.site import TestNode
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 async def test_who_is_told_to_stop_stops_also_while_nobody_is_there() -> None:
     stop = asyncio.Event()
-    trying = asyncio.create_task(connect({"url": f"nats://127.0.0.1:{free_port()}"}, "w", stop))
+    trying = asyncio.create_task(connect({"url": f"nats://127.0.0.1:{free_port('127.0.0.1')}"}, "w", stop))
     await asyncio.sleep(0.3)
     assert not trying.done()
     stop.set()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import socket
 import subprocess
 import tarfile
 import urllib.request
@@ -18,6 +17,7 @@ import pytest
 
 from batuta.demo.stage import Stage, wait_for
 from batuta.errors import ArtifactRefused, NotFound
+from batuta.fabric.broker import free_port
 from batuta.interop import modelkit, modelpack, oci
 from batuta.kinds import Model
 from batuta.model_layout import Layout
@@ -49,9 +49,7 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Pa
     if program is None:
         pytest.skip("NOT TESTED: registries. There is no docker-registry here: apt-get install docker-registry")
     home = tmp_path_factory.mktemp("registry")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    address = f"127.0.0.1:{free_port('127.0.0.1')}"
     config = {
         "version": "0.1", "log": {"level": "warn"}, "http": {"addr": address},
         "storage": {"filesystem": {"rootdirectory": str(home / "data")}},

@@ -18,6 +18,7 @@ import pytest
 
 from batuta.core.decided import Instance
 from batuta.errors import RuntimeFailure
+from batuta.fabric.broker import free_port
 from batuta.kinds.application import HttpProbe, Probe, ProcessUse
 from batuta.kinds.base import Bytes, Millis
 from batuta.runtimes import processes
@@ -66,9 +67,7 @@ async def runtime(tmp_path: Path) -> AsyncIterator[ProcessRuntime]:
 
 @pytest.fixture
 def port() -> int:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        return int(taken.getsockname()[1])
+    return free_port("127.0.0.1")
 
 
 async def until(runtime: ProcessRuntime, state: str, code: str = "", timeout_s: float = 60.0) -> Condition:
