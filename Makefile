@@ -17,8 +17,9 @@ lint: .venv/ready
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 
+# What takes longer: models, containers and deliveries end to end on real processes.
 test-slow: .venv/ready
-	$(BIN)/pytest -m slow --override-ini "addopts=-q --strict-markers --import-mode=importlib"
+	$(BIN)/pytest -m slow -n 2 --dist loadfile
 
 # The API against its own OpenAPI for longer: `make fuzz EXAMPLES=500 SEED=7`.
 EXAMPLES ?= 200
