@@ -21,6 +21,8 @@ A subject is an address, and on this fabric also a right: the hub's broker lets 
       out.<node>.meters.c1.reading  a result, kept at the node whose input it answers, then sent as meters.c1.reading
       ctl.>                         between workers; no device may speak here
       ctl.alive.<node>              a node's pulse to its neighbours; not stored
+      ctl.infer.<node>.<instance>   a request to a model worker, answered; Open Inference Protocol
+      ctl.serving.<node>.<instance> a model worker's card: where it answers, and how it fares; not stored
 """
 
 from __future__ import annotations
@@ -29,6 +31,7 @@ import re
 from dataclasses import dataclass
 from typing import Final
 
+from batuta.core.serving import instance_token
 from batuta.kinds import topics
 
 UP_CLASSES: Final = ("critical", "normal", "bulk")
@@ -263,6 +266,19 @@ ALL_NEIGHBOURS: Final = "ctl.alive.*"
 def neighbour(node: str) -> str:
     """Where a node tells its site that it is alive."""
     return f"ctl.alive.{_token(node)}"
+
+
+ALL_SERVING: Final = "ctl.serving.*.*"
+
+
+def infer(node: str, instance: str) -> str:
+    """Where the model worker of `instance` (its whole name) at `node` takes requests from its site."""
+    return f"ctl.infer.{_token(node)}.{_token(instance_token(instance))}"
+
+
+def serving(node: str, instance: str) -> str:
+    """Where that worker sends its card."""
+    return f"ctl.serving.{_token(node)}.{_token(instance_token(instance))}"
 
 
 def all_results(node: str, root: str) -> str:
