@@ -182,4 +182,8 @@ class Book:
         else:
             del instances[1:]
         topics = dict.fromkeys(topic for i in instances for topic in (x.topic for x in i.inputs))
+        if not topics:
+            # It answers requests only: nothing is stored for it.
+            self._captured.pop(consumer, None)
+            return
         self._captured[consumer] = Capture(consumer=consumer, topics=tuple(topics), outputs=instances[0].outputs)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import msgspec
 
-from batuta.kinds.application import Component, Input, Output, ProcessUse
+from batuta.kinds.application import Component, Input, Output, ProcessUse, Serve
 from batuta.kinds.base import Bytes, Millicores, Record
 from batuta.kinds.model import Signature, Variant
 
@@ -53,12 +53,13 @@ class Instance(Record):
     process: ProcessUse | None = None
     inputs: tuple[Input, ...] = ()
     outputs: tuple[Output, ...] = ()
+    serve: Serve | None = None
     cpu_millis: Millicores = msgspec.field(default_factory=lambda: Millicores(0), name="cpu")
     memory_bytes: Bytes = msgspec.field(default_factory=lambda: Bytes(0), name="memory")
     disk_bytes: Bytes | None = msgspec.field(default=None, name="disk")
     accelerators: tuple[Grant, ...] = ()
     ports: tuple[int, ...] = ()
-    """Ports that are its own on the node, those of its probes aside."""
+    """Ports that are its own on the node, those of its probes and of `serve` aside."""
     devices: tuple[str, ...] = ()
     """Devices that are its own on the node."""
     lease_ms: int | None = None

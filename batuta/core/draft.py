@@ -232,6 +232,8 @@ class Draft:
                     node, component = self.state.nodes.get(fence.node), components.get(fence.component)
                     if node is None or component is None or component.model is None or fence.released_at is None:
                         continue
+                    if not component.inputs:
+                        continue
                     capture = Capture(
                         consumer=f"{fence.namespace}_{fence.application}_{fence.component}",
                         topics=tuple(dict.fromkeys(i.topic for i in component.inputs)),

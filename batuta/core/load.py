@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from batuta.core.decided import Grant, Instance
-    from batuta.kinds.application import ProcessUse
+    from batuta.kinds.application import ProcessUse, Serve
 
 Claim = tuple[str, int | str] | tuple[str, int, int]
 """What one instance has for itself: `("port", 8080)`, `("device", "/dev/video0")`, and of accelerators
@@ -32,8 +32,9 @@ class Load(NamedTuple):
 
 def load_of(instance: Instance) -> Load:
     claims: tuple[Claim, ...] = ()
-    if instance.ports or instance.devices or instance.accelerators or instance.process is not None:
-        claims = claims_of((*instance.ports, *probed_ports(instance.process)), instance.devices, instance.accelerators)
+    ports = (*instance.ports, *served_ports(instance.serve), *probed_ports(instance.process))
+    if ports or instance.devices or instance.accelerators:
+        claims = claims_of(ports, instance.devices, instance.accelerators)
     return Load(int(instance.cpu_millis), int(instance.memory_bytes), int(instance.disk_bytes or 0), claims)
 
 
@@ -42,6 +43,10 @@ def claims_of(ports: Iterable[int], devices: Iterable[str], grants: Iterable[Gra
     found += [("device", device) for device in sorted(set(devices))]
     found += [("card", g.card, WHOLE if g.memory_bytes is None else int(g.memory_bytes)) for g in grants]
     return tuple(found)
+
+
+def served_ports(serve: Serve | None) -> tuple[int, ...]:
+    return () if serve is None else (serve.port,)
 
 
 def probed_ports(process: ProcessUse | None) -> tuple[int, ...]:

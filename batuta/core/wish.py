@@ -14,7 +14,7 @@ import numpy as np
 from batuta.core import traits
 from batuta.core.decided import Instance, ModelOrder
 from batuta.core.fleet import FALSE, FAULT, TRUE
-from batuta.core.load import claims_of, load_of, probed_ports
+from batuta.core.load import claims_of, load_of, probed_ports, served_ports
 from batuta.kinds.base import Bytes
 
 if TYPE_CHECKING:
@@ -53,7 +53,8 @@ class Ask:
         self.disk_bytes: int = int(resources.disk_bytes or 0)
         self.needs: tuple[AcceleratorNeed, ...] = resources.accelerators
         self.claims: tuple[Claim, ...] = claims_of(
-            (*resources.ports, *probed_ports(self.component.process)), resources.devices
+            (*resources.ports, *served_ports(self.component.serve), *probed_ports(self.component.process)),
+            resources.devices,
         )
         """Ports and devices that no other instance on its node may have."""
         slo = self.component.slo
@@ -210,7 +211,7 @@ class Ask:
         return Instance(
             namespace=self.namespace, application=self.application, component=component.name,
             revision=self.revision, slot=slot, epoch=epoch, model=model, process=component.process,
-            inputs=component.inputs, outputs=component.outputs,
+            inputs=component.inputs, outputs=component.outputs, serve=component.serve,
             cpu_millis=component.resources.cpu_millis, memory_bytes=Bytes(self.requests[variant]),
             disk_bytes=component.resources.disk_bytes, ports=component.resources.ports,
             accelerators=traits.grants(self.fleet, self.needs, row) if self.needs and row is not None else (),

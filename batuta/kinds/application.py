@@ -37,6 +37,14 @@ class ModelUse(Record):
     """How long a message may wait for others to share its run."""
 
 
+class Serve(Record):
+    """Answering requests besides topics: the Open Inference Protocol, version 2."""
+
+    port: Port
+    """At loopback of its node. Every model also answers at a Unix socket in its directory and through the gateway of
+    its site, whether it has a port or not."""
+
+
 class HttpProbe(Record):
     """Healthy when a GET to this port of loopback answers 2xx or 3xx."""
 
@@ -181,6 +189,8 @@ class Component(Record):
     """Not yet available."""
     inputs: tuple[Input, ...] = ()
     outputs: tuple[Output, ...] = ()
+    serve: Serve | None = None
+    """A port at which a model answers requests."""
     replicas: Replicas = Replicas(count=1)
     placement: Placement = Placement()
     resources: Resources = msgspec.field(default_factory=Resources)
@@ -318,6 +328,12 @@ def _component_problems(here: str, component: Component) -> Iterator[Problem]:
             if claim in claimed[:i]:
                 path = f"{here}.resources.{field}[{i}]"
                 yield Problem(path=path, code="duplicate", message=f"{claim} is there twice")
+    if component.serve is not None and component.model is None:
+        message = "only models answer the inference protocol by themselves"
+        yield Problem(path=f"{here}.serve", code="value", message=message, hint="name its ports in resources.ports")
+    if component.serve is not None and component.serve.port in component.resources.ports:
+        message = f"{component.serve.port} is there twice: serve claims its port by itself"
+        yield Problem(path=f"{here}.serve.port", code="duplicate", message=message)
     if component.slo is not None and component.model is None:
         yield Problem(
             path=f"{here}.slo", code="value", message="only models are measured", hint="leave it out for a process"
@@ -339,8 +355,9 @@ def _component_problems(here: str, component: Component) -> Iterator[Problem]:
 
 
 def _flow_problems(here: str, component: Component) -> Iterator[Problem]:
-    if not component.inputs:
-        yield Problem(path=f"{here}.inputs", code="empty", message="a model needs at least one input topic")
+    if component.outputs and not component.inputs:
+        message = "answers to requests go to who asked; without inputs there is nothing to write"
+        yield Problem(path=f"{here}.outputs", code="value", message=message, hint="name an input topic, or leave it out")
     if len({i.tensor for i in component.inputs}) > 1:
         yield Problem(
             path=f"{here}.inputs",
