@@ -12,11 +12,24 @@ from __future__ import annotations
 
 import re
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from batuta.errors import Refused
 from batuta.kinds.base import Bytes, Millis, Problem, Record
 from batuta.kinds.nearest import did_you_mean
+from batuta.kinds.tokens import (
+    BOUNDARIES,
+    COMPARISONS,
+    LITERALS,
+    MACROS,
+    TYPES,
+    Token,
+    bound_names,
+    paths_in,
+    token_at,
+    tokens_of,
+    unquoted,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -52,7 +65,6 @@ LOAD_VARIABLES = frozenset(MEASURES)
 BOOLEAN, NUMBER = "boolean", "number"
 _MISGIVEN = {"not_boolean": "compare it with something", "not_number": "leave the comparison out"}
 
-MACROS = ("all", "exists", "exists_one", "filter", "map")
 FUNCTIONS = (
     "quantity", "duration_ms", "has", "size", "contains", "startsWith", "endsWith", "matches", "int", "uint", "double",
     "string", "dyn", "type", *MACROS,
@@ -169,84 +181,46 @@ def _execute(condition: CompiledCondition, variables: Mapping[str, Any]) -> Any:
 
 
 def check(
-    path: str, text: str, variables: frozenset[str] = PLACEMENT_VARIABLES, *, gives: str = BOOLEAN
+    path: str,
+    text: str,
+    variables: frozenset[str] = PLACEMENT_VARIABLES,
+    *,
+    gives: str = BOOLEAN,
+    sample: Mapping[str, Mapping[str, Any]] = SAMPLE,
 ) -> list[Problem]:
-    """Everything wrong with a condition that can be seen without a node. `Problem.inside` says where in the text."""
+    """Everything wrong with a condition that can be seen without a node. `Problem.inside` says where in the text.
+
+    `sample` has a value of the right type for every field that there is."""
     try:
         condition = compile_condition(text)
     except Refused as refused:
         return [
             Problem(path=path, code=p.code, message=p.message, hint=p.hint, inside=p.inside) for p in refused.problems
         ]
-    tokens = _tokens(text)
-    found = list(_name_problems(path, tokens, variables))
+    tokens = tokens_of(text)
+    found = list(_name_problems(path, tokens, variables, sample))
     found += _literal_problems(path, tokens)
     found += _depth_problems(path, tokens)
     if not found:
         # Whatever the tokens did not show, such as a name with a leading dot, the compiler's own list does.
-        unseen = set(condition.program.variables()) - variables - _bound(tokens) - set(_TYPES)
-        found += [_unknown_name(path, name, variables, 0) for name in sorted(unseen)]
-    if not found and variables <= set(SAMPLE):
-        found += _rehearsal_problems(path, condition, tokens, gives)
+        unseen = set(condition.program.variables()) - variables - bound_names(tokens) - set(TYPES)
+        found += [_unknown_name(path, name, variables, 0, sample) for name in sorted(unseen)]
+    if not found and variables <= set(sample):
+        found += _rehearsal_problems(path, condition, tokens, gives, sample)
     return found
 
 
-# --- Reading the text: CEL's tokens, enough to place a problem --------------------------------------------------------
+# --- Reading the text ------------------------------------------------------------------------------------------------
 
 
-class _Token(NamedTuple):
-    kind: str
-    text: str
-    at: int
-    """Characters before it."""
-
-
-_TOKEN = re.compile(
-    r"""(?P<space>\s+|//[^\n]*)
-      | (?P<string>(?:[rR][bB]?|[bB][rR]?)?
-            (?:\"\"\"(?:\\.|[^\\])*?\"\"\"|'''(?:\\.|[^\\])*?'''|"(?:\\.|[^"\\])*"|'(?:\\.|[^'\\])*'))
-      | (?P<number>0[xX][0-9a-fA-F]+[uU]?|(?:\d+\.\d+|\.\d+|\d+)(?:[eE][-+]?\d+)?[uU]?)
-      | (?P<word>[A-Za-z_][A-Za-z0-9_]*)
-      | (?P<sign>[<>=!]=|&&|\|\||.)""",
-    re.VERBOSE | re.DOTALL,
-)  # fmt: skip
-_LITERALS = ("true", "false", "null")
-_TYPES = ("int", "uint", "double", "string", "bool")
-_COMPARISONS = ("<", "<=", ">", ">=", "==", "!=")
-_BOUNDARIES = ("", "&&", "||", "(", ")", "?", ":", ",", "!")
-_ABSENT = object()
-_NOWHERE = _Token("end", "", 0)
-
-
-def _tokens(text: str) -> list[_Token]:
-    return [_Token(str(m.lastgroup), m.group(), m.start()) for m in _TOKEN.finditer(text) if m.lastgroup != "space"]
-
-
-def _at(tokens: list[_Token], i: int) -> _Token:
-    return tokens[i] if 0 <= i < len(tokens) else _NOWHERE
-
-
-def _unquoted(token: _Token) -> str | None:
-    """The text of a plain string literal; None for anything with prefixes or escapes, which we do not judge."""
-    plain = re.fullmatch(r"""(["'])([^"'\\]*)\1""", token.text)
-    return plain[2] if token.kind == "string" and plain else None
-
-
-def _bound(tokens: list[_Token]) -> set[str]:
-    """Names that `all`, `exists` and their kin bring in: `x` in `list.all(x, …)`."""
-    return {
-        _at(tokens, i + 2).text
-        for i, token in enumerate(tokens)
-        if token.text in MACROS and _at(tokens, i + 1).text == "(" and _at(tokens, i + 3).text == ","
-    }
-
-
-def _name_problems(path: str, tokens: list[_Token], variables: frozenset[str]) -> Iterator[Problem]:
-    bound = _bound(tokens)
+def _name_problems(
+    path: str, tokens: list[Token], variables: frozenset[str], sample: Mapping[str, Mapping[str, Any]]
+) -> Iterator[Problem]:
+    bound = bound_names(tokens)
     for i, token in enumerate(tokens):
         if token.kind != "word":
             continue
-        after, before = _at(tokens, i + 1).text, _at(tokens, i - 1).text
+        after, before = token_at(tokens, i + 1).text, token_at(tokens, i - 1).text
         if after == "(":
             if token.text not in FUNCTIONS:
                 hint = {"duration": 'use duration_ms("5s"), in milliseconds'}.get(token.text)
@@ -257,25 +231,27 @@ def _name_problems(path: str, tokens: list[_Token], variables: frozenset[str]) -
                     hint=hint or did_you_mean(token.text, FUNCTIONS),
                     inside=token.at + 1,
                 )
-        elif before == "." or token.text in bound or token.text in _LITERALS or token.text == "in":
+        elif before == "." or token.text in bound or token.text in LITERALS or token.text == "in":
             continue
         elif token.text in variables:
             field = _field_of(tokens, i)
-            if field is not None and token.text in FIELDS and field[0] not in FIELDS[token.text]:
+            if field is not None and token.text in sample and field[0] not in sample[token.text]:
                 yield Problem(
                     path=path,
                     code="unknown_field",
                     message=f"{token.text} has no field {field[0]!r}",
-                    hint=did_you_mean(field[0], FIELDS[token.text]),
+                    hint=did_you_mean(field[0], tuple(sample[token.text])),
                     inside=field[1] + 1,
                 )
-        elif token.text not in _TYPES:
-            yield _unknown_name(path, token.text, variables, token.at + 1)
+        elif token.text not in TYPES:
+            yield _unknown_name(path, token.text, variables, token.at + 1, sample)
 
 
-def _unknown_name(path: str, name: str, variables: frozenset[str], inside: int) -> Problem:
+def _unknown_name(
+    path: str, name: str, variables: frozenset[str], inside: int, sample: Mapping[str, Mapping[str, Any]]
+) -> Problem:
     nearest = did_you_mean(name, sorted(variables), otherwise="")
-    if not nearest and (owner := next((v for v in sorted(variables) if name in FIELDS.get(v, ())), None)):
+    if not nearest and (owner := next((v for v in sorted(variables) if name in sample.get(v, ())), None)):
         nearest = f"did you mean '{owner}.{name}'?"
     *some, last = sorted(variables)
     known = f"{', '.join(some)} and {last}" if some else last
@@ -288,21 +264,21 @@ def _unknown_name(path: str, name: str, variables: frozenset[str], inside: int) 
     )
 
 
-def _field_of(tokens: list[_Token], i: int) -> tuple[str, int] | None:
+def _field_of(tokens: list[Token], i: int) -> tuple[str, int] | None:
     """The field read from the variable at `i`, as `node.x` or `node["x"]`, and where it stands."""
-    sign, field = _at(tokens, i + 1).text, _at(tokens, i + 2)
-    if sign == "." and field.kind == "word" and _at(tokens, i + 3).text != "(":
+    sign, field = token_at(tokens, i + 1).text, token_at(tokens, i + 2)
+    if sign == "." and field.kind == "word" and token_at(tokens, i + 3).text != "(":
         return field.text, field.at
-    if sign == "[" and _at(tokens, i + 3).text == "]":
-        name = _unquoted(field)
+    if sign == "[" and token_at(tokens, i + 3).text == "]":
+        name = unquoted(field)
         return None if name is None else (name, field.at)
     return None
 
 
-def _literal_problems(path: str, tokens: list[_Token]) -> Iterator[Problem]:
+def _literal_problems(path: str, tokens: list[Token]) -> Iterator[Problem]:
     for i, token in enumerate(tokens):
-        text = _unquoted(_at(tokens, i + 2))
-        if token.text in _OURS and _at(tokens, i + 1).text == "(" and text is not None:
+        text = unquoted(token_at(tokens, i + 2))
+        if token.text in _OURS and token_at(tokens, i + 1).text == "(" and text is not None:
             quantity_kind = Bytes if token.text == "quantity" else Millis
             try:
                 quantity_kind.parse(text)
@@ -310,11 +286,11 @@ def _literal_problems(path: str, tokens: list[_Token]) -> Iterator[Problem]:
                 yield Problem(path=path, code="value", message=str(error), inside=tokens[i + 2].at + 1)
 
 
-def _depth_problems(path: str, tokens: list[_Token]) -> Iterator[Problem]:
+def _depth_problems(path: str, tokens: list[Token]) -> Iterator[Problem]:
     open_macros: list[bool] = []
     for i, token in enumerate(tokens):
         if token.text == "(":
-            open_macros.append(_at(tokens, i - 1).text in MACROS)
+            open_macros.append(token_at(tokens, i - 1).text in MACROS)
             if sum(open_macros) > MACRO_DEPTH_MAX:
                 yield Problem(
                     path=path,
@@ -330,13 +306,15 @@ def _depth_problems(path: str, tokens: list[_Token]) -> Iterator[Problem]:
 # --- Rehearsing on the sample -----------------------------------------------------------------------------------------
 
 
-def _rehearsal_problems(path: str, condition: CompiledCondition, tokens: list[_Token], gives: str) -> Iterator[Problem]:
-    misfit = _misfit(tokens, SAMPLE)
+def _rehearsal_problems(
+    path: str, condition: CompiledCondition, tokens: list[Token], gives: str, sample: Mapping[str, Any]
+) -> Iterator[Problem]:
+    misfit = _misfit(tokens, sample)
     if misfit is not None:
         message, hint, at = misfit
         yield Problem(path=path, code="wrong_type", message=message, hint=hint, inside=at + 1)
         return
-    answer = number(condition, SAMPLE) if gives == NUMBER else evaluate(condition, SAMPLE)
+    answer = number(condition, sample) if gives == NUMBER else evaluate(condition, sample)
     if isinstance(answer, ConditionFault) and answer.code in ("wrong_type", *_MISGIVEN, "unknown_name"):
         message = f"the condition {answer.message}" if answer.code in _MISGIVEN else answer.message
         fraction = "numbers have a fraction here: 50.0" if gives == NUMBER and answer.code == "wrong_type" else ""
@@ -344,20 +322,20 @@ def _rehearsal_problems(path: str, condition: CompiledCondition, tokens: list[_T
         yield Problem(path=path, code=answer.code, message=message, hint=hint, inside=1)
 
 
-def _misfit(tokens: list[_Token], variables: Mapping[str, Any]) -> tuple[str, str, int] | None:
+def _misfit(tokens: list[Token], variables: Mapping[str, Any]) -> tuple[str, str, int] | None:
     """The first `path OPERATOR literal`, either way round, that can never be true: message, hint, where."""
-    for first, last, path in _paths(tokens):
+    for first, last, path in paths_in(tokens):
         forwards = (last + 1, last + 2, last + 3, first - 1)
         backwards = (first - 1, first - 2, first - 3, last + 1)
         for sign, literal, beyond, behind in (forwards, backwards):
-            word, value = _literal_word(_at(tokens, literal)), _look_up(path, variables)
+            word, value = _literal_word(token_at(tokens, literal)), _look_up(path, variables)
             # Arithmetic beside a comparison changes its types; only a path and a literal that stand alone are judged.
-            alone = _at(tokens, beyond).text in _BOUNDARIES and _at(tokens, behind).text in _BOUNDARIES
-            if _at(tokens, sign).text not in _COMPARISONS or word is None or not alone or value is _ABSENT:
+            alone = token_at(tokens, beyond).text in BOUNDARIES and token_at(tokens, behind).text in BOUNDARIES
+            if token_at(tokens, sign).text not in COMPARISONS or word is None or not alone or value is _ABSENT:
                 continue
             if value is None or _type_word(value) == word:
                 continue
-            text = _unquoted(_at(tokens, literal))
+            text = unquoted(token_at(tokens, literal))
             is_quantity = isinstance(value, int) and text is not None and quantity(text) is not None
             hint = f'write quantity("{text}")' if is_quantity else ""
             message = f"{'.'.join(path)} is {_type_word(value)} and is compared with {word}"
@@ -365,15 +343,7 @@ def _misfit(tokens: list[_Token], variables: Mapping[str, Any]) -> tuple[str, st
     return None
 
 
-def _paths(tokens: list[_Token]) -> Iterator[tuple[int, int, list[str]]]:
-    """Every dotted path such as `node.labels.camera`: its first token, its last, its names."""
-    for i, token in enumerate(tokens):
-        if token.kind == "word" and _at(tokens, i - 1).text != "." and _at(tokens, i + 1).text == ".":
-            names, end = [token.text], i
-            while _at(tokens, end + 1).text == "." and _at(tokens, end + 3).text != "(":
-                end += 2
-                names.append(_at(tokens, end).text)
-            yield i, end, names
+_ABSENT = object()
 
 
 def _look_up(path: list[str], variables: Mapping[str, Any]) -> Any:
@@ -385,7 +355,7 @@ def _look_up(path: list[str], variables: Mapping[str, Any]) -> Any:
     return value
 
 
-def _literal_word(token: _Token) -> str | None:
+def _literal_word(token: Token) -> str | None:
     if token.kind == "number":
         return "a number"
     if token.kind == "string":
@@ -413,8 +383,8 @@ def _fault(text: str, error: BaseException, variables: Mapping[str, Any]) -> Con
         name = dotted[0] if dotted else field
         return ConditionFault(code="missing_field", message=f"there is no {name} here; has({name}) asks first")
     if isinstance(error, TypeError):
-        tokens = _tokens(text)
-        for _, _, path in _paths(tokens):
+        tokens = tokens_of(text)
+        for _, _, path in paths_in(tokens):
             if _look_up(path, variables) is None:
                 return ConditionFault(code="wrong_type", message=f"{'.'.join(path)} is null here")
         misfit = _misfit(tokens, variables)
@@ -459,9 +429,9 @@ def _syntax_problem(path: str, text: str, said: str) -> Problem:
     """The compiler's first complaint in plain words; those after it are mostly its echo."""
     first = re.search(r"ERROR: <input>:(\d+):(\d+): (?:Syntax error: )?(?!Incomplete|No )(.*)", said)
     # An open quote, `not x` and `512Mi` trip the compiler only later; look for them where they stand.
-    tokens = _tokens(text)
+    tokens = tokens_of(text)
     for i, token in enumerate(tokens):
-        after = _at(tokens, i + 1)
+        after = token_at(tokens, i + 1)
         if token.text in ("'", '"'):
             return _misread(path, "this quote is never closed", "", token.at + 1)
         if token.text == "not" and after.text not in ("", ".", "("):
