@@ -76,7 +76,7 @@ def pack(
             case "signature":  # of whichever variant it is, the others say nothing of it
                 signed = tuple(msgspec.structs.replace(v, signatures=(digest,)) for v in made.variants)
                 made = msgspec.structs.replace(made, variants=signed)
-    return _kept(layout, modelpack.Package(name, made, task, tuple(others)))
+    return kept(layout, modelpack.Package(name, made, task, tuple(others)))
 
 
 def export(
@@ -98,8 +98,9 @@ def export(
     beside: list[modelpack.Beside] = []
     wanted: list[tuple[Role | None, str]] = [(None, v.digest) for v in found.variants]
     wanted += [("signature", digest) for v in found.variants for digest in v.signatures]
-    if found.golden is not None:
-        wanted.append(("golden", found.golden.digest))
+    goldens = (found.golden, *(v.golden for v in found.variants))
+    wanted += [("golden", golden.digest) for golden in goldens if golden is not None]
+    wanted += [("provenance", v.provenance) for v in found.variants if v.provenance is not None]
     wanted += [(role, d) for role, d in (("drift", found.drift), ("provenance", found.provenance)) if d is not None]  # type: ignore[misc]
     for role, digest in dict.fromkeys(wanted):
         path = layout.blob(digest)
@@ -107,7 +108,7 @@ def export(
         size = client.pull_artifact(digest, path)
         if role is not None:
             beside.append(modelpack.Beside(role, digest, size))
-    return _kept(layout, modelpack.Package(name, found, model.spec.task, tuple(beside)))
+    return kept(layout, modelpack.Package(name, found, model.spec.task, tuple(beside)))
 
 
 def bring(
@@ -126,11 +127,8 @@ def bring(
     package = opened(layout, manifest)
     name, number = name or package.name, version or package.version.version
     _check_named(name, number)
-    left = ("golden",) if package.version.golden is not None else ()
-    declared = msgspec.structs.replace(package.version, version=number, golden=None)
+    declared = msgspec.structs.replace(package.version, version=number)
     files = {digest: layout.whole(digest, size) for digest, size in package.files.items()}
-    if package.version.golden is not None:
-        files.pop(package.version.golden.digest, None)
     for variant in declared.variants:
         said = read(files[variant.digest])
         if said.format != variant.format:
@@ -148,7 +146,7 @@ def bring(
     action = push_version(
         client, name, declared, files, task=package.task, namespace=namespace, on_progress=on_progress
     )  # fmt: skip
-    return Brought(action, name, declared, left)
+    return Brought(action, name, declared, ())
 
 
 def opened(layout: Layout, manifest: bytes) -> Package:
@@ -222,7 +220,8 @@ def _check_named(name: str, version: str) -> None:
         raise BatutaError("the package does not say what it is", next_step="give --name and --version")
 
 
-def _kept(layout: Layout, package: Package) -> bytes:
+def kept(layout: Layout, package: Package) -> bytes:
+    """The package, under its version's tag, in a layout that has its files; returns its manifest."""
     documents = modelpack.write(package)
     layout.put_document(documents.config)
     layout.name(documents.manifest, package.version.version)

@@ -16,7 +16,7 @@ import msgspec
 from batuta.errors import ArtifactRefused, NotFound, Refused
 from batuta.interop import onnx_header
 from batuta.kinds.base import DEFAULT_NAMESPACE, Bytes, Metadata, Problem
-from batuta.kinds.model import Format, Model, ModelSpec, Needs, Signature, Variant, Version
+from batuta.kinds.model import Format, Golden, Model, ModelSpec, Needs, Signature, Variant, Version
 
 if TYPE_CHECKING:
     import os
@@ -57,16 +57,25 @@ def push(
     task: str | None = None,
     memory_bytes: int | None = None,
     provenance: bytes = b"",
+    golden: bytes = b"",
+    tolerance: float = 0.001,
     namespace: str = DEFAULT_NAMESPACE,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Pushed:
-    """Upload `file` unless the hub has it, then create the model or append the version. Raises Refused."""
+    """Upload `file` unless the hub has it, then create the model or append the version. Raises Refused.
+
+    `golden` is an .npz of inputs and the outputs they must give (`batuta.tuning.golden`); nodes replay it.
+    """
     path = Path(file)
     addition = version_of(path, version=version, variant=variant, labels=labels, memory_bytes=memory_bytes)
     (mine,) = addition.variants
     if provenance:
         addition = msgspec.structs.replace(addition, provenance=f"sha256:{hashlib.sha256(provenance).hexdigest()}")
         client.push_bytes(provenance)
+    if golden:
+        proof = Golden(digest=f"sha256:{hashlib.sha256(golden).hexdigest()}", tolerance=tolerance)
+        addition = msgspec.structs.replace(addition, golden=proof)
+        client.push_bytes(golden)
     action = push_version(
         client, name, addition, {mine.digest: path}, task=task, namespace=namespace, on_progress=on_progress
     )
@@ -188,9 +197,7 @@ def _extended(version: Version, addition: Version) -> Version:
                 f"({same_name.digest[:19]}…)",
                 "versions are immutable: push it as a new --version, or another --variant",
             )
-        # Who vouches for the same bytes may become more.
-        both = tuple(dict.fromkeys((*same_name.signatures, *variant.signatures)))
-        variants[variant.name] = msgspec.structs.replace(same_name, signatures=both)
+        variants[variant.name] = _known_better(same_name, variant)
     if None not in (version.signature, addition.signature) and version.signature != addition.signature:
         raise _refused(
             f"its inputs and outputs are not those of version {version.version!r}",
@@ -200,15 +207,33 @@ def _extended(version: Version, addition: Version) -> Version:
         raise _refused(
             f"version {version.version!r} has other labels", "versions are immutable: push it as a new --version"
         )
-    if tuple(variants.values()) == version.variants and (version.signature or not addition.signature):
-        return version
+    if addition.golden and version.golden and addition.golden != version.golden:
+        raise _refused(
+            f"version {version.version!r} has other golden inputs", "versions are immutable: push it as a new --version"
+        )
     return msgspec.structs.replace(
         version,
         variants=tuple(variants.values()),
         signature=version.signature or addition.signature,
         labels=version.labels or addition.labels,
+        golden=version.golden or addition.golden,
         drift=version.drift or addition.drift,
         provenance=version.provenance or addition.provenance,
+    )
+
+
+def _known_better(before: Variant, now: Variant) -> Variant:
+    """The same bytes, of which more is known: who vouches for them, how good and how fast they are."""
+    profiles = {p.hardware: p for p in (*before.profiles, *now.profiles)}
+    return msgspec.structs.replace(
+        before,
+        signatures=tuple(dict.fromkeys((*before.signatures, *now.signatures))),
+        quality={**before.quality, **now.quality},
+        profiles=tuple(profiles.values()),
+        precision=before.precision or now.precision,
+        calibration=before.calibration or now.calibration,
+        golden=before.golden or now.golden,
+        provenance=before.provenance or now.provenance,
     )
 
 

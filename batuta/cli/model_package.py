@@ -112,7 +112,7 @@ def bring(hub: Client, source: str, *, name: str, version: str, namespace: str) 
     variants = ", ".join(v.name for v in brought.version.variants)
     click.echo(f"models/{brought.name} {word}: version {brought.version.version}, variants {variants}")
     for role in brought.left:
-        click.echo(f"note: the package's {role} stays in it; the hub does not replay one yet", err=True)
+        click.echo(f"note: the package's {role} stays in it; the hub does not take one yet", err=True)
 
 
 class _Target:

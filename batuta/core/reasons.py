@@ -142,6 +142,18 @@ CATALOGUE: dict[str, Entry] = {
     ),
     "artifact_missing": Entry("nobody has the artifact", "push it again: `batuta model push`"),
     "artifact_unreadable": Entry("the artifact cannot be loaded by its runtime", "check the file with its own tools"),
+    "golden_mismatch": Entry(
+        "on this machine the model does not answer its golden inputs as it must",
+        "compare the machine's runtime and processor with those where the model is right; or push another variant",
+    ),
+    "golden_unreadable": Entry(
+        "the golden inputs of the model cannot be read", "make them again: `batuta model push --golden-from DATA`"
+    ),
+    "too_much_memory": Entry(
+        "it takes more memory than it may", "give it more, or push a smaller variant: `batuta model optimize NAME`"
+    ),
+    "proving": Entry("it replays its golden inputs before it is switched in", "wait", waits=True),
+    "proving_failed": Entry("the process that was to prove the model ended without an answer", "see `batuta logs`"),
     "disk_full": Entry("the disk is full", "free some space; nothing was lost"),
     "hub_unreachable": Entry("the node cannot reach the hub; it goes on from its ledger", "check the link", waits=True),
     "two_machines": Entry(
@@ -171,6 +183,17 @@ CATALOGUE: dict[str, Entry] = {
     "port_taken": Entry("a port is in use by another program", "free it, or choose another"),
     "command_missing": Entry("the command is not on the node", "install it, or correct process.command"),
     "inbox_full": Entry("data was shed because the node's store was full", "give it more room, or more replicas"),
+    # Making variants of a model.
+    "variant_unmade": Entry(
+        "such a variant cannot be made of this model", "see why; the model may have nothing that would gain by it"
+    ),
+    "quality_short": Entry(
+        "the variant is not as good as was asked for",
+        "calibrate with more data, try another kind of variant, or lower --floor",
+    ),
+    "data_unreadable": Entry(
+        "the data cannot be read as the model's inputs", "see `batuta model optimize --help` for what is read"
+    ),
     # Enrolment.
     "token_unknown": Entry("the token is not one of this hub", "make one: `batuta token create`"),
     "token_expired": Entry("the token has expired", "make a new one: `batuta token create`"),

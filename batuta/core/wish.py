@@ -134,7 +134,7 @@ class Ask:
         assert self.version is not None, "only models are measured"
         if variant not in self._p99_us:
             v = self.version.variants[variant]
-            profiles = {p.hardware: int(p.p99_ms) * 1000 for p in v.profiles}
+            profiles = {p.hardware: int(p.p99_ms) * 1000 if p.p99_us is None else p.p99_us for p in v.profiles}
             self._p99_us[variant] = traits.p99_us(self.fleet, v.digest, profiles)
         return self._p99_us[variant]
 

@@ -7,7 +7,7 @@ reader of ModelPack finds the files; Batuta finds in the annotations what it nee
 
     on the manifest    dev.batuta.model.{signature,labels,task,golden,drift,provenance}
     on a layer         dev.batuta.variant.{name,format,opset,runtime,memory,accelerator,precision,architectures,
-                       quality,profiles,calibration,signatures} and dev.batuta.role
+                       quality,profiles,calibration,signatures,golden,provenance} and dev.batuta.role
 
 Signatures (Sigstore bundles), golden inputs, drift sketch and provenance travel as layers of their own, marked by role.
 Documents come from anybody: every size is bounded, and no path in them is ever followed.
@@ -168,6 +168,8 @@ def _weight_layer(variant: Variant) -> dict[str, Any]:
         "profiles": _json(variant.profiles) if variant.profiles else "",
         "calibration": variant.calibration or "",
         "signatures": _json(variant.signatures) if variant.signatures else "",
+        "golden": _json(variant.golden) if variant.golden is not None else "",
+        "provenance": variant.provenance or "",
     }
     ours = {f"dev.batuta.variant.{key}": value for key, value in notes.items() if value}
     return _layer(WEIGHT, variant.digest, int(variant.size_bytes), file_name(variant), ours)
@@ -201,11 +203,13 @@ def _variant(layer: Descriptor) -> Variant:
                 "opset": int(notes["dev.batuta.variant.opset"]) if "dev.batuta.variant.opset" in notes else None,
                 "precision": notes.get("dev.batuta.variant.precision"),
                 "calibration": notes.get("dev.batuta.variant.calibration"),
+                "provenance": notes.get("dev.batuta.variant.provenance"),
                 **{
                     key: value
                     for key, kind in (
                         ("architectures", list[str]), ("quality", dict[str, float]),
                         ("profiles", list[dict[str, Any]]), ("signatures", list[str]),
+                        ("golden", dict[str, Any]),
                     )
                     if (value := _noted(notes, f"variant.{key}", kind)) is not None
                 },
@@ -226,6 +230,8 @@ def _check_whole(package: Package) -> None:
         ("drift", version.drift),
         ("provenance", version.provenance),
         *(("signature", digest) for v in version.variants for digest in v.signatures),
+        *(("golden", v.golden.digest if v.golden is not None else None) for v in version.variants),
+        *(("provenance", v.provenance) for v in version.variants),
     ]
     for role, digest in named:
         if digest is not None and (role, digest) not in there:

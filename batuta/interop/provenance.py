@@ -32,14 +32,18 @@ class Lineage(NamedTuple):
     """Where the code is: `https://git.example/train`."""
     revision: str = ""
     """Which of it: a commit."""
+    parent_digest: str = ""
+    """Which file of the parent, where it was made from one."""
+    how: str = ""
+    """What was done to it: `quantize_static, 256 samples`."""
 
     def __bool__(self) -> bool:
-        return bool(self.parent or self.data or self.code or self.revision)
+        return any(self)
 
 
 def write(lineage: Lineage, files: Mapping[str, str], builder: str = "https://batuta.dev/model/push") -> bytes:
     """The statement about `files`, digest by name. The same lineage gives the same bytes."""
-    code, revision = lineage.code, lineage.revision
+    code, revision, parent = lineage.code, lineage.revision, lineage.parent
     dependencies: list[dict[str, Any]] = [
         {"name": name, "digest": {"sha256": digest.removeprefix("sha256:")}, "annotations": {"role": "data"}}
         for name, digest in lineage.data
@@ -48,7 +52,10 @@ def write(lineage: Lineage, files: Mapping[str, str], builder: str = "https://ba
         digest = {"digest": {"gitCommit": revision}} if revision else {}
         dependencies.append({"uri": f"git+{code}" if code else "git", **digest, "annotations": {"role": "code"}})
     if lineage.parent:
-        dependencies.append({"name": lineage.parent, "annotations": {"role": "parent"}})
+        bytes_of = (
+            {"digest": {"sha256": lineage.parent_digest.removeprefix("sha256:")}} if lineage.parent_digest else {}
+        )
+        dependencies.append({"name": lineage.parent, **bytes_of, "annotations": {"role": "parent"}})
     document = {
         "_type": STATEMENT,
         "subject": [
@@ -60,7 +67,7 @@ def write(lineage: Lineage, files: Mapping[str, str], builder: str = "https://ba
                 "buildType": BUILD_TYPE,
                 "externalParameters": {
                     k: v
-                    for k, v in (("code", code), ("revision", revision), ("parent", lineage.parent))
+                    for k, v in (("code", code), ("revision", revision), ("parent", parent), ("how", lineage.how))
                     if v
                 },
                 "resolvedDependencies": dependencies,
@@ -81,11 +88,13 @@ def read(document: bytes) -> Lineage:
         raise _refused(str(error)) from None
     if said.type != STATEMENT or said.predicate_type != PREDICATE:
         raise _refused(f"it is a {said.predicate_type[:80]}, not SLSA provenance")
-    found = Lineage()
+    how = said.predicate.build_definition.external_parameters.get("how", "")
+    found = Lineage(how=how[:300] if isinstance(how, str) else "")
     for each in said.predicate.build_definition.resolved_dependencies:
         role = each.annotations.get("role") if isinstance(each.annotations.get("role"), str) else ""
         if role == "parent":
-            found = found._replace(parent=each.name or each.uri)
+            digest = f"sha256:{each.digest['sha256']}" if "sha256" in each.digest else ""
+            found = found._replace(parent=each.name or each.uri, parent_digest=digest)
         elif role == "code" or "gitCommit" in each.digest:
             code = "" if each.uri == "git" else each.uri.removeprefix("git+")
             found = found._replace(code=code, revision=each.digest.get("gitCommit", ""))
@@ -103,6 +112,7 @@ class _Dependency(msgspec.Struct):
 
 class _Definition(msgspec.Struct, rename="camel"):
     build_type: str
+    external_parameters: dict[str, Any] = {}
     resolved_dependencies: list[_Dependency] = []
 
 

@@ -36,6 +36,14 @@ class Profile(Record):
     """Of a hundred answers, ninety-nine came within this time."""
     memory_bytes: Bytes | None = msgspec.field(default=None, name="memory")
     """The most that its worker took while this was measured."""
+    p50_us: Annotated[int, Meta(ge=0)] | None = None
+    """Half of the answers came within so many microseconds."""
+    p99_us: Annotated[int, Meta(ge=0)] | None = None
+    """The same as `p99` in microseconds, where milliseconds are too coarse; it counts before `p99`."""
+    at: str | None = None
+    """When it was measured, as RFC 3339 writes it."""
+    by: str | None = None
+    """Who measured: `node/pi-4`, or a command."""
 
 
 class Tensor(Record):
@@ -53,6 +61,19 @@ class Signature(Record):
 
     inputs: tuple[Tensor, ...] = ()
     outputs: tuple[Tensor, ...] = ()
+
+
+class Golden(Record):
+    """Inputs and the outputs they must give, replayed on a device before a file is switched in there."""
+
+    digest: Digest
+    """An artifact: arrays `input.NAME` and `output.NAME` in one .npz file, as `batuta model push --golden` takes it."""
+    tolerance: Annotated[float, Meta(ge=0)] = 0.001
+    """How far numbers may be from what is expected, absolutely or in proportion, whichever allows more."""
+    p99_ms: Millis | None = msgspec.field(default=None, name="p99")
+    """Slower than this on the device, and it is not switched in."""
+    memory_bytes: Bytes | None = msgspec.field(default=None, name="memory")
+    """Nor where it takes more memory, interpreter and runtime included."""
 
 
 class Variant(Record):
@@ -77,13 +98,10 @@ class Variant(Record):
     """The data that its quantisation was calibrated with."""
     signatures: Annotated[tuple[Digest, ...], Meta(max_length=SIGNATURES_MAX)] = ()
     """Artifacts that are Sigstore bundles, as `batuta model sign` makes them: who vouches for these bytes."""
-
-
-class Golden(Record):
-    """Inputs and the outputs they must give, to be replayed on the device."""
-
-    digest: Digest
-    tolerance: float = 0.001
+    golden: Golden | None = None
+    """Its own golden inputs, where it rightly answers otherwise than the version's golden outputs say."""
+    provenance: Digest | None = None
+    """An artifact that is an in-toto statement: what this variant was made from, where it is not the version's."""
 
 
 class Version(Record):
