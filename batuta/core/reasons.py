@@ -126,6 +126,24 @@ CATALOGUE: dict[str, Entry] = {
     "making_room": Entry("the old instance stops first: both do not fit", "wait", waits=True),
     # On the node.
     "fetching": Entry("its artifact is on the way", "wait", waits=True),
+    "window_closed": Entry(
+        "its artifact waits for the hours in which the uplink takes it",
+        "wait; or change spec.uplink.windows of the site, or raise spec.priority",
+        waits=True,
+    ),
+    "budget_spent": Entry(
+        "its artifact waits for tomorrow: today's bytes of the uplink are spent",
+        "wait; or raise spec.uplink.budget of the site, or spec.priority",
+        waits=True,
+    ),
+    "uplink_metered": Entry(
+        "its artifact can wait, and the uplink is paid for by the byte",
+        "give the site's uplink windows, or raise spec.priority",
+        waits=True,
+    ),
+    "neighbour_lied": Entry(
+        "a neighbour gave bytes that are not what was asked for", "check that node's disk; it is not asked for a while"
+    ),
     "backing_off": Entry("it failed and waits before the next try", "see `batuta logs`", waits=True),
     "exited": Entry("its process ended", "see `batuta logs`"),
     "start_failed": Entry("it could not be started", "see `batuta logs`"),
@@ -193,6 +211,26 @@ CATALOGUE: dict[str, Entry] = {
     ),
     "data_unreadable": Entry(
         "the data cannot be read as the model's inputs", "see `batuta model optimize --help` for what is read"
+    ),
+    # Rollouts.
+    "gate_broken": Entry(
+        "what the updated nodes measured is beyond a gate's limit",
+        "see `batuta rollout status NAME`; correct the release and apply it again",
+    ),
+    "gate_undecided": Entry(
+        "too little was measured to say that a gate is met",
+        "wait, or send more traffic to the updated nodes",
+        waits=True,
+    ),
+    "wave_late": Entry(
+        "a wave was not through by its deadline", "`batuta rollout resume NAME`, or `batuta rollout undo NAME`"
+    ),
+    "release_turned_down": Entry(
+        "the nodes refused the release or failed with it", "see the first error; correct the release and apply it again"
+    ),
+    "rollout_waits": Entry("the rollout waits for nodes", "bring them back, or wait", waits=True),
+    "rollout_unapproved": Entry(
+        "the next wave waits for somebody to agree", "`batuta rollout approve NAME`", waits=True
     ),
     # Enrolment.
     "token_unknown": Entry("the token is not one of this hub", "make one: `batuta token create`"),
