@@ -1,0 +1,226 @@
+"""An endpoint: one model that answers requests, however they came.
+
+It takes a body and gives a body back, once, through a callback: a request of a tiny model is answered within the call
+that read it. Whoever carries the bytes, HTTP or the fabric, knows nothing of tensors.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+import numpy as np
+
+from batuta.dataflow.engines import first_line
+from batuta.dataflow.oip.batching import Job
+from batuta.dataflow.oip.datatypes import BYTES, DTYPES
+from batuta.dataflow.oip.faults import Fault
+from batuta.dataflow.oip.messages import Asked, Call, Given, Made, from_bytes, read, write
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from batuta.dataflow.engines import Engine
+    from batuta.dataflow.oip.batching import Batching
+    from batuta.dataflow.oip.datatypes import Port
+    from batuta.dataflow.oip.regions import Regions
+
+    Answer = Callable[[bytes, int | None, Fault | None], None]
+    """Body; how much of it is JSON when tensors follow; and why it is none, when it is none."""
+
+EXTENSIONS: Final = (
+    "binary_tensor_data", "classification", "model_repository", "schedule_policy", "system_shared_memory",
+)  # fmt: skip
+CLASSES_OF_PRIORITY: Final = {1: 0, 2: 1, 3: 2}
+"""The protocol's extension counts priorities from 1, the highest; 0 is what the server thinks usual."""
+
+
+class Asking(NamedTuple):
+    """What came with a request, beside its body."""
+
+    urgency: int = 1
+    timeout_ms: float | None = None
+    """From now on; None when there is all the time in the world."""
+    shared: Callable[[], Regions] | None = None
+    """Gives the shared memory that who asks may use, or raises Fault; None when it cannot be reached from there."""
+
+
+class Endpoint:
+    """One model, and how requests to it fare."""
+
+    def __init__(self, name: str, version: str, engine: Engine, batching: Batching) -> None:
+        self.name = name
+        self.version = version
+        self.engine = engine
+        self.batching = batching
+        self.is_ready = True
+        self.received = 0
+        self.answered = 0
+        self.refused = 0
+        self.told: Callable[[float, Fault | None], None] = lambda _ms, _fault: None
+        """Hears of every request that is over: how many milliseconds it took, and what was wrong with it."""
+        self._inputs = {port.name: port for port in engine.inputs}
+        self._outputs = {port.name: i for i, port in enumerate(engine.outputs)}
+        self._loop = asyncio.get_running_loop()
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "versions": [self.version],
+            "platform": self.engine.platform,
+            "inputs": [_described(port) for port in self.engine.inputs],
+            "outputs": [_described(port) for port in self.engine.outputs],
+        }
+
+    def infer(self, body: memoryview, json_bytes: int | None, asking: Asking, answer: Answer) -> None:
+        """Calls `answer` once: now, or when there is one."""
+        begun = time.perf_counter()
+        self.received += 1
+
+        def over(said: bytes, size: int | None, fault: Fault | None) -> None:
+            if fault is None:
+                self.answered += 1
+            else:
+                self.refused += 1
+            self.told((time.perf_counter() - begun) * 1000, fault)
+            answer(said, size, fault)
+
+        try:
+            self._take(body, json_bytes, asking, over)
+        except Fault as fault:
+            over(fault.body, None, fault)
+
+    def _take(self, body: memoryview, json_bytes: int | None, asking: Asking, answer: Answer) -> None:
+        if not self.is_ready:
+            raise Fault("not_ready", f"{self.name} is stopping", 1)
+        shared = asking.shared
+        if json_bytes == 0:
+            call = self._raw(body)
+        else:
+            call = read(body, json_bytes, None if shared is None else lambda said: shared().read(said))
+        urgency, timeout_ms = _pressing(call, asking)
+        feeds, rows, alone = self._fed(call)
+        for asked in call.outputs:
+            if asked.name not in self._outputs:
+                raise Fault("unfit", f"there is no output {asked.name!r}; there is {', '.join(self._outputs)}")
+
+        def done(outputs: Sequence[Any] | None, fault: Exception | None) -> None:
+            try:
+                if outputs is None:
+                    raise _blamed(fault)
+                made = self._made(outputs, call)
+                store = None if shared is None else lambda where, data: shared().write(where, data)
+                said, size = write(self.name, self.version, call, made, store)
+            except Fault as wrong:
+                answer(wrong.body, None, wrong)
+            else:
+                answer(said, size, None)
+
+        deadline = None if timeout_ms is None else self._loop.time() + timeout_ms / 1000
+        self.batching.submit(Job(feeds, rows, done, urgency=urgency, deadline=deadline, alone=alone))
+
+    def _raw(self, body: memoryview) -> Call:
+        """No JSON at all: the body is the only input, and its shape follows from its size."""
+        if len(self.engine.inputs) != 1:
+            raise Fault("unfit", f"a body of tensors alone is for models of one input; {self.name} has more")
+        port = self.engine.inputs[0]
+        shape = list(port.shape)
+        free = [i for i, d in enumerate(shape) if d < 0]
+        if port.datatype == BYTES:
+            raise Fault("unfit", "a body of tensors alone cannot be BYTES")
+        if free:
+            # The first that varies takes what is there; others are 1.
+            for i in free:
+                shape[i] = 1
+            step = math.prod(shape) * DTYPES[port.datatype].itemsize
+            shape[free[0]] = len(body) // step if step else 0
+        return Call({port.name: from_bytes(port.name, port.datatype, shape, body)}, binary=True)
+
+    def _fed(self, call: Call) -> tuple[dict[str, Any], int, bool]:
+        """Arrays by input, how many rows, and whether they must run alone."""
+        given = call.inputs
+        if given.keys() != self._inputs.keys():
+            self._name_what_is_wrong(given)
+        feeds: dict[str, Any] = {}
+        rows = 0
+        alone = False
+        for name, port in self._inputs.items():
+            datatype, array = given[name]
+            if datatype != port.datatype:
+                raise Fault("unfit", f"input {name!r} is {port.datatype}, not {datatype}")
+            if not port.takes(array.shape):
+                raise Fault("unfit", f"input {name!r} has shape {_shape(port)}, not {list(array.shape)}")
+            if array.size == 0:
+                raise Fault("unfit", f"input {name!r} is empty")
+            feeds[name] = array if array.flags.aligned else array.copy()
+            count = array.shape[0] if array.ndim else 1
+            alone = alone or (rows not in (0, count))
+            rows = rows or count
+        return feeds, rows, alone
+
+    def _name_what_is_wrong(self, given: dict[str, Given]) -> None:
+        if unknown := sorted(given.keys() - self._inputs.keys()):
+            raise Fault("unfit", f"there is no input {unknown[0]!r}; there is {', '.join(self._inputs)}")
+        missing = sorted(self._inputs.keys() - given.keys())
+        raise Fault("unfit", f"input {missing[0]!r} is missing")
+
+    def _made(self, outputs: Sequence[Any], call: Call) -> list[Made]:
+        arrays = self.engine.tensors(outputs)
+        ports = self.engine.outputs
+        if not call.outputs:
+            return [Made(port.name, port.datatype, array) for port, array in zip(ports, arrays, strict=True)]
+        found: list[Made] = []
+        for asked in call.outputs:
+            i = self._outputs[asked.name]
+            made = Made(asked.name, ports[i].datatype, arrays[i])
+            found.append(classified(made, asked) if asked.classes else made)
+        return found
+
+
+def classified(made: Made, asked: Asked) -> Made:
+    """The best classes of each row, in the protocol's words: `0.93:7`."""
+    if made.datatype == BYTES or made.array.ndim == 0:
+        raise Fault("unanswerable", f"output {made.name!r} has no scores to rank")
+    rows = made.array.reshape(made.array.shape[0], -1) if made.array.ndim > 1 else made.array.reshape(1, -1)
+    most = min(asked.classes, rows.shape[1])
+    best = np.argsort(-rows.astype(np.float64), axis=1, kind="stable")[:, :most]
+    words = np.empty(best.shape, object)
+    for row, chosen in enumerate(best):
+        words[row, :] = [f"{rows[row, i]}:{i}".encode() for i in chosen]
+    return Made(made.name, BYTES, words if made.array.ndim > 1 else words[0])
+
+
+def _pressing(call: Call, asking: Asking) -> tuple[int, float | None]:
+    """How urgent, and until when: what the request says itself goes before what came with it."""
+    urgency, timeout_ms, parameters = asking.urgency, asking.timeout_ms, call.parameters
+    if not parameters:
+        return urgency, timeout_ms
+    if (priority := parameters.get("priority")) is not None:
+        if type(priority) is not int or priority < 0:
+            raise Fault("malformed", "the parameter priority is a whole number: 1 critical, 2 normal, 3 bulk")
+        urgency = CLASSES_OF_PRIORITY.get(priority, 2) if priority else urgency
+    if (timeout := parameters.get("timeout")) is not None:
+        if type(timeout) is not int or timeout < 0:
+            raise Fault("malformed", "the parameter timeout is a whole number of microseconds")
+        if timeout:
+            timeout_ms = min(timeout / 1000, timeout_ms if timeout_ms is not None else math.inf)
+    return urgency, timeout_ms
+
+
+def _blamed(fault: Exception | None) -> Fault:
+    if isinstance(fault, Fault):
+        return fault
+    if isinstance(fault, UnicodeDecodeError):
+        return Fault("unfit", "an element of BYTES is no text, which is what the model takes")
+    return Fault("model_failed", f"the model could not run on it: {first_line(fault) if fault else 'no answer'}")
+
+
+def _described(port: Port) -> dict[str, Any]:
+    return {"name": port.name, "datatype": port.datatype, "shape": list(port.shape)}
+
+
+def _shape(port: Port) -> str:
+    return str(list(port.shape))
