@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from batuta.agent.config import AgentConfig
     from batuta.agent.identity import Identity
     from batuta.agent.news import Ailing
-    from batuta.core.decided import Assignment
+    from batuta.core.decided import Assignment, Commons
     from batuta.runtimes.base import Runtime
 
 SETTLED_S: Final = 2.0
@@ -90,9 +90,11 @@ async def _run(config: AgentConfig, identity: Identity, ending: Ending) -> int:
         flows, gravity = Flows(client, identity.node, _up(control)), Gravity(site)
 
         async def follow(assignment: Assignment) -> None:
-            flows.follow(assignment.captures)
-            gravity.follow(assignment.watched)
             await station.follow(neighbours.links(assignment))
+
+        def share(commons: Commons) -> None:
+            flows.follow(commons.captures)
+            gravity.follow(commons.watched)
 
         node = Node(
             Parts(
@@ -110,6 +112,7 @@ async def _run(config: AgentConfig, identity: Identity, ending: Ending) -> int:
                 topics=gravity.topics,
                 places=lambda: (station.address, station.mqtt),
                 follow=follow,
+                share=share,
                 doctor=lambda: {"broker": {"pid": station.broker.pid, "restarts": station.restarts}},
                 artifacts_bytes=config.artifacts_bytes,
                 contact_every_ms=config.contact_every_ms,

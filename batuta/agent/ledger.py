@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 import msgspec
 
-from batuta.core.decided import Assignment
+from batuta.core.decided import Assignment, Commons
 from batuta.core.local import Local
 from batuta.core.reasons import Reason
 from batuta.errors import LedgerCorrupt
@@ -39,6 +39,8 @@ class Page(Record):
     """One generation: the last order, how far it was carried out, and when, in two clocks."""
 
     assignment: Assignment | None = None
+    commons: Commons | None = None
+    """What the nodes of our site share."""
     locals: tuple[Local, ...] = ()
     """By instance name, sorted."""
     at: int = 0

@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 import msgspec
 
 from batuta.agent.ledger import Page
-from batuta.agent.news import Ailing, Looked, News, Ordered, Reconnected
+from batuta.agent.news import Ailing, Looked, News, Ordered, Reconnected, Shared
 from batuta.agent.pulse import Contact
 from batuta.agent.steady import DRIFT_MS, JUMP_MS
 from batuta.core import local as core
-from batuta.core.decided import Assignment
+from batuta.core.decided import Assignment, Commons
 from batuta.core.lease import contacted
 from batuta.core.observed import Inventory, Report
 from batuta.core.reasons import Reason
@@ -48,6 +48,7 @@ MOST_PROBLEMS: Final = 32
 MOST_ASSIGNMENT_BYTES: Final = 8 * 2**20
 
 _decoder = msgspec.json.Decoder(Assignment, dec_hook=decode_hook)
+_commons_decoder = msgspec.json.Decoder(Commons, dec_hook=decode_hook)
 
 
 class Senses(NamedTuple):
@@ -66,7 +67,8 @@ class Loop:
     def __init__(
         self, *, node: str, boot: str, machine_boot: str, steady: Steady, ledger: Ledger, actuator: Actuator,
         artifacts: Artifacts, reporter: Reporter, senses: Senses,
-        note: ContactNote, on_assignment: Callable[[Assignment], Awaitable[None]], apart: bool = True,
+        note: ContactNote, on_assignment: Callable[[Assignment], Awaitable[None]],
+        on_commons: Callable[[Commons], None] = lambda _: None, apart: bool = True,
     ) -> None:  # fmt: skip
         self.node = node
         self.boot = boot
@@ -79,16 +81,20 @@ class Loop:
         self.senses = senses
         self.note = note
         self.on_assignment = on_assignment
-        """Called with each new assignment once it is written down: neighbours and data flows follow it."""
+        """Called with each new assignment once it is written down: neighbours follow it."""
+        self.on_commons = on_commons
+        """Called with what the site's nodes share, once it is written down: data flows follow it."""
         self.apart = apart
         """Write in a thread, so that a slow card stops nothing. In virtual time there are no threads."""
         self.assignment: Assignment | None = None
+        self.commons: Commons | None = None
         self.locals: dict[str, core.Local] = {}
         self.contact_at: int | None = None
         self._answered_at: int | None = None
         """When the hub last answered at all, whatever it said of our assignment."""
         self.hub_epoch = 0
         self.reread = asyncio.Event()
+        self.ask_commons = asyncio.Event()
         self.rounds = 0
         self.stale_orders = 0
         """Assignments older than the one we have: dropped, as they must be."""
@@ -102,6 +108,7 @@ class Loop:
         self._write_again_at = 0
         self._started_at = 0
         self._announce = False
+        self._announce_commons = False
         self._urgent = False
         """Something began: by its handle the next agent finds it, so that is written down at once."""
 
@@ -141,7 +148,10 @@ class Loop:
         """Remember, look at what is still here, and ask the runtimes what still runs."""
         now = self._started_at = self.steady.now()
         page = _brought_forward(opened.page, now, self.steady.monotonic_ms(), self.machine_boot)
-        self.assignment, self.hub_epoch = page.assignment, page.hub_epoch
+        self.assignment, self.commons, self.hub_epoch = page.assignment, page.commons, page.hub_epoch
+        if self.commons is None and self.assignment is not None and (order := self.assignment).captures:
+            # The ledger is of an earlier version: it goes on storing until the hub says what to store.
+            self.commons = Commons(site=order.site, serial=0, captures=order.captures, watched=order.watched)
         self.locals = {local.instance.name: local for local in page.locals}
         if (sent_ms := self.note.read(self.steady.monotonic_ms())) is not None:
             self.contact_at = now - (self.steady.monotonic_ms() - sent_ms)
@@ -151,6 +161,8 @@ class Loop:
         await self.artifacts.verify(sorted(self.needed()))
         if self.assignment is not None:
             await self.on_assignment(self.assignment)
+        if self.commons is not None:
+            self.on_commons(self.commons)
         await self.actuator.recover(self.locals.values())
 
     async def close(self) -> None:
@@ -166,15 +178,15 @@ class Loop:
         self._changed.clear()
         self._follow_clock()
         now = self.steady.now()
-        before = (self.assignment, dict(self.locals))
+        before = (self.assignment, self.commons, dict(self.locals))
         while self._news:
             self._fold(self._news.popleft(), now)
 
         plan = core.step(self.assignment, self.locals, self.artifacts.held, now, self.contact_at)
         self.locals = dict(plan.locals)
-        if (self.assignment, self.locals) != before and self._dirty_since is None:
+        if (self.assignment, self.commons, self.locals) != before and self._dirty_since is None:
             self._dirty_since = now
-        if plan.actions or self._announce or self._urgent or self._write_due(now):
+        if plan.actions or self._announce or self._announce_commons or self._urgent or self._write_due(now):
             await self._write(now)
         self.actuator.keep_only(self.locals)
         for action in plan.actions:
@@ -182,6 +194,9 @@ class Loop:
         if self._announce and self.assignment is not None:
             self._announce = False
             await self.on_assignment(self.assignment)
+        if self._announce_commons and self.commons is not None:
+            self._announce_commons = False
+            self.on_commons(self.commons)
         self._report(self.steady.now())
         return min(
             (
@@ -207,7 +222,9 @@ class Loop:
         match news:
             case Ordered(data=data):
                 self._take(data)
-            case Contact(sent_ms=sent_ms, serial=serial, hub_epoch=epoch, is_asked=is_asked):
+            case Shared(data=data):
+                self._share(data)
+            case Contact(sent_ms=sent_ms, serial=serial, hub_epoch=epoch, is_asked=is_asked, commons=commons):
                 sent_at = now - (self.steady.monotonic_ms() - sent_ms)
                 self.contact_at = contacted(self.contact_at, sent_at, now, missed=serial > self.serial)
                 self._answered_at = now
@@ -216,6 +233,8 @@ class Loop:
                     self.note.write(sent_ms)
                 if serial > self.serial or epoch != self.hub_epoch:
                     self.reread.set()
+                if commons != (self.commons.serial if self.commons is not None else 0):
+                    self.ask_commons.set()
                 self.hub_epoch = epoch
                 if is_asked:
                     self.reporter.asked(now)
@@ -261,8 +280,25 @@ class Loop:
         if self.assignment is not None and assignment.serial <= self.assignment.serial:
             self.stale_orders += assignment.serial < self.assignment.serial
             return
+        if self.assignment is None or self.assignment.site != assignment.site:
+            self.ask_commons.set()
         self.assignment = assignment
         self._announce = True
+
+    def _share(self, data: bytes) -> None:
+        """What the site's nodes share. The hub answers with what holds now, so whatever differs is taken."""
+        try:
+            if len(data) > MOST_ASSIGNMENT_BYTES:
+                raise ValueError(f"{len(data)} bytes")
+            commons = _commons_decoder.decode(data)
+        except (msgspec.MsgspecError, ValueError) as error:
+            said = f"what the nodes of the site share: {str(error)[:300]}"
+            self._ailing["commons"] = Reason(code="order_unreadable", subject=f"node/{self.node}", detail=said)
+            return
+        self._well("commons")
+        if commons != self.commons and (commons.serial or self.commons is not None):
+            self.commons = commons
+            self._announce_commons = True
 
     def _well(self, about: str) -> None:
         self._ailing.pop(about, None)
@@ -293,6 +329,7 @@ class Loop:
     def page(self, now: int) -> Page:
         return Page(
             assignment=self.assignment,
+            commons=self.commons,
             locals=tuple(local for _, local in sorted(self.locals.items())),
             at=now,
             steady_ms=self.steady.monotonic_ms(),

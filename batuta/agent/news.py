@@ -17,6 +17,12 @@ class Ordered(NamedTuple):
     data: bytes
 
 
+class Shared(NamedTuple):
+    """What the nodes of our site share, as the hub tells it, not yet read."""
+
+    data: bytes
+
+
 class Reconnected(NamedTuple):
     """The fabric is back after it was away."""
 
@@ -32,4 +38,4 @@ class Looked(NamedTuple):
     """Something that the next report carries may have changed."""
 
 
-News = Ordered | Contact | Reconnected | Ailing | Looked | core.Event
+News = Ordered | Shared | Contact | Reconnected | Ailing | Looked | core.Event

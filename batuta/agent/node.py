@@ -7,6 +7,7 @@ simulated machine. Nothing here knows which.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import shutil
 import time
@@ -21,7 +22,7 @@ from batuta.agent.asks import HubSource
 from batuta.agent.contact import ContactNote
 from batuta.agent.ledger import Ledger
 from batuta.agent.loop import Loop, Senses
-from batuta.agent.news import Ailing, Looked, Ordered, Reconnected
+from batuta.agent.news import Ailing, Looked, Ordered, Reconnected, Shared
 from batuta.agent.pulse import Pulse, Refused
 from batuta.agent.questions import Questions
 from batuta.agent.report import Reporter
@@ -41,10 +42,10 @@ if TYPE_CHECKING:
     from batuta.agent.neighbours import Neighbours
     from batuta.agent.pulse import Contact
     from batuta.agent.steady import Steady
-    from batuta.core.decided import Assignment
+    from batuta.core.decided import Assignment, Commons
     from batuta.core.local import Event
     from batuta.core.observed import Flow, Inventory, Report, Vitals
-    from batuta.fabric.base import Fabric
+    from batuta.fabric.base import Fabric, Message
     from batuta.runtimes.base import Runtime
 
 REREAD_EVERY_S: Final = 180.0
@@ -79,7 +80,9 @@ class Parts(NamedTuple):
     places: Callable[[], tuple[str, str]] = lambda: ("", "")
     """Addresses of the SITE and MQTT listeners."""
     follow: Callable[[Assignment], Awaitable[None]] | None = None
-    """What else follows each new assignment: the broker's links, the data flows."""
+    """What else follows each new assignment: the broker's links."""
+    share: Callable[[Commons], None] = lambda _: None
+    """What follows what the site's nodes share: the data flows."""
     doctor: Callable[[], dict[str, Any]] = dict
     artifacts_bytes: int = 4 * 2**30
     contact_every_ms: int = 1_000
@@ -126,6 +129,7 @@ class Node:
             senses=Senses(parts.inventory, self._beside, self._rest),
             note=ContactNote(parts.home / "contact", parts.machine_boot),
             on_assignment=self._follow,
+            on_commons=parts.share,
             apart=parts.apart,
         )
         self.pulse = Pulse(
@@ -149,6 +153,7 @@ class Node:
             ("pulse", self.pulse.run),
             ("orders", self._hear_orders),
             ("reread", self._reread),
+            ("commons", self._hear_commons),
             ("questions", self._answer),
             ("sweep", self._sweep),
             *self.besides.items(),
@@ -270,6 +275,30 @@ class Node:
                 continue
             if entry is not None and entry.value is not None:
                 self.loop.tell(Ordered(entry.value))
+
+    async def _hear_commons(self) -> None:
+        """What the nodes of the site share: asked for when the hub says that it changed, or that ours is not it."""
+        site, subscription = "", None
+
+        async def changed(_message: Message) -> None:
+            self.loop.ask_commons.set()
+
+        try:
+            while True:
+                assignment = self.loop.assignment
+                if assignment is not None and assignment.site != site:
+                    if subscription is not None:
+                        await subscription.close()
+                    site = assignment.site
+                    subscription = await self.parts.fabric.subscribe(subjects.site_changed(site), changed)
+                # When nobody answers, the next heartbeat that is answered tells us to ask again.
+                with contextlib.suppress(FabricUnavailable):
+                    self.loop.tell(Shared(await self.parts.fabric.request(subjects.ask(self.name, "commons"), b"")))
+                await self.loop.ask_commons.wait()
+                self.loop.ask_commons.clear()
+        finally:
+            if subscription is not None:
+                await subscription.close()
 
     async def _answer(self) -> None:
         await self.questions.open()

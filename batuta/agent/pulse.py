@@ -35,6 +35,8 @@ class Contact(NamedTuple):
     hub_epoch: int
     is_asked: bool = False
     """It wants to know what is heard here."""
+    commons: int = 0
+    """The serial of what the nodes of our site share."""
 
 
 class Refused(NamedTuple):
@@ -57,6 +59,7 @@ class Echo(msgspec.Struct, frozen=True, rename="camel"):
     hub_epoch: int = 0
     error: str = ""
     report: bool = False
+    commons: int = 0
 
 
 class Pulse:
@@ -126,4 +129,4 @@ class Pulse:
             self.unanswered += 1
             return
         self.every_ms = min(SLOWEST_MS, max(FASTEST_MS, echo.every_ms))
-        self.tell(Contact(sent_ms, echo.serial, echo.hub_epoch, echo.report))
+        self.tell(Contact(sent_ms, echo.serial, echo.hub_epoch, echo.report, echo.commons))

@@ -1,15 +1,15 @@
-"""Assemble: what was drafted becomes Assignments, one row per node, with what its site shares.
+"""Assemble: what was drafted becomes Assignments, one row per node, and Commons, one row per site.
 
 Every enrolled node has one, so that a fresh node knows its site and its elders before anything runs there. The serial
 rises only when the content differs. What a site shares (peers, captures) is kept in a book from decision to decision,
-so that a node is looked at only when something of it changed, or something that it shares.
+so that a node is looked at only when something of it changed, or its peers did.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from batuta.core.decided import Assignment, Capture, Peer, assignment_key
+from batuta.core.decided import Assignment, Capture, Commons, Peer, assignment_key, commons_key
 from batuta.core.state import Change
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ ELDERS_MAX = 16
 
 
 def assemble(draft: Draft, sites: Iterable[str]) -> list[Change]:
-    """The assignments that change: those of drafted nodes, and of every node of these sites."""
+    """The rows that change: those of drafted nodes, of every node of these sites, and of the sites."""
     state, fleet = draft.state, draft.fleet
     drafted: dict[str, list[str]] = {site: [] for site in (*draft.watched_sites, *sites)}
     for node in draft.changed_nodes():
@@ -40,12 +40,11 @@ def assemble(draft: Draft, sites: Iterable[str]) -> list[Change]:
             due: Iterable[str] = members
         else:
             due = {node for node in (*unsettled, *book.unwritten, *drafted[site]) if node in book.place}
-        if book.read(draft, due) or book.watched != state.watched:
-            book.watched = state.watched
+        if book.read(draft, due):
             due = members
         found = book.changes(draft, due)
         book.unwritten = {change.value.node for change in found}
-        changes += found
+        changes += found + book.shared(draft)
         if not members:
             del fleet.books[site]
     return changes
@@ -58,7 +57,7 @@ class Book:
         self.site = site
         self.members = members
         self.place = {node: i for i, node in enumerate(members)}
-        self.watched: tuple[str, ...] | None = None
+        self.was_read = False
         self.unwritten: set[str] = set()
         """Nodes that were to be given another assignment, until it comes just so: they are looked at again."""
         self.captures: tuple[Capture, ...] = ()
@@ -75,8 +74,9 @@ class Book:
         """By node: what it was given last, while its peers are the same."""
 
     def read(self, draft: Draft, due: Iterable[str]) -> bool:
-        """Look at nodes again; True when what all of them share has changed."""
-        readdressed, stirred = self.watched is None, set[str]()
+        """Look at nodes again; True when it is news who their peers are."""
+        readdressed, stirred = not self.was_read, set[str]()
+        is_first, self.was_read = readdressed, True
         for node in due:
             report = draft.state.observed.get(node)
             address = report.address if report is not None else ""
@@ -87,7 +87,7 @@ class Book:
             if before is not after:
                 self._instances[node] = after
                 stirred |= self._note(node, before, after)
-        peers, captures = self.peers, self.captures
+        peers = self.peers
         if readdressed:
             self._find_peers()
             self._given.clear()
@@ -97,34 +97,41 @@ class Book:
         if stirred or fenced or len(self.captures) != len(self._captured):
             all_of_them = {c.consumer: c for c in reversed(fenced)} | self._captured
             found = tuple(all_of_them[consumer] for consumer in sorted(all_of_them))
-            self.captures = captures if found == captures else found
-        return self.peers != peers or self.captures is not captures
+            self.captures = self.captures if found == self.captures else found
+        return is_first or self.peers != peers
 
     def gave(self, assignment: Assignment) -> bool:
-        """Is it what the node was given last, with what the site shares still the same?"""
-        return (
-            assignment is self._given.get(assignment.node)
-            and assignment.captures is self.captures
-            and assignment.watched is self.watched
-            and assignment.instances is self._instances.get(assignment.node)
-        )
+        """Is it what the node was given last, with its peers still the same?"""
+        node = assignment.node
+        return assignment is self._given.get(node) and assignment.instances is self._instances.get(node)
+
+    def shared(self, draft: Draft) -> list[Change]:
+        """The site's row, if it is to be another."""
+        before, watched = draft.state.commons.get(self.site), draft.state.watched
+        if not self.members:
+            return [] if before is None else [Change("decided", commons_key(self.site), None)]
+        if before is None and not (self.captures or watched):
+            return []
+        if before is not None and (before.captures, before.watched) == (self.captures, watched):
+            return []
+        serial = max(draft.now, before.serial + 1 if before is not None else 0)
+        after = Commons(site=self.site, serial=serial, captures=self.captures, watched=watched)
+        return [Change("decided", commons_key(self.site), after)]
 
     def changes(self, draft: Draft, due: Iterable[str]) -> list[Change]:
         """The assignments of these nodes that are to be others."""
-        assignments, reports, watched = draft.state.assignments, draft.state.observed, draft.state.watched
+        assignments, reports = draft.state.assignments, draft.state.observed
         found: list[Change] = []
         for node in due:
             before, report, instances = assignments.get(node), reports.get(node), self._instances.get(node, ())
             as_given = before is not None and before is self._given.get(node)
             ahead = before is not None and report is not None and report.serial > before.serial
             if before is not None and not ahead and not draft.is_insisted(node):
-                same = before.captures is self.captures and before.watched is watched and before.instances is instances
-                if same and as_given:
+                if as_given and before.instances is instances:
                     continue  # Just what it was given: nothing more need be compared.
                 if (
                     before.instances == instances
-                    and before.captures == self.captures
-                    and before.watched == watched
+                    and not (before.captures or before.watched)
                     and before.site == self.site
                     and (as_given or before.peers == self._peers_of(node))
                     and (as_given or before.elders == self.members[: min(self.place[node], ELDERS_MAX)])
@@ -137,7 +144,6 @@ class Book:
             )
             after = self._given[node] = Assignment(
                 node=node, site=self.site, serial=draft.serial(node), instances=instances, peers=peers, elders=elders,
-                captures=self.captures, watched=watched,
             )  # fmt: skip
             draft.settle(node, instances)
             found.append(Change("decided", assignment_key(node), after))

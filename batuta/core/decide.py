@@ -82,7 +82,7 @@ def _in_order(state: State, apps: Iterable[str]) -> list[str]:
 def _scope(state: State, subjects: Iterable[str] | None) -> tuple[set[str], set[str]]:
     """The applications and the sites to decide."""
     if subjects is None:
-        everywhere = state.nodes_of_site.keys() | {a.site for a in state.assignments.values()}
+        everywhere = state.nodes_of_site.keys() | state.commons.keys() | {a.site for a in state.assignments.values()}
         return set(state.applications()), set(everywhere)
     named = list(subjects)
     apps = {s.removeprefix(APPLICATION) for s in named if s.startswith(APPLICATION)}

@@ -1,6 +1,6 @@
 """Decided: what the hub has made of the declarations. One writer, the hub; nodes read only their own Assignment.
 
-Keys of the decided table: `assignment.<node>`, `release.<namespace>.<application>.<revision>`,
+Keys of the decided table: `assignment.<node>`, `commons.<site>`, `release.<namespace>.<application>.<revision>`,
 `fence.<namespace>.<application>.<component>.<slot>`.
 """
 
@@ -108,6 +108,19 @@ class Peer(Record):
     address: str
 
 
+class Commons(Record):
+    """What all nodes of one site do alike. A row of its own: one model placed would else rewrite every neighbour's
+    assignment, and one topic that somebody wants to be near those of the whole fleet."""
+
+    site: str
+    serial: int
+    """Rises with every change, from the instant of the first: no two contents ever have the same, not even when a
+    site was given up in between, or the table was restored from an older copy."""
+    captures: tuple[Capture, ...] = ()
+    watched: tuple[str, ...] = ()
+    """Topic patterns whose messages are counted there, for data gravity."""
+
+
 class Assignment(Record):
     """All that one node should run. It is the command: losing, doubling or reordering it changes nothing."""
 
@@ -122,7 +135,7 @@ class Assignment(Record):
     """Names of the peers that joined before this node: the ones it links to, in order. Acyclic by construction."""
     captures: tuple[Capture, ...] = ()
     watched: tuple[str, ...] = ()
-    """Topic patterns whose messages are counted here, for data gravity."""
+    """These two were here before there were Commons: what an earlier version wrote is read, and written no more."""
 
 
 class VersionChoice(Record):
@@ -174,6 +187,10 @@ class Fence(Record):
 
 def assignment_key(node: str) -> str:
     return f"assignment.{node}"
+
+
+def commons_key(site: str) -> str:
+    return f"commons.{site}"
 
 
 def release_key(namespace: str, application: str, revision: int) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from batuta.core.decided import Assignment, Fence, Release
+from batuta.core.decided import Assignment, Commons, Fence, Release
 from batuta.kinds.base import Record
 
 
@@ -85,6 +85,7 @@ _WORDS: dict[type[Standing], str] = {
     Displaced: "displaced", Scaled: "scaled", Moving: "moving",
 }  # fmt: skip
 DECIDED: dict[str, type[Any]] = {
-    "assignment": Assignment, "release": Release, "fence": Fence, **{word: kind for kind, word in _WORDS.items()},
+    "assignment": Assignment, "commons": Commons, "release": Release, "fence": Fence,
+    **{word: kind for kind, word in _WORDS.items()},
 }  # fmt: skip
 """What the decided table holds, by the first word of the key."""

@@ -10,7 +10,7 @@ from operator import itemgetter
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeGuard
 
-from batuta.core.decided import Assignment, Fence, Instance, Release
+from batuta.core.decided import Assignment, Commons, Fence, Instance, Release
 from batuta.core.observed import Report, Sighting
 from batuta.core.standing import Standing
 from batuta.core.trail import Trail
@@ -52,6 +52,7 @@ class State:
 
     __slots__ = (
         "assignments",
+        "commons",
         "deaf_ms",
         "decided",
         "declared",
@@ -82,7 +83,7 @@ class State:
         """For how long since then it could not listen, all in all: nobody was silent for that."""
         self.desired: Mapping[str, Resource] = _EMPTY
         """By `Ref.key`."""
-        self.decided: Mapping[str, Assignment | Release | Fence | Standing] = _EMPTY
+        self.decided: Mapping[str, Assignment | Commons | Release | Fence | Standing] = _EMPTY
         """By the keys of `core.decided`."""
         self.observed: Mapping[str, Report] = _EMPTY
         """By node name."""
@@ -95,6 +96,8 @@ class State:
         """Eldest first: by enrolment, then name."""
         self.assignments: Mapping[str, Assignment] = _EMPTY
         """By node name."""
+        self.commons: Mapping[str, Commons] = _EMPTY
+        """By site."""
         self.strays: frozenset[str] = frozenset()
         """Names that have an assignment and are no nodes (any more)."""
         self.declared: Mapping[str, Application] = _EMPTY
@@ -278,6 +281,7 @@ class State:
         releases: dict[str, tuple[Release, ...]] | None = None
         fences: dict[str, Mapping[str, Fence]] | None = None
         standing: dict[str, Mapping[str, Standing]] | None = None
+        commons: dict[str, Commons] | None = None
         fenced: dict[str, dict[str, Fence]] = {}
         gone: dict[str, set[tuple[str, int]]] = {}
         come: dict[str, list[Held]] = {}
@@ -303,6 +307,12 @@ class State:
                 for instance in now:
                     if id(instance) not in stay:
                         come.setdefault(instance.app, []).append(Held(row.node, instance))
+            elif isinstance(row, Commons):
+                commons = dict(self.commons) if commons is None else commons
+                if isinstance(new, Commons):
+                    commons[row.site] = new
+                else:
+                    commons.pop(row.site, None)
             elif isinstance(row, Release):
                 releases = dict(self.releases) if releases is None else releases
                 app = f"{row.namespace}/{row.application}"
@@ -331,6 +341,8 @@ class State:
         if assignments is not None:
             self.assignments = assignments
             self._find_strays(key.removeprefix("assignment.") for key in keys)
+        if commons is not None:
+            self.commons = commons
         if releases is not None:
             self.releases = releases
         if fences is not None:

@@ -10,7 +10,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from batuta.core.decide import APPLICATION, SITE
-from batuta.core.decided import Assignment, Fence, Release
+from batuta.core.decided import Assignment, Commons, Fence, Release
 from batuta.core.liveness import heard_at, missed_ms
 from batuta.core.rules import asks_the_hour, next_hour, zones_of
 from batuta.core.standing import Scaled, Standing
@@ -45,7 +45,7 @@ def touched(  # noqa: PLR0917
 
 
 def everything(state: State) -> frozenset[str]:
-    sites = state.nodes_of_site.keys() | {a.site for a in state.assignments.values()}
+    sites = state.nodes_of_site.keys() | state.commons.keys() | {a.site for a in state.assignments.values()}
     return frozenset({APPLICATION + app for app in state.applications()} | {SITE + site for site in sites})
 
 
@@ -67,6 +67,10 @@ def _touched(before: State, after: State, now: int, fleet: Fleet | None, own: Ma
                 yield from (SITE + row.site for row in (old, new) if row is not None)
             if old is None or new is None or old.instances is not new.instances:
                 yield from _by_assignment(old, new)
+            continue
+        if isinstance(old, Commons) or isinstance(new, Commons):
+            if id(new) not in ours:
+                yield from (SITE + row.site for row in (old, new) if row is not None)
             continue
         for row in (old, new):
             if isinstance(row, (Release, Fence, Standing)):

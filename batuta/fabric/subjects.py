@@ -5,6 +5,7 @@ A subject is an address, and on this fabric also a right: the hub's broker lets 
 
     CONTROL, between a node and the hub
       batuta.hub.alive              hub  -> all    the hub's pulse: is anyone deciding, and what time is it there
+      batuta.hub.site.<site>        hub  -> all    what the nodes of this site share has changed: ask; says no more
       batuta.link.up, .down         a node's broker to its own agent: the link to the hub was made, was lost
       batuta.alive.<node>           node -> hub    a pulse; not stored
       batuta.report.<node>          node -> hub    becomes table `observed`, key `report.<node>`
@@ -64,6 +65,12 @@ def alive(node: str) -> str:
 
 def report(node: str) -> str:
     return f"batuta.report.{_token(node)}"
+
+
+def site_changed(site: str) -> str:
+    """Heard by whoever wants to, so it carries nothing: what there is to know is told to the site's nodes when they
+    ask. A node may move from site to site, and rights are given once for each link."""
+    return f"batuta.hub.site.{_token(site)}"
 
 
 def assignment(node: str) -> str:
@@ -187,7 +194,7 @@ def rights_of_node(node: str) -> Rights:
             *(up(node, each) for each in UP_CLASSES),
             direct_get(HUB_DOMAIN, "decided", assignment_key(node)),
         ),
-        subscribe=(HUB_ALIVE, assignment(node), all_tells(node), f"{inbox(node)}.>"),
+        subscribe=(HUB_ALIVE, "batuta.hub.site.*", assignment(node), all_tells(node), f"{inbox(node)}.>"),
     )
 
 

@@ -2,6 +2,7 @@
 
 artifact   PieceWanted  -> one line of JSON, `{"size": n}` or `{"error", "message"}`, then the bytes
 renew      RenewRequest -> EnrolAnswer, or `{"error", "message", "nextStep"}`
+commons    nothing      -> the Commons of the site that the node is part of, or `{"error", "message"}`
 """
 
 from __future__ import annotations
@@ -11,13 +12,16 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from batuta.core.decided import Commons
 from batuta.errors import BatutaError, EnrolmentRefused
 from batuta.fabric import subjects
 from batuta.hub.enrol import RenewRequest
+from batuta.kinds.base import encode_hook
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
+    from batuta.core.state import State
     from batuta.fabric.base import Fabric, Message, Subscription
     from batuta.hub.artifacts import ArtifactStore
     from batuta.hub.counters import Counters
@@ -29,14 +33,20 @@ log = logging.getLogger(__name__)
 class Asks:
     """Answers nodes."""
 
-    def __init__(self, artifacts: ArtifactStore, enrolment: Enrolment, counters: Counters) -> None:
+    def __init__(
+        self, artifacts: ArtifactStore, enrolment: Enrolment, counters: Counters, state: Callable[[], State]
+    ) -> None:
         self._artifacts = artifacts
         self._enrolment = enrolment
         self._counters = counters
+        self._state = state
+        self._told: dict[str, tuple[Commons, bytes]] = {}
+        """By site: what its nodes were answered last. They all ask at once."""
         self._subscription: Subscription | None = None
         self._verbs: dict[str, Callable[[str, bytes], Awaitable[bytes]]] = {
             "artifact": self._artifact,
             "renew": self._renew,
+            "commons": self._commons,
         }
 
     async def open(self, fabric: Fabric) -> None:
@@ -69,6 +79,22 @@ class Asks:
         except msgspec.DecodeError as error:
             raise EnrolmentRefused("request_malformed", str(error)) from None
         return msgspec.json.encode(await self._enrolment.renew(node, asked))
+
+    async def _commons(self, node: str, _data: bytes) -> bytes:
+        state = self._state()
+        if node not in state.nodes:
+            self._counters.add("asks_refused", "commons")
+            return _error("node_unknown", f"{node} is no node of this fleet")
+        site = state.nodes[node].spec.site
+        found = state.commons.get(site)
+        if found is None:
+            return msgspec.json.encode(Commons(site=site, serial=0))
+        told = self._told.get(site)
+        if told is None or told[0] is not found:
+            told = self._told[site] = (found, msgspec.json.encode(found, enc_hook=encode_hook))
+            for gone in [name for name in self._told if name not in state.commons]:
+                del self._told[gone]
+        return told[1]
 
 
 def _error(code: str, message: str, next_step: str = "") -> bytes:

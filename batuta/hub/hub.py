@@ -94,7 +94,7 @@ class Hub:
             certificate_s=config.certificate_s,
         )
         self.enrolment.keep = self.audit.accepted
-        self.asks = Asks(self.artifacts, self.enrolment, self.counters)
+        self.asks = Asks(self.artifacts, self.enrolment, self.counters, lambda: self.loop.known)
         self.questions = Questions(fabric, clock)
         self.tails = Tails(config.directory / "tails", self.questions, clock, self.counters, lambda: self.loop.state)
         self.up = UpReader(fabric)

@@ -1,8 +1,8 @@
 """The hub's own ears: heartbeats and link events become Sightings. Kept in memory only; a new hub listens anew.
 
-A heartbeat is answered at once, with the newest serial of the node's assignment: the answer is the node's contact
-with the hub, by which leases run, and tells a node that missed an order. A hub that has decided nothing yet hears and
-says nothing. Nothing is decided here.
+A heartbeat is answered at once, with the newest serials of the node's assignment and of what its site shares: the
+answer is the node's contact with the hub, by which leases run, and tells a node that missed an order. A hub that has
+decided nothing yet hears and says nothing. Nothing is decided here.
 """
 
 from __future__ import annotations
@@ -140,6 +140,9 @@ class Sightings:
             self._counters.add("heartbeats_unanswered", "undecided")
         else:
             answer: dict[str, int | str] = {"serial": serial, "everyMs": every_ms(state), "hubEpoch": self._epoch()}
+            commons = state.commons.get(state.nodes[node].spec.site)
+            if commons is not None:
+                answer["commons"] = commons.serial
             if self._is_witness(node, state):
                 self._counters.add("reports_asked_for")
                 answer["report"] = True

@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
+from batuta.core.decided import Commons
 from batuta.core.observed import Report
 from batuta.core.reasons import Reason
 from batuta.core.standing import DECIDED
 from batuta.core.state import Change
 from batuta.errors import Refused
 from batuta.fabric.base import SNAPSHOT_DONE, Entry, Table
-from batuta.fabric.subjects import report_key
+from batuta.fabric.subjects import report_key, site_changed
 from batuta.fabric.tasks import end
 from batuta.kinds import manifest
 from batuta.kinds.base import Ref, Resource, decode_hook, encode_hook
@@ -38,6 +39,7 @@ class Store:
 
     def __init__(self, fabric: Fabric, counters: Counters, on_change: Callable[[], None]) -> None:
         self._tables: dict[str, Table] = {name: fabric.table(name) for name in ("desired", "decided", "observed")}
+        self._fabric = fabric
         self._counters = counters
         self._on_change = on_change
         self._revisions: dict[tuple[str, str], int] = {}
@@ -110,6 +112,9 @@ class Store:
         body = msgspec.json.encode(change.value, enc_hook=encode_hook)
         written = await self._tables["decided"].put(change.key, body, revision)
         self._learn("decided", change.key, change.value, written)
+        if isinstance(change.value, Commons):
+            # Those who miss it learn it from the answer to their next heartbeat.
+            await self._fabric.publish(site_changed(change.value.site), b"")
 
     async def forget_report(self, node: str) -> None:
         """Drops what a removed node last said of itself."""

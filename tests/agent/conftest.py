@@ -11,7 +11,7 @@ import pytest
 
 from batuta.agent.node import Node, Parts
 from batuta.agent.steady import Steady
-from batuta.core.decided import Assignment, Instance
+from batuta.core.decided import Assignment, Commons, Instance
 from batuta.core.observed import Inventory, Report, Vitals
 from batuta.fabric import subjects
 from batuta.fabric.base import Entry
@@ -63,6 +63,9 @@ class Rig:
     hub_refuses: str = ""
     hub_asks: bool = False
     """It wants a report with every heartbeat."""
+    commons: Commons = field(default_factory=lambda: Commons(site="home", serial=0))
+    shared: list[Commons] = field(default_factory=list)
+    """What the data flows were told to follow."""
     starts: int = 0
     files: dict[str, bytes] = field(default_factory=dict)
     hub: MemoryFabric = field(init=False)
@@ -72,7 +75,7 @@ class Rig:
     async def open(self) -> None:
         self.hub = self.broker.connect("hub")
         await self.hub.subscribe(subjects.ALL_ALIVE, self._alive)
-        await self.hub.subscribe(subjects.ALL_ASKS, self._artifact)
+        await self.hub.subscribe(subjects.ALL_ASKS, self._answer)
         self._watch = asyncio.create_task(self._collect())
 
     async def _alive(self, message: Message) -> None:
@@ -80,7 +83,14 @@ class Rig:
             await message.respond(msgspec.json.encode({"error": self.hub_refuses}))
         elif self.hub_answers:
             answer = {"serial": self.serial, "everyMs": 1000, "hubEpoch": 1}
+            answer |= {"commons": self.commons.serial} if self.commons.serial else {}
             await message.respond(msgspec.json.encode(answer | ({"report": True} if self.hub_asks else {})))
+
+    async def _answer(self, message: Message) -> None:
+        if subjects.verb_of(message.subject) == "commons":
+            await message.respond(msgspec.json.encode(self.commons))
+        else:
+            await self._artifact(message)
 
     async def _artifact(self, message: Message) -> None:
         asked = msgspec.json.decode(message.data)
@@ -116,6 +126,7 @@ class Rig:
                 inventory=Inventory,
                 vitals=lambda: Vitals(cpu_percent=float(len(self.reports))),
                 places=lambda: ("10.0.0.1:7422", "10.0.0.1:1883"),
+                share=self.shared.append,
                 apart=False,
             )
         )

@@ -219,7 +219,7 @@ def test_data_gravity_pulls_to_the_publisher(said):
     fleet = [*machines("a", "b"), *machines("c", at="lyon"), Change("observed", "c", report("c", **said))]
     state = settled(state_of(fleet, application(component(near=["cameras/+/frame"]))))
     assert places(state) == [("read-1-0", "c")]
-    assert state.assignments["a"].watched == ("cameras/+/frame",)
+    assert state.commons["berlin"].watched == ("cameras/+/frame",)
 
 
 def test_the_artifact_that_is_there_already_decides_among_equals():
@@ -323,9 +323,9 @@ def test_all_nodes_of_a_site_store_what_its_models_read():
         state_of(machines("a", "b"), machines("x", at="lyon"), model("1"), application(component(model="1")))
     )
     home = state.assignments[holder(state)].site
-    for assignment in state.assignments.values():
-        captured = [(c.consumer, c.topics) for c in assignment.captures]
-        assert captured == ([("default_app_read", ("cameras/+/frame",))] if assignment.site == home else [])
+    assert state.commons.keys() == {home}
+    (capture,) = state.commons[home].captures
+    assert (capture.consumer, capture.topics) == ("default_app_read", ("cameras/+/frame",))
 
 
 def test_the_serial_rises_only_with_the_content_and_above_what_the_node_follows():

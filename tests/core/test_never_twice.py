@@ -154,13 +154,13 @@ def test_what_nobody_wants_leaves_its_fence_until_it_is_gone():
 
 def test_a_model_between_two_holders_has_its_topics_stored():
     state = settled(state_of(machines("a", "b"), model("1", "2"), one(model="1")))
-    captures = state.assignments["b"].captures
+    captures = state.commons["berlin"].captures
     assert captures
     state, _ = decided(state.with_changes([one(model="2")]))
     assert places(state) == []
-    assert {a.captures for a in state.assignments.values()} == {captures}
+    assert {c.captures for c in state.commons.values()} == {captures}
     state = settled(state.with_changes([no_application()]))
-    assert {a.captures for a in state.assignments.values()} == {()}
+    assert {c.captures for c in state.commons.values()} == {()}
 
 
 def test_at_least_once_becomes_never_twice_by_its_node_s_own_word_only():

@@ -11,6 +11,7 @@ import msgspec
 import pytest
 
 from batuta.config import HubConfig
+from batuta.core.decided import Commons
 from batuta.core.liveness import every_ms
 from batuta.core.observed import InstanceReport
 from batuta.core.state import Change, State
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from batuta.fabric.base import Table
+    from batuta.fabric.base import Message, Table
 
 
 async def until(hub: Hub, holds: Callable[[], Any]) -> Any:
@@ -387,3 +388,32 @@ async def test_a_node_renews_with_the_key_it_joined_with(tmp_path: Path) -> None
         assert msgspec.json.decode(await stranger.ask("renew", {"request": other}))["error"] == "node_removed"
         assert msgspec.json.decode(await voice.ask("nonsense", {}))["error"] == "verb_unknown"
         assert hub.counters["asks_refused"] == 3
+
+
+async def test_what_a_site_shares_is_told_to_its_nodes_when_they_ask(tmp_path: Path) -> None:
+    broker = MemoryBroker()
+    async with running(tmp_path, broker) as hub:
+        await join(hub, "pi-1")
+        voice = Voice(broker, "pi-1")
+        await voice.report()
+        told: list[Message] = []
+
+        async def hear(message: Message) -> None:
+            told.append(message)
+
+        site = hub.loop.state.nodes["pi-1"].spec.site
+        await voice.fabric.subscribe(subjects.site_changed(site), hear)
+        assert "commons" not in await voice.beat()
+        answer = await voice.fabric.request(subjects.ask("pi-1", "commons"), b"")
+        assert msgspec.json.decode(answer, type=Commons) == Commons(site=site, serial=0)
+        near = PROCESS_APP.replace("NAME", "one").replace("replicas:", "placement: {near: [a/+]}\n    replicas:")
+        await hub.declarations.apply(manifest.parse(near))
+        commons = await until(hub, lambda: hub.loop.state.commons.get(site))
+        assert commons.watched == ("a/+",)
+        await until(hub, lambda: told)
+        assert (await voice.beat())["commons"] == commons.serial
+        answer = await voice.fabric.request(subjects.ask("pi-1", "commons"), b"")
+        assert msgspec.json.decode(answer, type=Commons) == commons
+        stranger = broker.connect_node("pi-9")
+        answer = await stranger.request(subjects.ask("pi-9", "commons"), b"")
+        assert msgspec.json.decode(answer)["error"] == "node_unknown"
