@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from batuta.core.standing import Moved
+from batuta.core.unasked import may_move
 from batuta.core.wish import Ask
 
 if TYPE_CHECKING:
@@ -82,8 +84,14 @@ def _good(ask: Ask) -> Any:
 
 
 def _is_plain(draft: Draft, app: str) -> bool:
-    """Nothing stands beside what is held: no fence, nothing displaced, scaled or moving; nothing drafted."""
-    return not (draft.is_drafted(app) or draft.fences(app) or draft.state.standing.get(app))
+    """Nothing stands beside what is held: no fence, nothing displaced, scaled or moving; nothing drafted. That it was
+    moved is no matter, as long as there is a policy that remembers it."""
+    if draft.is_drafted(app) or draft.fences(app):
+        return False
+    standing = draft.state.standing.get(app)
+    if not standing:
+        return True
+    return may_move(draft.state) and all(isinstance(row, Moved) for row in standing.values())
 
 
 def _key(app: str) -> str:

@@ -1,4 +1,5 @@
-"""Decide: the hub's half, folded over one State. Passes in order: releases, instances, assignments.
+"""Decide: the hub's half, folded over one State. Passes in order: moves that policies ask for, releases, instances,
+assignments.
 
 Deciding is idle when done, and deciding what a change touched (`core.touched`) together with what the last decision
 left `pending` gives the same as deciding everything.
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from batuta.core.assemble import assemble
 from batuta.core.draft import Draft
 from batuta.core.fleet import fleet_of
+from batuta.core.looking import look
 from batuta.core.preempt import above_others, priority_of
 from batuta.core.tend import tend
 from batuta.core.traits import wakes_at
@@ -43,6 +45,7 @@ def decide(state: State, now: int, subjects: Iterable[str] | None = None, fleet:
     fleet = fleet_of(state, now) if fleet is None else fleet.refresh(state, now)
     draft = Draft(state, fleet, now)
     apps, sites = _scope(state, subjects)
+    apps |= look(draft)
     reasons: dict[str, tuple[Reason, ...]] = {}
     pending: set[str] = set()
     turn, unmet = apps, set[str]()

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, TypeVar
 from batuta.core.decided import Capture, Fence, Instance, Release, fence_key, release_key
 from batuta.core.liveness import Ears, heard_at, missed_ms
 from batuta.core.load import load_of
-from batuta.core.standing import Displaced, Moving, Scaled, Standing
+from batuta.core.standing import Displaced, Looked, Moving, Scaled, Standing
 from batuta.core.state import Change, Held
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ class Draft:
         self._instances: dict[str, list[Instance]] = {}
         self._insisted: dict[str, int] = {}
         self._held: dict[str, list[Held]] = {}
-        self._decided: dict[str, Release | Fence | Standing | None] = {}
+        self._decided: dict[str, Release | Fence | Standing | Looked | None] = {}
         self._standing: dict[str, dict[str, Standing | None]] = {}
         self._releases: dict[str, list[Release]] = {}
         self._fences: dict[str, dict[str, Fence]] = {}
@@ -279,6 +279,12 @@ class Draft:
 
     def drop_standing(self, row: Standing) -> None:
         self._decided[row.key] = self._standing.setdefault(row.app, {})[row.key] = None
+
+    def write_look(self, look: Looked) -> None:
+        self._decided[look.key] = look
+
+    def drop_look(self, look: Looked) -> None:
+        self._decided[look.key] = None
 
     def displacement(self, app: str, component: str, slot: str) -> Displaced | None:
         """What a slot gave way to, while it is not filled again."""

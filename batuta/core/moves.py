@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from batuta.core.care import Care, Notes
     from batuta.core.draft import Draft
     from batuta.core.state import Held
-    from batuta.core.wish import Wish
+    from batuta.core.wish import Slot, Wish
 
 ASKED_MS = 600_000
 """So long a move is tried; then things stay as they are."""
@@ -32,8 +32,14 @@ def wait_for_room(care: Care, wish: Wish) -> None:
     asked = care.draft.asked_move(care.ask.app, care.ask.component.name, wish.slot.name)
     if asked is not None:
         why = ", ".join(refusals(wish, care.fleet)) or "its budget"
-        care.say("move_waits", wish.slot, f"{asked.node} to {asked.to}: {why}")
+        care.say("move_waits", wish.slot, f"{asked.node} to {asked.to}: {why}; {asked.said}")
         care.draft.wake(asked.at + ASKED_MS)
+
+
+def who_asked(care: Care, slot: Slot) -> str:
+    """By whom and why a slot is being moved, to be said after something else; empty when nobody asked."""
+    asked = care.draft.asked_move(care.ask.app, care.ask.component.name, slot.name)
+    return "" if asked is None else f"; {asked.said}"
 
 
 def expire_moves(draft: Draft, app: str) -> None:

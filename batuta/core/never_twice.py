@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from batuta.core.care import fence_of, lift
 from batuta.core.heal import ASKED, is_gone
-from batuta.core.moves import towards, wait_for_room
+from batuta.core.moves import towards, wait_for_room, who_asked
 from batuta.core.place import choose
 from batuta.core.preempt import make_way, spare
 from batuta.core.wish import Wish
@@ -100,7 +100,7 @@ def _tend_holder(care: Care, slot: Slot, holder: Holder, fence: Fence | None, *,
     else:
         care.take(holder.held, fenced=True)
         care.take_turn(f"{holder.node} to say that {care.subject(slot)} is gone")
-        care.say("may_be_alive", slot, f"{holder.node} is stopping it")
+        care.say("may_be_alive", slot, f"{holder.node} is stopping it{who_asked(care, slot)}")
     return True
 
 

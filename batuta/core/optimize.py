@@ -1,4 +1,4 @@
-"""Optimise: which moves would pay for themselves. Proposals only: nothing moves until somebody asks for it.
+"""Optimise: which moves would pay for themselves. Proposals only: somebody asks for them, or a policy (`core.looking`).
 
 Placement never moves what is well, so what was best when it was placed may have become worse than what is there now.
 A proposal weighs what a node scores more (points, as placement gives them, for as long as the horizon) against what
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from batuta.core.care import Holder
+    from batuta.core.load import Load
     from batuta.core.state import State
     from batuta.core.wish import Slot
 
@@ -62,12 +63,25 @@ class Move(Record):
     cost: int
     parts: dict[str, int] = {}
     """By preference: what the other node scores more, or less."""
+    percent: int = 0
+    """How much more that is than what its present place scores."""
     fetch_bytes: int = 0
     takes_ms: int = 0
 
     @property
     def key(self) -> tuple[str, str, str]:
         return (self.app, self.component, self.slot)
+
+    @property
+    def order(self) -> tuple[int, tuple[str, str, str]]:
+        """The best first."""
+        return (self.cost - self.gain, self.key)
+
+    @property
+    def said(self) -> str:
+        """What it gains, for people: the greatest parts first."""
+        parts = sorted(self.parts.items(), key=lambda part: (-abs(part[1]), part[0]))
+        return f"{self.to} scores {self.points} more, {self.percent} % ({', '.join(f'{n} {v:+}' for n, v in parts)})"
 
 
 class Proposal(Record):
@@ -80,11 +94,27 @@ class Proposal(Record):
     """All that could be weighed was, and all that pays is proposed."""
 
 
-class _Candidate(NamedTuple):
+class Candidate(NamedTuple):
+    """An instance that is well where it is, and that may be somewhere else."""
+
     ask: Ask
     slot: Slot
     holder: Holder
     row: int
+
+    @property
+    def key(self) -> tuple[str, str, str]:
+        return (self.ask.app, self.ask.component.name, self.slot.name)
+
+
+class Terms(NamedTuple):
+    """On what terms a move is worth it."""
+
+    horizon_ms: int = HORIZON_MS
+    least_percent: int = 0
+    """So much more than its present place the other one scores, at least."""
+    barred: frozenset[str] = frozenset()
+    """Nodes to which it must not go."""
 
 
 def propose(
@@ -97,33 +127,65 @@ def propose(
     apps: Iterable[str] | None = None,
 ) -> Proposal:
     """The moves that pay within the horizon, the best first; the same for the same state and instant."""
-    fleet = Fleet().refresh(state, now)
-    draft = Draft(state, fleet, now)
+    trial = Trial(Draft(state, Fleet().refresh(state, now), now))
+    terms = Terms(horizon_ms)
     found, looked_at = [], 0
     is_whole = True
-    for candidate in _candidates(draft, state.applications() if apps is None else sorted(apps)):
+    for candidate in trial.candidates(state.applications() if apps is None else sorted(apps)):
         if looked_at >= looked_at_max:
             is_whole = False
             break
         looked_at += 1
-        if (move := _weighed(draft, candidate, horizon_ms)) is not None:
+        if (move := trial.weighed(candidate, terms)) is not None:
             found.append((move, candidate))
-    found.sort(key=lambda entry: (entry[0].cost - entry[0].gain, entry[0].key))
+    found.sort(key=lambda entry: entry[0].order)
     moves: list[Move] = []
     for _, candidate in found:
         if len(moves) >= moves_max:
             is_whole = False
             break
         # Those before it may have taken its place, or made it needless.
-        move = _weighed(draft, candidate, horizon_ms)
+        move = trial.weighed(candidate, terms)
         if move is not None:
             moves.append(move)
-            _lay(fleet, candidate, fleet.row_of[move.to])
+            trial.lay(move, candidate)
     return Proposal(moves=tuple(moves), looked_at=looked_at, is_whole=is_whole)
 
 
-def _candidates(draft: Draft, apps: Iterable[str]) -> Iterable[_Candidate]:
-    """Instances that are well, of components of which nothing is missing or on its way."""
+class Trial:
+    """Moves tried out on a draft's fleet, one after the other; `undo` puts everything back."""
+
+    def __init__(self, draft: Draft) -> None:
+        self.draft = draft
+        self._laid: list[tuple[Load, int, int]] = []
+
+    def candidates(self, apps: Iterable[str]) -> Iterable[Candidate]:
+        """Instances that are well, of components of which nothing is missing or on its way."""
+        return _candidates(self.draft, apps)
+
+    def weighed(self, candidate: Candidate, terms: Terms) -> Move | None:
+        """The best move of one instance, if it pays."""
+        return _weighed(self.draft, candidate, terms)
+
+    def lay(self, move: Move, candidate: Candidate) -> None:
+        """As if it had moved."""
+        fleet, to = self.draft.fleet, self.draft.fleet.row_of[move.to]
+        load = load_of(candidate.holder.instance)
+        fleet.lay(candidate.row, load, -1)
+        fleet.lay(to, load, 1)
+        self._laid.append((load, candidate.row, to))
+        candidate.ask.here[candidate.row] -= 1
+        candidate.ask.here[to] += 1
+
+    def undo(self) -> None:
+        """The fleet as it was."""
+        for load, row, to in reversed(self._laid):
+            self.draft.fleet.lay(to, load, -1)
+            self.draft.fleet.lay(row, load, 1)
+        self._laid.clear()
+
+
+def _candidates(draft: Draft, apps: Iterable[str]) -> Iterable[Candidate]:
     for app in apps:
         newest = draft.releases(app)[-1:] if draft.state.application(app) is not None else []
         for released in (r for release in newest for r in release.components):
@@ -135,11 +197,10 @@ def _candidates(draft: Draft, apps: Iterable[str]) -> Iterable[_Candidate]:
             np.add.at(ask.here, rows, 1)
             for f, row in zip(filled, rows, strict=True):
                 if f.slot.node is None:
-                    yield _Candidate(ask, f.slot, f.holders[0], row)
+                    yield Candidate(ask, f.slot, f.holders[0], row)
 
 
-def _weighed(draft: Draft, candidate: _Candidate, horizon_ms: int) -> Move | None:
-    """The best move of one instance, if it pays."""
+def _weighed(draft: Draft, candidate: Candidate, terms: Terms) -> Move | None:
     ask, slot, holder, row = candidate
     fleet = draft.fleet
     load = load_of(holder.instance)
@@ -149,19 +210,24 @@ def _weighed(draft: Draft, candidate: _Candidate, horizon_ms: int) -> Move | Non
     here = np.flatnonzero(rows == row)
     if not here.size:
         return None  # Its node may no longer run it: that is a move that needs no proposal.
-    gains = total - total[here[0]]
+    had = int(total[here[0]])
+    gains = total - had
+    shut = [fleet.row_of[name] for name in sorted(terms.barred) if name in fleet.row_of]
+    gains[np.isin(rows, shut)] = 0
     if not gains.size or int(gains.max()) <= 0:
         return None
     best = np.flatnonzero(gains == gains.max())
     chosen = int(best[np.argmin(fleet.rank[rows[best]])])
     to = int(rows[chosen])
     points = int(gains[chosen])
+    if points * 100 < terms.least_percent * had:
+        return None
     fetch_bytes = _fetch_bytes(candidate, fleet, to)
     takes_ms = _start_ms(draft, holder) + fetch_bytes * 8_000 // _bits_per_s(draft, fleet, to)
     cost = UNREST_POINTS * UNREST_MS // 1000 + points * takes_ms // 1000
     if ask.never_twice:
         cost += AWAY_POINTS * (takes_ms + int(holder.instance.lease_ms or 0)) // 1000
-    gain = points * horizon_ms // 1000
+    gain = points * terms.horizon_ms // 1000
     if gain <= cost:
         return None
     differences = {name: int(score[chosen] - score[here[0]]) for name, score in parts.items()}
@@ -170,19 +236,11 @@ def _weighed(draft: Draft, candidate: _Candidate, horizon_ms: int) -> Move | Non
         instance=holder.instance.name.rpartition("/")[2], node=holder.node, to=fleet.names[to],
         points=points, gain=gain, cost=cost, fetch_bytes=fetch_bytes, takes_ms=takes_ms,
         parts={name: value for name, value in sorted(differences.items()) if value},
+        percent=points * 100 // max(1, had),
     )  # fmt: skip
 
 
-def _lay(fleet: Fleet, candidate: _Candidate, to: int) -> None:
-    """As if it had moved."""
-    load = load_of(candidate.holder.instance)
-    fleet.lay(candidate.row, load, -1)
-    fleet.lay(to, load, 1)
-    candidate.ask.here[candidate.row] -= 1
-    candidate.ask.here[to] += 1
-
-
-def _fetch_bytes(candidate: _Candidate, fleet: Fleet, to: int) -> int:
+def _fetch_bytes(candidate: Candidate, fleet: Fleet, to: int) -> int:
     model = candidate.holder.instance.model
     if model is None or bool(fleet.has_artifact(model.variant.digest)[to]):
         return 0

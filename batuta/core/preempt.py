@@ -161,6 +161,13 @@ def spare(draft: Draft, held: Held) -> int | None:
     if i.slot not in ready:
         return 1  # It is missing already.
     missing = len({h.instance.slot for h in beside} - ready)
+    # Taken away and not yet given again: what must never run twice is nowhere for a while.
+    taken = {
+        f.slot: f.node for f in draft.fences(i.app).values() if f.component == i.component and f.released_at is not None
+    }
+    missing += sum(
+        slot not in {h.instance.slot for h in beside} and _site(draft, n) == site for slot, n in taken.items()
+    )
     missing += sum(
         r.component == i.component and _site(draft, r.node) == site for r in draft.standing(i.app, Displaced)
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from batuta.core.heal import ASKED, WELL
-from batuta.core.moves import towards, wait_for_room
+from batuta.core.moves import towards, wait_for_room, who_asked
 from batuta.core.place import choose
 from batuta.core.preempt import make_way
 from batuta.core.rearrange import rearrange
@@ -68,7 +68,8 @@ def _keep(care: Care, slot: Slot, best: Holder, left: list[Holder]) -> None:
             care.say_held(slot, other)
         else:
             code = "moving" if other.verdict == "move" else "replacing"
-            care.say(code, slot, f"{other.node}: until {best.instance.name} on {best.node} is ready")
+            until = f"until {best.instance.name} on {best.node} is ready"
+            care.say(code, slot, f"{other.node}: {until}{who_asked(care, slot)}")
 
 
 def _predecessor(left: list[Holder]) -> Holder | None:
@@ -99,7 +100,8 @@ def _fill(care: Care, slot: Slot, before: Holder | None, left: list[Holder]) -> 
             keeps = None
     elif found is not None and keeps is not None:
         code = "replacing" if keeps.verdict == "replace" else "moving"
-        care.say(code, slot, f"{keeps.node}: until the new one on {fleet.names[found.row]} is ready")
+        until = f"until the new one on {fleet.names[found.row]} is ready"
+        care.say(code, slot, f"{keeps.node}: {until}{who_asked(care, slot)}")
     if found is None and asked:
         wait_for_room(care, pinned)
         return

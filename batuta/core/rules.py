@@ -60,6 +60,8 @@ class Ruling(NamedTuple):
     """Those that apply, or of which nobody can say whether they do."""
     signers: tuple[tuple[str, ...], ...] = ()
     """Groups of public keys: one of each must have signed what is loaded."""
+    movers: tuple[str, ...] = ()
+    """Policies that move it by themselves."""
 
 
 NO_RULING = Ruling()
@@ -72,6 +74,7 @@ def ruling_of(policies: Iterable[Policy], component: Component, application: App
     soft: list[Rule] = []
     weights: dict[str, int] = {}
     applied: list[str] = []
+    movers: list[str] = []
     signers: dict[tuple[str, ...], None] = {}
     for policy in policies:
         spec, applies = policy.spec, policy.spec.applies
@@ -90,6 +93,7 @@ def ruling_of(policies: Iterable[Policy], component: Component, application: App
             if not answer:
                 continue
         applied.append(policy.metadata.name)
+        movers += [policy.metadata.name] if spec.moves is not None else []
         signers |= dict.fromkeys([spec.require_signer] if spec.require_signer else [])
         for kind in ("require", "forbid", "prefer"):
             text = getattr(spec, kind)
@@ -100,7 +104,9 @@ def ruling_of(policies: Iterable[Policy], component: Component, application: App
             (soft if kind == "prefer" else hard).append(_rule(policy, kind, text, facts))
         for name, weight in spec.weights.items():
             weights[name] = max(weight, weights.get(name, 0))
-    return Ruling(tuple(hard), tuple(soft), tuple(sorted(weights.items())), tuple(applied), tuple(signers))
+    return Ruling(
+        tuple(hard), tuple(soft), tuple(sorted(weights.items())), tuple(applied), tuple(signers), tuple(movers)
+    )
 
 
 def _rule(policy: Policy, kind: Any, text: str, facts: dict[str, Any]) -> Rule:

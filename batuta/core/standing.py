@@ -1,8 +1,8 @@
 """Standing: what the hub remembers of a slot or a component beside who holds it. One writer, the hub.
 
 Each row explains itself to whoever asks why, and each has an end: a deed that makes it pointless, looked for whenever
-its application is tended. Keys of the decided table: `displaced.…`, `scaled.…`, `moving.…`, each followed
-by namespace, application, component and, where it is about one, the slot.
+its application is tended. Keys of the decided table: `displaced.…`, `scaled.…`, `moving.…`, `moved.…`, each
+followed by namespace, application, component and, where it is about one, the slot; and `looked.…`, by policy.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from batuta.core.decided import Assignment, Commons, Fence, Release
 from batuta.kinds.base import Record
+from batuta.kinds.policy import Moves
 
 
 class Standing(Record):
@@ -80,12 +81,66 @@ class Moving(Standing, kw_only=True):
     why: str = ""
     at: int
 
+    @property
+    def said(self) -> str:
+        """For people: who asked, and why."""
+        return f"asked by {self.by}" + (f": {self.why}" if self.why else "")
+
+
+class Left(Record):
+    """A node that a policy moved a slot away from."""
+
+    node: str
+    at: int
+
+
+class Moved(Standing, kw_only=True):
+    """The last move of a slot that a policy made by itself: it stays for a while, and never goes back."""
+
+    policy: str
+    node: str
+    """Where it was."""
+    to: str
+    why: str
+    """What it gained."""
+    at: int
+    left: tuple[Left, ...] = ()
+    """Where policies moved it away from, the last one last."""
+
+    @property
+    def said(self) -> str:
+        """For people: by whom, from where, and what for."""
+        return f"moved by policy {self.policy} from {self.node}: {self.why}"
+
+
+class Looked(Record):
+    """A policy has looked for moves that pay: when, how far it came, and when it looks again."""
+
+    policy: str
+    moves: Moves
+    """What it said then: when that changes, it looks anew."""
+    at: int
+    next_at: int
+    after: tuple[str, str, str] | None = None
+    """The last it looked at, as application, component and slot, while there are others after that."""
+    is_over: bool = True
+    """This round has ended: it was through, or has begun as many moves as it may."""
+    made: int = 0
+    """Moves begun in this round."""
+    looked_at: int = 0
+    """Instances weighed in this round."""
+
+    @property
+    def key(self) -> str:
+        """Its key in the decided table."""
+        return f"looked.{self.policy}"
+
 
 _WORDS: dict[type[Standing], str] = {
-    Displaced: "displaced", Scaled: "scaled", Moving: "moving",
+    Displaced: "displaced", Scaled: "scaled", Moving: "moving", Moved: "moved",
 }  # fmt: skip
 DECIDED: dict[str, type[Any]] = {
-    "assignment": Assignment, "commons": Commons, "release": Release, "fence": Fence,
+    "assignment": Assignment, "commons": Commons, "release": Release, "fence": Fence, "looked": Looked,
     **{word: kind for kind, word in _WORDS.items()},
 }  # fmt: skip
 """What the decided table holds, by the first word of the key."""

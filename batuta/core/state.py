@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeGuard
 
 from batuta.core.decided import Assignment, Commons, Fence, Instance, Release
 from batuta.core.observed import Report, Sighting
-from batuta.core.standing import Standing
+from batuta.core.standing import Looked, Standing
 from batuta.core.trail import Trail
 from batuta.kinds.application import Application
 from batuta.kinds.base import DEFAULT_NAMESPACE, Ref, Resource
@@ -60,6 +60,7 @@ class State:
         "fences",
         "held",
         "hub_since",
+        "looks",
         "memo",
         "nodes",
         "nodes_of_site",
@@ -83,7 +84,7 @@ class State:
         """For how long since then it could not listen, all in all: nobody was silent for that."""
         self.desired: Mapping[str, Resource] = _EMPTY
         """By `Ref.key`."""
-        self.decided: Mapping[str, Assignment | Commons | Release | Fence | Standing] = _EMPTY
+        self.decided: Mapping[str, Assignment | Commons | Release | Fence | Standing | Looked] = _EMPTY
         """By the keys of `core.decided`."""
         self.observed: Mapping[str, Report] = _EMPTY
         """By node name."""
@@ -108,6 +109,8 @@ class State:
         """By `namespace/application`, then `component/slot`."""
         self.standing: Mapping[str, Mapping[str, Standing]] = _EMPTY
         """By `namespace/application`, then the row's key: what is remembered beside who holds what."""
+        self.looks: Mapping[str, Looked] = _EMPTY
+        """By policy: when it last looked for moves."""
         self.held: Mapping[str, tuple[Held, ...]] = _EMPTY
         """By `namespace/application`: every instance in any assignment, sorted."""
         self.users_of_model: Mapping[str, frozenset[str]] = _EMPTY
@@ -336,6 +339,9 @@ class State:
                 standing[row.app] = kept_rows
                 if not kept_rows:
                     del standing[row.app]
+            elif isinstance(row, Looked):
+                others = {name: look for name, look in self.looks.items() if name != row.policy}
+                self.looks = others | ({row.policy: new} if isinstance(new, Looked) else {})
         if standing is not None:
             self.standing = standing
         if assignments is not None:

@@ -22,6 +22,7 @@ from batuta.core.preempt import settle_displaced
 from batuta.core.refill import refill
 from batuta.core.release import release
 from batuta.core.talks import in_order, listen
+from batuta.core.unasked import settle_moved
 from batuta.core.wish import Ask, Slot, Wish, slots_of
 
 if TYPE_CHECKING:
@@ -69,6 +70,7 @@ def tend(draft: Draft, app: str) -> Tended:
     settle_displaced(draft, app, notes.wanted)
     settle_scaled(draft, app, autoscaled)
     settle_moving(notes, app)
+    settle_moved(draft, app, notes.wanted)
     draft.watch_fences(app)
     if not (notes.reasons or notes.pending or notes.unmet):
         note_rest(draft, app, resolved.release)

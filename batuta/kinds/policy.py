@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
+import msgspec
 from msgspec import Meta
 
-from batuta.kinds import condition
-from batuta.kinds.base import Problem, Record, Resource
+from batuta.kinds import calendar, condition
+from batuta.kinds.autoscale import Cron
+from batuta.kinds.base import Millis, Problem, Record, Resource
 from batuta.kinds.nearest import did_you_mean
 from batuta.kinds.reads import reads
 
@@ -29,7 +31,8 @@ PREFERENCES = (
     "steady", "room",
 )  # fmt: skip
 """What a weight can be given to, in the order of `core.preferences`."""
-RULES = ("require", "forbid", "prefer", "weights", "require_signer")
+MINUTE_MS, DAY_MS, YEAR_MS = 60_000, 86_400_000, 366 * 86_400_000
+RULES = ("require", "forbid", "prefer", "weights", "require_signer", "moves")
 PublicKey = Annotated[
     str,
     Meta(
@@ -40,8 +43,39 @@ PublicKey = Annotated[
 ]
 
 
+class Hours(Record):
+    """A time that comes again and again."""
+
+    opens: Cron
+    closes: Cron
+    zone: str = "UTC"
+    """Whose clock: `Europe/Berlin`."""
+
+
+def _span(ms: int, name: str) -> Any:
+    return msgspec.field(default_factory=lambda: Millis(ms), name=name)
+
+
+class Moves(Record):
+    """Moves that pay for themselves are made without being asked for: those that `batuta twin rehearse --optimize`
+    proposes. The new one is ready before the old one stops, and nothing goes back to a node that it was moved from."""
+
+    every_ms: Millis = _span(3_600_000, "every")
+    """All that it applies to is looked at so often."""
+    at_most: Annotated[int, Meta(ge=1, le=1000)] = 5
+    """So many moves begin with each look, the best first."""
+    least_gain: Annotated[int, Meta(ge=1, le=1000)] = 10
+    """How much more than its present place the other one must score, in percent."""
+    within_ms: Millis = _span(3_600_000, "within")
+    """A move must have paid for itself by then."""
+    again_ms: Millis = _span(86_400_000, "again")
+    """What was moved stays for so long at least."""
+    hours: Annotated[tuple[Hours, ...], Meta(max_length=32)] = ()
+    """Moves begin only while one of these is open; at any time when left out."""
+
+
 class PolicySpec(Record):
-    """At least one of require, forbid, prefer, weights and requireSigner."""
+    """At least one of require, forbid, prefer, weights, requireSigner and moves."""
 
     applies: Rule | None = None
     """To which components it applies; to all of them when left out."""
@@ -58,6 +92,8 @@ class PolicySpec(Record):
     one, the greatest holds."""
     require_signer: Annotated[tuple[PublicKey, ...], Meta(max_length=16)] = ()
     """Their models run only when one of these keys has signed them: the node verifies it before anything is loaded."""
+    moves: Moves | None = None
+    """They are moved by themselves to where they are better off."""
     existing: Literal["move", "stay"] = "move"
     """What runs already where it may run no more: it moves, the new one ready before the old one stops; or it stays."""
     message: Annotated[str, Meta(max_length=256)] = ""
@@ -105,15 +141,34 @@ class Policy(Resource, tag="Policy", kw_only=True):
                     path=f"spec.weights.{name}", code="unknown_field", message=f"there is no preference {name!r}",
                     hint=did_you_mean(name, PREFERENCES),
                 )  # fmt: skip
-        if (spec.weights or spec.require_signer) and spec.applies is not None:
+        if spec.moves is not None:
+            yield from _moves_problems("spec.moves", spec.moves)
+        if (spec.weights or spec.require_signer or spec.moves) and spec.applies is not None:
             wider = {path[0] for path in reads(spec.applies)} - condition.COMPONENT_VARIABLES
             if wider:
-                what = "weights hold" if spec.weights else "requireSigner holds"
+                what = "weights hold" if spec.weights else "moves hold" if spec.moves else "requireSigner holds"
                 yield Problem(
                     path="spec.applies", code="value",
                     message=f"{what} for a component wherever it runs, and this asks about {sorted(wider)[0]}",
                     hint="ask about component and application only",
                 )  # fmt: skip
+
+
+def _moves_problems(here: str, moves: Moves) -> Iterator[Problem]:
+    for name, least_ms, most_ms in (
+        ("every", MINUTE_MS, YEAR_MS), ("within", MINUTE_MS, 30 * DAY_MS), ("again", MINUTE_MS, YEAR_MS),
+    ):  # fmt: skip
+        given = getattr(moves, f"{name}_ms")
+        if not least_ms <= given <= most_ms:
+            said = f"between {Millis(least_ms).text()} and {Millis(most_ms).text()}"
+            yield Problem(path=f"{here}.{name}", code="value", message=f"{given.text()} is not {said}")
+    for i, hours in enumerate(moves.hours):
+        for name in ("opens", "closes"):
+            if wrong := calendar.why_no_cron(getattr(hours, name)):
+                path = f"{here}.hours[{i}].{name}"
+                yield Problem(path=path, code="value", message=wrong, hint="for example 0 22 * * mon-fri")
+        if nowhere := calendar.why_no_zone(hours.zone):
+            yield Problem(path=f"{here}.hours[{i}].zone", code="value", message=nowhere[0], hint=nowhere[1])
 
 
 def _key(rule: str) -> str:

@@ -6,6 +6,7 @@ the hub has not answered for so long, and read the newest assignment before anyt
 
 from __future__ import annotations
 
+from copy import copy
 from typing import Any
 
 import msgspec
@@ -16,7 +17,7 @@ from batuta.core.decided import Assignment
 from batuta.core.fleet import Fleet
 from batuta.core.liveness import heard_at, sighted, silent_ms
 from batuta.core.observed import Flow, InstanceReport, Measures
-from batuta.core.standing import Moving
+from batuta.core.standing import Looked, Moving, Scaled
 from batuta.core.state import Change, State
 from batuta.core.touched import touched
 from batuta.kinds.application import Disruption, Replicas, Rollout, Toleration
@@ -24,7 +25,8 @@ from batuta.kinds.autoscale import Autoscale, Window
 from batuta.kinds.base import Millis
 from batuta.kinds.instants import Instant
 from batuta.kinds.node import Hold, Taint
-from tests.core.fleets import MIB, NOW, application, component, model, no_application, node, report, site
+from batuta.kinds.policy import Hours, Moves
+from tests.core.fleets import MIB, NOW, application, component, model, no_application, node, policy, report, site
 from tests.laws import preempting
 
 NODES = ("a", "b", "c", "d", "e", "f")
@@ -157,6 +159,18 @@ steps = st.one_of(
         st.tuples(names, st.sampled_from([None, 1.0, 50.0, 400.0]), st.integers(0, 3), st.sampled_from([0, 90])),
     ),
     st.tuples(st.just("ask"), st.tuples(st.sampled_from(APPS), st.integers(0, 5), names)),
+    st.tuples(
+        st.just("govern"),
+        st.builds(
+            Moves,
+            every_ms=st.sampled_from([Millis(3_000), Millis(7_000)]),
+            at_most=st.integers(1, 3),
+            least_gain=st.sampled_from([1, 10]),
+            again_ms=st.sampled_from([Millis(2_000), Millis(20_000)]),
+            hours=st.sampled_from([(), (), (Hours(opens="*/2 * * * *", closes="1-59/2 * * * *"),)]),
+        ),
+    ),
+    st.tuples(st.just("govern"), st.none()),
     st.tuples(st.just("models"), st.sampled_from([("1",), ("1", "2"), ("1", "2", "3")])),
     st.tuples(st.just("hub"), st.just(None)),
 )
@@ -259,6 +273,11 @@ class World:
             )  # fmt: skip
             self.change(Change("decided", row.key, row))
 
+    def _govern(self, moves: Moves | None) -> None:
+        """There is a policy that moves what is better off elsewhere; or there is none any more."""
+        rule = policy("tidy", moves=moves)
+        self.change(rule if moves is not None else rule._replace(value=None))
+
     def _models(self, versions: tuple[str, ...]) -> None:
         self.change(model(*versions))
 
@@ -333,18 +352,47 @@ class World:
         for name in NODES:
             self.step("mend", name)
         self.failing.clear()
-        for _ in range(40):
-            before = self.state.decided
-            self.step("obey", set())
-            if self.state.decided == before:
-                break
+        self._obeyed()
         self.step("wait", 18_000)
+        assert self._obeyed(), "a healed fleet is still deciding"
+
+    def _obeyed(self) -> bool:
+        """Nodes do as they are told until they are told nothing new; False when there is no end to it."""
         for _ in range(40):
-            before = self.state.decided
+            before = self.rows()
             self.step("obey", set())
-            if self.state.decided == before:
+            if self.rows() == before:
+                return True
+        return False
+
+    def rows(self) -> dict[str, Any]:
+        """What is decided, but for when policies last looked for moves."""
+        return {key: row for key, row in self.state.decided.items() if not key.startswith("looked.")}
+
+    def settle_for(self, ms: int) -> None:
+        """Settled, and time alone has nothing to decide for so long: neither a window's edge nor a count of messages.
+        What these change settles too."""
+        self.settle()
+        for _ in range(8):
+            looks = self.next_look()
+            if looks is None or looks > self.now + ms:
                 return
-        raise AssertionError("a healed fleet is still deciding")
+            self.step("wait", looks - self.now)
+            self._obeyed()
+
+    def next_look(self) -> int | None:
+        """When time alone next has something to decide of what is autoscaled."""
+        rows = (row for each in self.state.standing.values() for row in each.values())
+        return min((r.look_at for r in rows if isinstance(r, Scaled) and r.look_at is not None), default=None)
+
+    def copy(self) -> World:
+        """The same world, from here on by itself."""
+        other = copy(self)
+        other.cut, other.failing = set(self.cut), set(self.failing)
+        other.told, other.contact = dict(self.told), dict(self.contact)
+        other.fleet, other.before, other.own = Fleet(), State(), {}
+        other.turn(full=True)
+        return other
 
     def _beat(self) -> None:
         rows = []
