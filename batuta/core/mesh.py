@@ -18,9 +18,6 @@ Nearness = Literal["local", "site", "region", "hub"]
 NEARNESS: tuple[Nearness, ...] = ("local", "site", "region", "hub")
 """Nearest first."""
 
-UNKNOWN_LATENCY_MS = 1.0
-"""Of one that nobody has measured yet: it is tried early, and so becomes known."""
-
 
 class Candidate(NamedTuple):
     """One instance, as its caller knows it this moment."""
@@ -60,10 +57,12 @@ def _of_two(fresh: Sequence[Candidate], chance: tuple[float, float]) -> Candidat
     first = int(chance[0] * len(fresh))
     # The second is drawn from the others, so that two are compared whenever there are two.
     second = (first + 1 + int(chance[1] * (len(fresh) - 1))) % len(fresh)
-    return min(fresh[first], fresh[second], key=lambda c: (expected_ms(c), c.key))
+    # One that nobody has measured yet passes for as quick as the quickest: so it is tried, and becomes known.
+    unknown_ms = min((c.latency_ms for c in fresh if c.latency_ms is not None), default=1.0)
+    return min(fresh[first], fresh[second], key=lambda c: (expected_ms(c, unknown_ms), c.key))
 
 
-def expected_ms(candidate: Candidate) -> float:
+def expected_ms(candidate: Candidate, unknown_ms: float) -> float:
     """When it would answer one more request, if it works on them one after the other."""
-    latency_ms = candidate.latency_ms if candidate.latency_ms is not None else UNKNOWN_LATENCY_MS
+    latency_ms = candidate.latency_ms if candidate.latency_ms is not None else unknown_ms
     return (candidate.in_flight + 1) * max(latency_ms, 0.001)

@@ -34,6 +34,8 @@ class Breaker(NamedTuple):
     trips: int = 0
     """How often it opened since it was last closed."""
     probing_since: int | None = None
+    is_gone: bool = False
+    """It opened because there was nobody to ask: whoever hears from it again may close the wait (`heard`)."""
 
 
 def state(breaker: Breaker, now: int) -> State:
@@ -75,13 +77,22 @@ def failed(breaker: Breaker, now: int, *, is_gone: bool = False) -> Breaker:
         case "open":
             return breaker
         case "half-open":
-            return _opened(breaker, now)
+            return _opened(breaker, now, is_gone=is_gone)
         case "closed":
             outcomes = _with(breaker, well=False)
             wrong = outcomes.count(False)
             in_a_row = len(outcomes) >= IN_A_ROW and not any(outcomes[-IN_A_ROW:])
             half = len(outcomes) >= WINDOW_LEAST and wrong * 2 >= len(outcomes)
-            return _opened(breaker, now) if is_gone or in_a_row or half else breaker._replace(outcomes=outcomes)
+            return (
+                _opened(breaker, now, is_gone=is_gone)
+                if is_gone or in_a_row or half
+                else breaker._replace(outcomes=outcomes)
+            )
+
+
+def heard(breaker: Breaker, now: int) -> Breaker:
+    """It gave a sign of life by itself: where nobody had answered, one request may go at once."""
+    return breaker._replace(open_until=now) if breaker.is_gone and state(breaker, now) == "open" else breaker
 
 
 def released(breaker: Breaker) -> Breaker:
@@ -99,9 +110,9 @@ def asks_again_at(breaker: Breaker, now: int) -> int:
     return breaker.open_until
 
 
-def _opened(breaker: Breaker, now: int) -> Breaker:
+def _opened(breaker: Breaker, now: int, *, is_gone: bool) -> Breaker:
     open_ms = min(LONGEST_OPEN_MS, FIRST_OPEN_MS << min(breaker.trips, 16))
-    return Breaker(open_until=now + open_ms, trips=breaker.trips + 1)
+    return Breaker(open_until=now + open_ms, trips=breaker.trips + 1, is_gone=is_gone)
 
 
 def _with(breaker: Breaker, *, well: bool) -> tuple[bool, ...]:

@@ -12,7 +12,7 @@ import msgspec
 from batuta.core.reasons import Reason
 from batuta.kinds.base import Bytes, Millicores, Record
 
-Phase = Literal["waiting", "fetching", "starting", "ready", "unready", "backoff", "stopping", "refused"]
+Phase = Literal["waiting", "fetching", "proving", "starting", "ready", "unready", "backoff", "stopping", "refused"]
 """What an instance is doing. `refused`: trying again would give the same answer; a new order is needed."""
 
 
@@ -98,6 +98,38 @@ class Flow(Record):
     reason: Reason | None = None
 
 
+MESH_BOUNDS_MS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000, 2_000, 5_000)
+"""Upper bounds of the histograms of mesh calls; the last bucket has none."""
+
+
+class MeshRow(Record):
+    """Calls from one node of one model, by how far they went."""
+
+    namespace: str
+    model: str
+    nearness: Literal["local", "site", "region", "hub"]
+    answered: int = 0
+    failed_attempts: int = 0
+    """Attempts that went there and were not answered, or badly; the call may have been answered by another."""
+    latency_ms_sum: float = 0.0
+    buckets: tuple[int, ...] = ()
+    """Answers by `MESH_BOUNDS_MS`, each counted in one bucket."""
+
+
+class Mesh(Record):
+    """The books of a node's inference gateway since it began."""
+
+    rows: tuple[MeshRow, ...] = ()
+    calls: dict[str, int] = {}
+    """By what came of them: `answered`, or the code of the error."""
+    shed: dict[str, int] = {}
+    """By class: refused because there were too many."""
+    retries: int = 0
+    hedges: int = 0
+    breakers: dict[str, int] = {}
+    """How many of the instances it knows are `closed`, `open`, `half-open`."""
+
+
 class Report(Record):
     """All that a node says about itself."""
 
@@ -126,6 +158,8 @@ class Report(Record):
     """Messages first published at this node, by the pattern asked for in the assignment."""
     problems: tuple[Reason, ...] = ()
     """What ails the node itself."""
+    mesh: Mesh | None = None
+    """Calls through its inference gateway; None when that does not run."""
 
 
 class Sighting(Record):

@@ -47,6 +47,11 @@ class LastMinute:
         total = sum(counts)
         return tuple(_quantile(counts, total, q) for q in wanted)
 
+    def count(self, now_ms: int) -> int:
+        """How many there were."""
+        self._forget(now_ms)
+        return sum(map(sum, self._spans))
+
     def _forget(self, now_ms: int) -> None:
         newest = now_ms // SPAN_MS
         # A clock set back keeps what it has; one set far ahead forgets everything once, not once per span.

@@ -53,14 +53,15 @@ def test_the_nearest_that_is_well_and_has_room_is_chosen(
     equals = [c for c in fit if c.nearness == chosen.nearness]
     if len(equals) > 1:
         # Of two it takes the better one: the worst of all is never taken.
-        worst = max(equals, key=lambda c: (mesh.expected_ms(c), c.key))
+        unknown_ms = min((c.latency_ms for c in equals if c.latency_ms is not None), default=1.0)
+        worst = max(equals, key=lambda c: (mesh.expected_ms(c, unknown_ms), c.key))
         assert chosen != worst
 
 
 # --- Breaker ---
 
 
-@given(st.lists(st.tuples(gaps, st.sampled_from(("ask", "well", "ill", "gone", "release")))))
+@given(st.lists(st.tuples(gaps, st.sampled_from(("ask", "well", "ill", "gone", "release", "heard")))))
 def test_an_open_breaker_is_not_asked_and_asks_again_later(events: list[tuple[int, str]]) -> None:
     breaker, now, opened_at = Breaker(), 0, None
     for gap, what in events:
@@ -77,6 +78,11 @@ def test_an_open_breaker_is_not_asked_and_asks_again_later(events: list[tuple[in
                 breaker = mesh_breaker.answered(breaker, now)
                 # Late news of before it opened does not close it.
                 assert mesh_breaker.state(breaker, now) == ("open" if before == "open" else "closed")
+            case "heard":
+                was_gone = breaker.is_gone
+                breaker = mesh_breaker.heard(breaker, now)
+                expected = "half-open" if before == "open" and was_gone else before
+                assert mesh_breaker.state(breaker, now) == expected
             case "release":
                 breaker = mesh_breaker.released(breaker)
                 assert mesh_breaker.state(breaker, now) == before

@@ -1,0 +1,138 @@
+"""The inference gateway: a process on a node through which its programs ask models, wherever those run.
+
+It hears the cards of its site, takes calls at loopback, and brings each to the nearest instance that is well. It keeps
+nothing but its books: killed at any time, it is started again with the same listening socket, so callers that were
+about to connect notice nothing. Started by the node agent (`agent.gateway`), when somebody knocks for the first time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import logging
+import resource
+import signal
+import socket
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+# nats-py imports this optional transport when it is installed for somebody else; it costs ten megabytes, and links here
+# are plain TCP on loopback.
+sys.modules.setdefault("aiohttp", None)  # type: ignore[arg-type]
+
+import msgspec  # noqa: E402
+
+from batuta.core.gateway import MEASURES_FILE, GatewayOrder  # noqa: E402
+from batuta.dataflow.connect import connect  # noqa: E402
+from batuta.dataflow.mesh.call import Calls, clock_ms  # noqa: E402
+from batuta.dataflow.mesh.cards import Cards  # noqa: E402
+from batuta.dataflow.mesh.fabric import FabricPath  # noqa: E402
+from batuta.dataflow.mesh.http import Door  # noqa: E402
+from batuta.dataflow.mesh.routes import Routes  # noqa: E402
+from batuta.dataflow.mesh.tally import Tally  # noqa: E402
+from batuta.dataflow.mesh.unix import UnixPath  # noqa: E402
+from batuta.fabric import subjects  # noqa: E402
+from batuta.fabric.tasks import end, hang_up  # noqa: E402
+from batuta.kinds.base import encode_hook  # noqa: E402
+
+if TYPE_CHECKING:
+    from nats.aio.client import Client
+    from nats.aio.msg import Msg
+
+    from batuta.dataflow.mesh.cards import Known
+    from batuta.dataflow.mesh.talk import Ask, Reply
+
+ORDER_BYTES_MAX: Final = 1 << 20
+TELL_EVERY_S: Final = 1.0
+
+log = logging.getLogger("gateway")
+
+
+class Gateway:
+    """The parts of one gateway, put together."""
+
+    def __init__(self, order: GatewayOrder, site: Client) -> None:
+        self.order = order
+        self.site = site
+        self.tally = Tally()
+        self.cards = Cards(order.node, order.instances)
+        self.calls = Calls(self.cards, self._send, self.tally)
+        self.door = Door(Routes(self.calls, self.cards, lambda: self.site.is_connected))
+        self._near = FabricPath(site, site.new_inbox())
+        self._unix: dict[str, UnixPath] = {}
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Until told to stop; then those who are being answered get a while."""
+        await self.site.subscribe(subjects.ALL_SERVING, cb=self._hear)
+        await self._near.open()
+        await self.door.open(socket.socket(fileno=self.order.listener))
+        telling = asyncio.create_task(self._tell())
+        try:
+            await stop.wait()
+        finally:
+            await self.door.close()
+            await end(telling)
+            for path in self._unix.values():
+                path.close()
+
+    async def _hear(self, message: Msg) -> None:
+        self.cards.hear(message.subject, message.data, clock_ms())
+
+    async def _send(self, known: Known, ask: Ask, left_ms: int, traceparent: str) -> Reply:
+        card = known.card
+        if known.nearness == "local" and card.socket:
+            path = self._unix.get(card.socket)
+            if path is None:
+                path = self._unix[card.socket] = UnixPath(card.socket)
+            return await path.send(ask, card.version, left_ms, traceparent)
+        return await self._near.send(subjects.infer(card.node, card.instance), ask, left_ms, traceparent)
+
+    # --- Its books ---
+
+    async def _tell(self) -> None:
+        path = Path(self.order.directory) / MEASURES_FILE
+        new = path.with_name(f".{path.name}.new")
+        while True:
+            await asyncio.sleep(TELL_EVERY_S)
+            now = clock_ms()
+            for known in self.cards.sweep(now):
+                if (gone := self._unix.pop(known.card.socket, None)) is not None:
+                    gone.close()
+            try:
+                said = self.tally.told(self.cards.all(now), now)
+                new.write_bytes(msgspec.json.encode(said, enc_hook=encode_hook))
+                new.replace(path)
+            except OSError as error:
+                log.warning("the books could not be written: %s", error)
+
+
+async def run(order: GatewayOrder) -> int:
+    """One gateway's life; its exit status."""
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    site = await connect(order.broker, f"gateway {order.node}", stop)
+    if site is None:
+        return 0
+    gc.freeze()
+    try:
+        await Gateway(order, site).run(stop)
+    finally:
+        with contextlib.suppress(TimeoutError):
+            await hang_up(site)
+    return 0
+
+
+def main() -> None:
+    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    logging.getLogger("nats").setLevel(logging.WARNING)
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    order = msgspec.json.decode(sys.stdin.buffer.read(ORDER_BYTES_MAX), type=GatewayOrder)
+    sys.exit(asyncio.run(run(order)))
+
+
+if __name__ == "__main__":
+    main()
