@@ -95,7 +95,7 @@ def _architectures(ask: Ask) -> tuple[str, ...]:
     if ask.version is not None:
         each = [v.architectures for v in ask.version.variants]
         return tuple(sorted({a for some in each for a in some})) if all(each) else ()
-    return ask.component.process.architectures if ask.component.process is not None else ()
+    return ask.component.program.architectures if ask.component.program is not None else ()
 
 
 def _wrong_architecture(wish: Wish, fleet: Fleet, row: int) -> str:
@@ -146,6 +146,11 @@ def _disk_bytes(wish: Wish, fleet: Fleet, rows: Ints) -> Ints:
         for variant in variants:
             there |= fleet.has_artifact(variant.digest)[rows]
         needed += np.where(there, 0, min(int(v.size_bytes) for v in variants))
+    container = wish.ask.component.container
+    if container is not None and container.archive is not None:
+        # Once as it travels, and once as the engine unpacks it.
+        there = fleet.has_artifact(container.archive.digest)[rows]
+        needed += np.where(there, 1, 2) * int(container.archive.size_bytes)
     return needed
 
 
@@ -355,7 +360,7 @@ FILTERS: tuple[Filter, ...] = (
         _disk_suffices,
         _disk,
         reach="row",
-        if_any=lambda ask: ask.disk_bytes > 0 or ask.version is not None,
+        if_any=lambda ask: ask.disk_bytes > 0 or ask.version is not None or bool(ask.archive),
     ),
     Filter(
         "accelerator_short",

@@ -10,7 +10,11 @@ import msgspec
 
 from batuta.kinds.application import Component, Input, Output, ProcessUse, Serve
 from batuta.kinds.base import Bytes, Millicores, Record
-from batuta.kinds.model import Signature, Variant
+from batuta.kinds.container import ContainerUse
+from batuta.kinds.model import Golden, Signature, Variant
+
+PROCESS, CONTAINER = "process", "container"
+"""Runtimes of what is no model, by the names that nodes report."""
 
 
 class ModelOrder(Record):
@@ -25,6 +29,13 @@ class ModelOrder(Record):
     linger_ms: int = 0
     signers: tuple[tuple[str, ...], ...] = ()
     """Public keys in PEM. One of each group must have signed the file, or it is not loaded."""
+    golden: Golden | None = None
+    """What it must answer on the node before it is switched in there for the first time."""
+
+    @property
+    def bundles(self) -> tuple[str, ...]:
+        """Digests of the signatures that are to be looked at."""
+        return self.variant.signatures if self.signers else ()
 
 
 class Grant(Record):
@@ -51,6 +62,7 @@ class Instance(Record):
     """Counts the placements of this slot; the newest holder is the right one."""
     model: ModelOrder | None = None
     process: ProcessUse | None = None
+    container: ContainerUse | None = None
     inputs: tuple[Input, ...] = ()
     outputs: tuple[Output, ...] = ()
     serve: Serve | None = None
@@ -64,6 +76,8 @@ class Instance(Record):
     """Devices that are its own on the node."""
     lease_ms: int | None = None
     """For `never-twice`: stop by yourself when the hub has not answered for so long."""
+    signers: tuple[tuple[str, ...], ...] = ()
+    """Of a container: public keys in PEM. One of each group must have signed its archive, or it is not loaded."""
 
     @property
     def name(self) -> str:
@@ -82,15 +96,26 @@ class Instance(Record):
     @property
     def runtime(self) -> str:
         """Which runtime runs it, by the name nodes report."""
-        return self.model.variant.format if self.model is not None else "process"
+        if self.container is not None:
+            return CONTAINER
+        return self.model.variant.format if self.model is not None else PROCESS
+
+    @property
+    def program(self) -> ProcessUse | ContainerUse | None:
+        """What it runs, when that is not a model."""
+        return self.process if self.process is not None else self.container
 
     @property
     def artifacts(self) -> tuple[str, ...]:
         """Digests that must be on the node before it can start."""
+        if self.container is not None and self.container.archive is not None and self.signers:
+            return (*self.container.artifacts, *self.container.archive.signatures)
+        if self.container is not None:
+            return self.container.artifacts
         if self.model is None:
             return ()
-        variant = self.model.variant
-        return (variant.digest, *variant.signatures) if self.model.signers else (variant.digest,)
+        golden = (self.model.golden.digest,) if self.model.golden is not None else ()
+        return (self.model.variant.digest, *self.model.bundles, *golden)
 
 
 class Capture(Record):
@@ -146,6 +171,7 @@ class VersionChoice(Record):
     variants: tuple[Variant, ...]
     signature: Signature | None = None
     labels: tuple[str, ...] = ()
+    golden: Golden | None = None
     signers: tuple[tuple[str, ...], ...] = ()
     """Groups of public keys that policies ask for: one of each must have signed."""
 
@@ -156,6 +182,8 @@ class Released(Record):
     component: Component
     revision: int
     version: VersionChoice | None = None
+    signers: tuple[tuple[str, ...], ...] = ()
+    """Of a container: groups of public keys that policies ask for."""
 
 
 class Release(Record):

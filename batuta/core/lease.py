@@ -40,7 +40,8 @@ def contacted(contact_at: int | None, sent_at: int, now: int, *, missed: bool = 
 
 def grace_ms(instance: Instance, now: int, contact_at: int | None) -> int:
     """How long an instance that is being stopped may take to end by itself: as asked, never far beyond its lease."""
-    asked = int(instance.process.stop_grace_ms) if instance.process is not None else DEFAULT_GRACE_MS
+    program = instance.program
+    asked = int(program.stop_grace_ms) if program is not None else DEFAULT_GRACE_MS
     if instance.lease_ms is None:
         return asked
     left_ms = contact_at + instance.lease_ms - now if contact_at is not None and contact_at <= now else 0

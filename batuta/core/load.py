@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
+from batuta.kinds.container import ContainerUse
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
@@ -32,7 +34,7 @@ class Load(NamedTuple):
 
 def load_of(instance: Instance) -> Load:
     claims: tuple[Claim, ...] = ()
-    ports = (*instance.ports, *served_ports(instance.serve), *probed_ports(instance.process))
+    ports = (*instance.ports, *served_ports(instance.serve), *probed_ports(instance.program))
     if ports or instance.devices or instance.accelerators:
         claims = claims_of(ports, instance.devices, instance.accelerators)
     return Load(int(instance.cpu_millis), int(instance.memory_bytes), int(instance.disk_bytes or 0), claims)
@@ -49,9 +51,10 @@ def served_ports(serve: Serve | None) -> tuple[int, ...]:
     return () if serve is None else (serve.port,)
 
 
-def probed_ports(process: ProcessUse | None) -> tuple[int, ...]:
-    """A program that is asked at a port owns it."""
-    if process is None:
+def probed_ports(program: ProcessUse | ContainerUse | None) -> tuple[int, ...]:
+    """A program that is asked at a port owns it; and so does a container to which a port of the node leads."""
+    if program is None:
         return ()
-    probes = [probe for probe in (process.ready, process.live) if probe is not None]
-    return tuple(p for probe in probes for p in (probe.tcp, probe.http.port if probe.http else None) if p is not None)
+    probes = [probe for probe in (program.ready, program.live) if probe is not None]
+    asked = tuple(p for probe in probes for p in (probe.tcp, probe.http.port if probe.http else None) if p is not None)
+    return (*asked, *(one.to for one in program.publish)) if isinstance(program, ContainerUse) else asked

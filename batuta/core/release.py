@@ -14,7 +14,7 @@ import msgspec
 
 from batuta.core.decided import Release, Released, VersionChoice
 from batuta.core.reasons import Reason
-from batuta.core.vouch import vouched
+from batuta.core.vouch import signers_of, vouched
 from batuta.kinds.application import Failover, Placement, Replicas
 
 if TYPE_CHECKING:
@@ -24,6 +24,12 @@ if TYPE_CHECKING:
     from batuta.kinds.model import Variant
 
 RELEASES_KEPT = 10
+
+
+class _Resolved(NamedTuple):
+    component: Component
+    version: VersionChoice | None
+    signers: tuple[tuple[str, ...], ...]
 
 
 class Resolved(NamedTuple):
@@ -43,28 +49,31 @@ def release(draft: Draft, app: str) -> Resolved:
         return Resolved(None)
     newest = known[-1] if known else None
     namespace, name = app.split("/")
-    resolved: list[tuple[Component, VersionChoice | None]] = []
+    resolved: list[_Resolved] = []
     reasons: list[Reason] = []
     for component in application.spec.components:
         version = resolve(draft.state, namespace, component)
         if isinstance(version, VersionChoice):
             version = vouched(draft.state, app, application, component, version)
+        signers = signers_of(draft.state, app, application, component)
         if isinstance(version, Reason):
             reasons.append(version)
+        elif isinstance(signers, Reason):
+            reasons.append(signers)
         else:
-            resolved.append((component, version))
+            resolved.append(_Resolved(component, version, signers))
     if reasons:
         return Resolved(newest, tuple(reasons))
-    if newest is not None and resolved == [(r.component, r.version) for r in newest.components]:
+    if newest is not None and resolved == [(r.component, r.version, r.signers) for r in newest.components]:
         return Resolved(newest)
     revision = newest.revision + 1 if newest is not None else 1
     before = {r.component.name: r for r in newest.components} if newest is not None else {}
     components = []
-    for component, version in resolved:
+    for component, version, signers in resolved:
         earlier = before.get(component.name)
-        same = earlier is not None and runs_the_same(earlier, component, version)
+        same = earlier is not None and earlier.signers == signers and runs_the_same(earlier, component, version)
         kept = earlier.revision if earlier is not None and same else revision
-        components.append(Released(component=component, revision=kept, version=version))
+        components.append(Released(component=component, revision=kept, version=version, signers=signers))
     made = Release(namespace=namespace, application=name, revision=revision, components=tuple(components), at=draft.now)
     draft.write_release(made)
     for old_release in known[: max(0, len(known) + 1 - RELEASES_KEPT)]:
@@ -87,7 +96,7 @@ def resolve(state: State, namespace: str, component: Component) -> VersionChoice
         return Reason(code="version_missing", subject=f"component/{component.name}", detail=detail)
     return VersionChoice(
         name=use.name, version=version.version, variants=version.variants,
-        signature=version.signature, labels=version.labels,
+        signature=version.signature, labels=version.labels, golden=version.golden,
     )  # fmt: skip
 
 

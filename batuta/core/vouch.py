@@ -36,3 +36,17 @@ def vouched(
         detail = f"{version.name} {version.version}"
         return Reason(code="signature_missing", subject=f"component/{component.name}", detail=detail)
     return msgspec.structs.replace(version, variants=signed, signers=groups)
+
+
+def signers_of(
+    state: State, app: str, application: Application, component: Component
+) -> tuple[tuple[str, ...], ...] | Reason:
+    """Who must have signed a component's image. One that is pulled from a registry brings no signature along."""
+    use = component.container
+    if use is None or not any(policy.spec.require_signer for policy in state.policies):
+        return ()
+    groups = ruling_of(state.policies, component, application, app).signers
+    if groups and (use.archive is None or not use.archive.signatures):
+        detail = use.name if use.archive is not None else f"{use.name} is pulled, and only archives carry signatures"
+        return Reason(code="signature_missing", subject=f"component/{component.name}", detail=detail)
+    return groups

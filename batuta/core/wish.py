@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from batuta.core import traits
-from batuta.core.decided import Instance, ModelOrder
+from batuta.core.decided import CONTAINER, PROCESS, Instance, ModelOrder
 from batuta.core.fleet import FALSE, FAULT, TRUE
 from batuta.core.load import claims_of, load_of, probed_ports, served_ports
 from batuta.kinds.base import Bytes
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 
 LEASE_MS = 5_000
 """How long a `never-twice` instance may run on without word from the hub: five heartbeats."""
-PROCESS = "process"
 
 
 class Ask:
@@ -45,7 +44,9 @@ class Ask:
         self.fleet: Fleet = fleet
         base = int(self.component.resources.memory_bytes)
         variants = self.version.variants if self.version is not None else ()
-        self.formats: tuple[str, ...] = tuple(v.format for v in variants) or (PROCESS,)
+        self.formats: tuple[str, ...] = tuple(v.format for v in variants) or (
+            CONTAINER if self.component.container is not None else PROCESS,
+        )
         self.requests: tuple[int, ...] = tuple(max(base, int(v.needs.memory_bytes or 0)) for v in variants) or (base,)
         self.cpu_millis: int = int(self.component.resources.cpu_millis)
         self.memory_bytes: int = base
@@ -53,7 +54,7 @@ class Ask:
         self.disk_bytes: int = int(resources.disk_bytes or 0)
         self.needs: tuple[AcceleratorNeed, ...] = resources.accelerators
         self.claims: tuple[Claim, ...] = claims_of(
-            (*resources.ports, *served_ports(self.component.serve), *probed_ports(self.component.process)),
+            (*resources.ports, *served_ports(self.component.serve), *probed_ports(self.component.program)),
             resources.devices,
         )
         """Ports and devices that no other instance on its node may have."""
@@ -92,6 +93,12 @@ class Ask:
     @property
     def consumer(self) -> str:
         return f"{self.namespace}_{self.application}_{self.component.name}"
+
+    @property
+    def archive(self) -> str:
+        """Digest of the image that must reach the node; nothing when there is none."""
+        container = self.component.container
+        return container.archive.digest if container is not None and container.archive is not None else ""
 
     @property
     def never_twice(self) -> bool:
@@ -143,9 +150,9 @@ class Ask:
         effects = ("NoSchedule", "NoExecute")
         tolerated = traits.tolerated(self.fleet, self.component.placement.tolerations, effects)
         answer: Bools = self.fleet.present & (self.fleet.where(self.where) == TRUE) & tolerated & self._is_home()
-        process = self.component.process
-        if process is not None and process.architectures:
-            answer &= traits.runs_on(self.fleet, process.architectures)
+        program = self.component.program
+        if program is not None and program.architectures:
+            answer &= traits.runs_on(self.fleet, program.architectures)
         for rule in self.ruling.hard:
             answer &= self.may(rule) & ~self.is_puzzled(rule)
         return answer
@@ -202,15 +209,16 @@ class Ask:
         """The order for one slot. Accelerators are those of a node, so whoever needs some says which."""
         component, model = self.component, None
         if component.model is not None and self.version is not None:
-            version = self.version
+            version, chosen = self.version, self.version.variants[variant]
             model = ModelOrder(
-                name=version.name, version=version.version, variant=version.variants[variant],
+                name=version.name, version=version.version, variant=chosen, golden=chosen.golden or version.golden,
                 signature=version.signature, labels=version.labels,
                 batch=component.model.batch, linger_ms=int(component.model.linger_ms), signers=self.ruling.signers,
             )  # fmt: skip
         return Instance(
             namespace=self.namespace, application=self.application, component=component.name,
             revision=self.revision, slot=slot, epoch=epoch, model=model, process=component.process,
+            container=component.container, signers=self.ruling.signers if component.container is not None else (),
             inputs=component.inputs, outputs=component.outputs, serve=component.serve,
             cpu_millis=component.resources.cpu_millis, memory_bytes=Bytes(self.requests[variant]),
             disk_bytes=component.resources.disk_bytes, ports=component.resources.ports,

@@ -11,13 +11,15 @@ from msgspec import Meta
 from batuta.kinds import condition, topics
 from batuta.kinds.autoscale import Autoscale, autoscale_problems
 from batuta.kinds.base import Bytes, Condition, Millicores, Millis, Name, Problem, Record, Resource, Scale, Topic
+from batuta.kinds.container import ContainerUse, container_problems
 from batuta.kinds.hardware import AcceleratorKind, Architecture, architecture_problems
+from batuta.kinds.program import Port, Probe, env_problems, probe_problems
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 Count = Annotated[int, Meta(ge=0, le=100_000)]
-Port = Annotated[int, Meta(ge=1, le=65_535)]
+DomainLabel = Annotated[str, Meta(min_length=1, max_length=128)]
 Priority = Annotated[int, Meta(ge=-1000, le=1000)]
 Residency = Annotated[str, Meta(min_length=1, max_length=63, description="A place where data may live, such as `eu`.")]
 DevicePath = Annotated[
@@ -43,25 +45,6 @@ class Serve(Record):
     port: Port
     """At loopback of its node. Every model also answers at a Unix socket in its directory and through the gateway of
     its site, whether it has a port or not."""
-
-
-class HttpProbe(Record):
-    """Healthy when a GET to this port of loopback answers 2xx or 3xx."""
-
-    port: Port
-    path: str = "/"
-
-
-class Probe(Record):
-    """How to ask an instance whether it is well: exactly one of http, tcp, exec."""
-
-    http: HttpProbe | None = None
-    tcp: Port | None = None
-    exec: tuple[str, ...] | None = None
-    every_ms: Millis = msgspec.field(default_factory=lambda: Millis(2_000), name="every")
-    timeout_ms: Millis = msgspec.field(default_factory=lambda: Millis(1_000), name="timeout")
-    failures: Annotated[int, Meta(ge=1, le=100)] = 3
-    """So many in a row count as a failure."""
 
 
 class ProcessUse(Record):
@@ -183,8 +166,7 @@ class Component(Record):
     name: Name
     model: ModelUse | None = None
     process: ProcessUse | None = None
-    container: dict[str, Any] | None = None
-    """Not yet available."""
+    container: ContainerUse | None = None
     pipeline: dict[str, Any] | None = None
     """Not yet available."""
     inputs: tuple[Input, ...] = ()
@@ -203,6 +185,11 @@ class Component(Record):
     failover: Failover = msgspec.field(default_factory=Failover)
 
     @property
+    def program(self) -> ProcessUse | ContainerUse | None:
+        """What it runs, when that is not a model."""
+        return self.process if self.process is not None else self.container
+
+    @property
     def type(self) -> str:
         """Which of the four it is; the first named, when a bad document names more."""
         return next((t for t in COMPONENT_TYPES if getattr(self, t) is not None), "none")
@@ -213,7 +200,6 @@ NOT_YET_ROLLOUT = {"waves": "waves", "soak_ms": "soak", "gates": "gates", "on_fa
 
 # What decodes but has nobody yet to honour it is refused, never ignored: a field that does nothing is a lie.
 NOT_YET_COMPONENT = {
-    "container": "container components are not yet available; use a process",
     "pipeline": "pipeline components are not yet available; use a model with inputs and outputs",
 }
 
@@ -223,13 +209,16 @@ class Disruption(Record):
 
     per_site: Count | None = None
     """So many of its replicas at one site; 0 for none at all."""
+    per_domain: Annotated[dict[DomainLabel, Count], Meta(max_length=8)] = {}
+    """So many on all nodes together whose label has one and the same value: `{rack: 1}` for one in each rack."""
 
 
 class Rollout(Record):
     """How a change arrives, and how much of it may be missing meanwhile."""
 
     disruption: Disruption = Disruption()
-    """Holds for preemption and for moves that are not needed. What fails by itself counts against it."""
+    """Holds for whatever is done on purpose: changes of what runs, drained nodes, policies, moves, preemption. What
+    fails by itself counts against it; healing asks nobody."""
     waves: tuple[str, ...] | None = None
     """Not yet available."""
     soak_ms: Millis | None = msgspec.field(default=None, name="soak")
@@ -336,19 +325,27 @@ def _component_problems(here: str, component: Component) -> Iterator[Problem]:
         yield Problem(path=f"{here}.serve.port", code="duplicate", message=message)
     if component.slo is not None and component.model is None:
         yield Problem(
-            path=f"{here}.slo", code="value", message="only models are measured", hint="leave it out for a process"
+            path=f"{here}.slo",
+            code="value",
+            message="only models are measured",
+            hint=f"leave it out for a {component.type}",
         )
     if component.process is not None:
         yield from architecture_problems(f"{here}.process.architectures", component.process.architectures)
         for name in ("ready", "live"):
-            yield from _probe_problems(f"{here}.process.{name}", getattr(component.process, name))
-        yield from _env_problems(f"{here}.process.env", component.process.env)
+            yield from probe_problems(f"{here}.process.{name}", getattr(component.process, name))
+        yield from env_problems(f"{here}.process.env", component.process.env)
+    if component.container is not None:
+        never_twice = component.runs == "never-twice"
+        yield from container_problems(f"{here}.container", component.container, never_twice=never_twice)
+    if component.program is not None:
+        what = "process" if component.process is not None else "container"
         for field in ("inputs", "outputs"):
             if getattr(component, field):
                 yield Problem(
                     path=f"{here}.{field}",
                     code="value",
-                    message="a process connects to the broker by itself; inputs and outputs are for models",
+                    message=f"a {what} connects to the broker by itself; inputs and outputs are for models",
                 )
     if component.model is not None:
         yield from _flow_problems(here, component)
@@ -395,24 +392,3 @@ def _flow_problems(here: str, component: Component) -> Iterator[Problem]:
             message="a forward carries what an output topic names",
             hint="add {topic: …} beside it",
         )
-
-
-def _probe_problems(path: str, probe: Probe | None) -> Iterator[Problem]:
-    if probe is None:
-        return
-    named = [f for f in ("http", "tcp", "exec") if getattr(probe, f) is not None]
-    if len(named) != 1:
-        yield Problem(path=path, code="one_of", message="say exactly one of http, tcp, exec")
-    if probe.http is not None and not probe.http.path.startswith("/"):
-        yield Problem(path=f"{path}.http.path", code="value", message="a path starts with '/'")
-
-
-def _env_problems(path: str, env: dict[str, str]) -> Iterator[Problem]:
-    for name in env:
-        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
-            yield Problem(
-                path=f"{path}.{name}",
-                code="key",
-                message=f"{name!r} is not a name for an environment variable",
-                hint="use letters, digits and underscores",
-            )

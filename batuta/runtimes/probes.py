@@ -14,17 +14,57 @@ from typing import TYPE_CHECKING
 
 from batuta.errors import RuntimeFailure
 from batuta.runtimes import processes
+from batuta.runtimes.base import Condition
 from batuta.runtimes.sandbox import Program, launch
 
 if TYPE_CHECKING:
-    from batuta.kinds.application import HttpProbe, Probe
+    from collections.abc import Awaitable, Callable
+
+    from batuta.core.observed import Measures
+    from batuta.kinds.program import HttpProbe, Probe
     from batuta.runtimes.logs import Logs
 
 FIRST_LINE_BYTES_MAX = 4096
 
 
-async def ask(probe: Probe, program: Program, logs: Logs) -> str | None:
-    """One question. `program` lends its surroundings to a command, and what that prints joins `logs`."""
+class Probed:
+    """What a probe has said so far."""
+
+    def __init__(self, probe: Probe | None) -> None:
+        self.probe = probe
+        self.passed = asyncio.Event()
+        """It has passed at least once."""
+        self.failures = 0
+        """In a row."""
+        self.said = ""
+        if probe is None:
+            self.passed.set()
+
+    @property
+    def has_failed(self) -> bool:
+        return self.probe is not None and self.failures >= self.probe.failures
+
+    def hear(self, said: str | None) -> None:
+        if said is None:
+            self.passed.set()
+            self.failures, self.said = 0, ""
+        else:
+            self.failures, self.said = self.failures + 1, said
+
+
+def judged(ready: Probed, live: Probed, measures: Measures) -> Condition:
+    """How an instance is, by what its probes have said."""
+    if live.has_failed:
+        return Condition("unready", live.said, "not_live", measures=measures)
+    if not ready.passed.is_set():
+        return Condition("running", ready.said, "not_ready", measures=measures)
+    if ready.has_failed:
+        return Condition("unready", ready.said, "not_ready", measures=measures)
+    return Condition("ready", measures=measures)
+
+
+async def ask(probe: Probe, execute: Callable[[tuple[str, ...]], Awaitable[str | None]]) -> str | None:
+    """One question. `execute` runs a command beside the instance."""
     try:
         async with asyncio.timeout(probe.timeout_ms / 1000):
             if probe.http is not None:
@@ -32,7 +72,7 @@ async def ask(probe: Probe, program: Program, logs: Logs) -> str | None:
             if probe.tcp is not None:
                 return await _connect(probe.tcp)
             assert probe.exec is not None, "admission lets no probe pass that asks nothing"
-            return await _execute(probe.exec, program, logs)
+            return await execute(probe.exec)
     except TimeoutError:
         return f"{describe(probe)} did not answer within {int(probe.timeout_ms)} ms"
     except OSError as error:
@@ -77,7 +117,8 @@ async def _connect(port: int) -> str | None:
     return None
 
 
-async def _execute(command: tuple[str, ...], program: Program, logs: Logs) -> str | None:
+async def execute(command: tuple[str, ...], program: Program, logs: Logs) -> str | None:
+    """A command in a program's surroundings; what it prints joins `logs`."""
     try:
         child = await launch(program._replace(command=command, stdin=b""), logs)
     except RuntimeFailure as failure:

@@ -14,39 +14,15 @@ from batuta.core.observed import Measures
 from batuta.errors import RuntimeFailure
 from batuta.kinds.base import Bytes
 from batuta.runtimes import probes
-from batuta.runtimes.base import Condition
 from batuta.runtimes.keeping import Keeping, Run, environment
+from batuta.runtimes.probes import Probed
 from batuta.runtimes.sandbox import Limits, Program
 
 if TYPE_CHECKING:
-    from batuta.kinds.application import Probe, ProcessUse
-    from batuta.runtimes.base import Order
+    from batuta.kinds.application import ProcessUse
+    from batuta.kinds.program import Probe
+    from batuta.runtimes.base import Condition, Order
     from batuta.runtimes.kept import Kept
-
-
-class Probed:
-    """What a probe has said so far."""
-
-    def __init__(self, probe: Probe | None) -> None:
-        self.probe = probe
-        self.passed = asyncio.Event()
-        """It has passed at least once."""
-        self.failures = 0
-        """In a row."""
-        self.said = ""
-        if probe is None:
-            self.passed.set()
-
-    @property
-    def has_failed(self) -> bool:
-        return self.probe is not None and self.failures >= self.probe.failures
-
-    def hear(self, said: str | None) -> None:
-        if said is None:
-            self.passed.set()
-            self.failures, self.said = 0, ""
-        else:
-            self.failures, self.said = self.failures + 1, said
 
 
 class ProcessRun(Run):
@@ -64,10 +40,13 @@ class ProcessRun(Run):
         if after is not None:
             await after.wait()
         while not self.kept.ended.is_set():
-            probed.hear(await probes.ask(probe, self.program, self.kept.logs))
+            probed.hear(await probes.ask(probe, self._execute))
             # Until it first passes, readiness is asked more often: waiting for a start is what people notice.
             every_ms = probe.every_ms if probed.passed.is_set() else min(probe.every_ms, 250)
             await asyncio.sleep(every_ms / 1000)
+
+    async def _execute(self, command: tuple[str, ...]) -> str | None:
+        return await probes.execute(command, self.program, self.kept.logs)
 
 
 class ProcessRuntime(Keeping[ProcessRun]):
@@ -90,13 +69,7 @@ class ProcessRuntime(Keeping[ProcessRun]):
 
     def fares(self, run: ProcessRun) -> Condition:
         measures = Measures(rss_bytes=Bytes(run.kept.rss_bytes) if run.kept.rss_bytes else None)
-        if run.live.has_failed:
-            return Condition("unready", run.live.said, "not_live", measures=measures)
-        if not run.ready.passed.is_set():
-            return Condition("running", run.ready.said, "not_ready", measures=measures)
-        if run.ready.has_failed:
-            return Condition("unready", run.ready.said, "not_ready", measures=measures)
-        return Condition("ready", measures=measures)
+        return probes.judged(run.ready, run.live, measures)
 
 
 def _use(order: Order) -> ProcessUse:

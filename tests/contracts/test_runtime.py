@@ -16,12 +16,16 @@ from batuta.core.decided import Instance, ModelOrder
 from batuta.errors import RuntimeFailure
 from batuta.kinds.application import Input, ProcessUse
 from batuta.kinds.base import Bytes
+from batuta.kinds.container import Archive, ContainerUse
 from batuta.kinds.model import Variant
 from batuta.runtimes import processes
 from batuta.runtimes.base import Order
+from batuta.runtimes.container import ContainerRuntime
+from batuta.runtimes.container_order import Whose
 from batuta.runtimes.model import ModelRuntime
 from batuta.runtimes.process import ProcessRuntime
 from batuta.runtimes.simulated import Machine, Script, SimulatedRuntime
+from tests.engines import Built, Engine, engine, podman  # noqa: F401  fixtures
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -134,6 +138,37 @@ class Simulated:
         del self.machine.running[order.instance.name]
 
 
+class RealContainers:
+    """A real Podman, and an image of one static program."""
+
+    def __init__(self, directory: Path, engine: Engine) -> None:  # noqa: F811
+        self.directory = directory
+        self.engine = engine
+        self.built = Built(directory)
+
+    def runtime(self) -> Runtime:
+        whose = Whose(home=str(self.directory), node="n1")
+        return ContainerRuntime(str(self.engine.socket), whose, self.directory / "container")
+
+    def order(self, component: str, line: str, image: str = "") -> Order:
+        archive = Archive(digest=self.built.digest, size_bytes=Bytes(self.built.size))
+        use = ContainerUse(image=image or self.built.image, archive=archive, args=(line,))
+        made = instance(component, container=use)
+        return Order(made, self.directory / component, {self.built.digest: self.built.path}, {"node": "n1"})
+
+    def lasting(self, name: str = "last") -> Order:
+        return self.order(name, "exec sleep 600")
+
+    def ending(self) -> Order:
+        return self.order("end", "echo the last words >&2; exit 7")
+
+    def impossible(self) -> tuple[Order, str]:
+        return self.order("none", "true", f"localhost/other@sha256:{'0' * 64}"), "digest_mismatch"
+
+    def kill(self, order: Order, handle: dict[str, Any]) -> None:
+        self.engine.kill_container(str(handle["id"]))
+
+
 @pytest.fixture
 def broker_port(tmp_path: Path) -> Iterator[int]:
     """A real broker, as small as can be."""
@@ -149,8 +184,14 @@ def broker_port(tmp_path: Path) -> Iterator[int]:
     child.wait()
 
 
-@pytest.fixture(params=["process", "onnx", "simulated"])
+@pytest.fixture(params=["process", "onnx", "simulated", pytest.param("container", marks=pytest.mark.slow)])
 def tenant(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Tenant]:
+    if request.param == "container":
+        containers = RealContainers(tmp_path, request.getfixturevalue("engine"))
+        yield containers
+        left = containers.engine.containers(node="n1")
+        assert left == [], "a test left containers behind"
+        return
     if request.param == "simulated":
         yield Simulated()
         return
@@ -226,6 +267,8 @@ async def test_it_outlives_its_runtime_and_is_found_again(tenant: Tenant) -> Non
 
 async def test_with_a_lease_it_is_not_found_by_another_agent(tenant: Tenant) -> None:
     """Its own ended, so it should have ended; whatever of it is left is ended now."""
+    if isinstance(tenant, RealContainers):
+        pytest.skip("containers take no lease: refused with the document, and by the runtime")
     first, order = tenant.runtime(), tenant.lasting()
     order = order._replace(instance=msgspec.structs.replace(order.instance, lease_ms=5_000))
     handle = await first.start(order)

@@ -12,12 +12,10 @@ from batuta.kinds.application import (
     ApplicationSpec,
     Component,
     Failover,
-    HttpProbe,
     Input,
     ModelUse,
     Output,
     Placement,
-    Probe,
     ProcessUse,
     Replicas,
     Resources,
@@ -26,6 +24,7 @@ from batuta.kinds.base import Bytes, Metadata, Millicores, Millis
 from batuta.kinds.model import Model, ModelSpec, Needs, Variant, Version
 from batuta.kinds.node import Node, NodeSpec
 from batuta.kinds.policy import Policy, PolicySpec
+from batuta.kinds.program import HttpProbe, Probe
 from batuta.kinds.site import Site
 
 MIB = 2**20

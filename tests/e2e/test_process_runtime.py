@@ -19,8 +19,9 @@ import pytest
 from batuta.core.decided import Instance
 from batuta.errors import RuntimeFailure
 from batuta.fabric.broker import free_port
-from batuta.kinds.application import HttpProbe, Probe, ProcessUse
+from batuta.kinds.application import ProcessUse
 from batuta.kinds.base import Bytes, Millis
+from batuta.kinds.program import HttpProbe, Probe
 from batuta.runtimes import processes
 from batuta.runtimes.base import Order
 from batuta.runtimes.logs import Logs

@@ -16,12 +16,10 @@ from batuta.kinds.application import (
     ApplicationSpec,
     Component,
     Failover,
-    HttpProbe,
     Input,
     ModelUse,
     Output,
     Placement,
-    Probe,
     ProcessUse,
     Replicas,
     Resources,
@@ -31,10 +29,12 @@ from batuta.kinds.application import (
     Toleration,
 )
 from batuta.kinds.base import BitsPerSecond, Bytes, Millicores, Millis, Problem, decode_hook
+from batuta.kinds.container import Archive, ContainerUse, Mount, Publish
 from batuta.kinds.manifest import dump, from_document, from_json, parse, to_document, to_json
 from batuta.kinds.model import Golden, ModelSpec, Signature, Tensor, Variant, Version
 from batuta.kinds.node import NodeSpec, Taint
 from batuta.kinds.policy import Policy, PolicySpec
+from batuta.kinds.program import HttpProbe, Probe
 from batuta.kinds.shape import misfits
 from batuta.kinds.site import SiteSpec, Uplink
 
@@ -51,6 +51,11 @@ def serving(**changes: object) -> Component:
     return Component(name="serve", **given)
 
 
+def boxed(**changes: object) -> ContainerUse:
+    given = {"image": f"detector@{DIGEST}", "archive": Archive(digest=DIGEST, size_bytes=Bytes(1)), **changes}
+    return ContainerUse(**given)
+
+
 def found(resource: Application | Model | Node | Site) -> list[tuple[str, str]]:
     return [(problem.path, problem.code) for problem in resource.problems()]
 
@@ -65,7 +70,28 @@ C = "spec.components[0]"
         (serving(outputs=(Output(topic="b/{1}"), Output(forward="hub"))), []),
         (Component(name="p"), [(C, "one_of")]),
         (serving(process=PROCESS), [(C, "one_of"), (f"{C}.inputs", "value")]),
-        (Component(name="p", container={"image": "x"}), [(f"{C}.container", "not_yet")]),
+        (Component(name="p", container=boxed()), []),
+        (Component(name="p", container=boxed(), runs="never-twice"), [(f"{C}.container", "value")]),
+        (Component(name="p", container=boxed(archive=None)), [(f"{C}.container.image", "value")]),
+        (Component(name="p", container=boxed(archive=None, image=f"reg.io/x@{DIGEST}")), []),
+        (Component(name="p", container=boxed(archive=None, image=f"localhost:5000/x@{DIGEST}")), []),
+        (Component(name="p", container=boxed(mounts=(Mount(at="/a"),))), [(f"{C}.container.mounts[0]", "one_of")]),
+        (
+            Component(name="p", container=boxed(mounts=(Mount(at="/a/../b", host="/x/../etc"),))),
+            [(f"{C}.container.mounts[0].at", "value"), (f"{C}.container.mounts[0].host", "value")],
+        ),
+        (
+            Component(name="p", container=boxed(mounts=(Mount(at="/", volume="v"),))),
+            [(f"{C}.container.mounts[0].at", "value")],
+        ),
+        (
+            Component(name="p", container=boxed(publish=(Publish(port=80, to=8080),))),
+            [(f"{C}.container.publish", "value")],
+        ),
+        (
+            Component(name="p", container=boxed(network="none", broker=True, ready=Probe(tcp=80))),
+            [(f"{C}.container.ready", "value"), (f"{C}.container.broker", "value")],
+        ),
         (Component(name="p", pipeline={}), [(f"{C}.pipeline", "not_yet")]),
         (serving(slo=Slo(p99_ms=Millis(50))), []),
         (Component(name="p", process=PROCESS, slo=Slo(p99_ms=Millis(50))), [(f"{C}.slo", "value")]),
