@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Final
 
 from batuta.agent import neighbours, steady
+from batuta.agent.door import Door
 from batuta.agent.doubt import Doubt
 from batuta.agent.enrolling import Renewal, join
 from batuta.agent.gravity import Gravity
@@ -80,6 +81,9 @@ async def _run(config: AgentConfig, identity: Identity, ending: Ending) -> int:
     opened = Ledger(config.home, identity.node).open()
     birth = await station.open(neighbours.links(opened.page.assignment))
     log.info("broker %s, process %d; MQTT at %s", birth, station.broker.pid, station.mqtt)
+    door = Door(config, identity.node, said.append)
+    door.open()
+    door.broker = station.for_instances()
 
     async with _connections(identity.node, station) as (control, site, client):
         clock = steady.Steady(steady.MachineClock())
@@ -106,27 +110,33 @@ async def _run(config: AgentConfig, identity: Identity, ending: Ending) -> int:
                 machine_boot=steady.machine_boot(),
                 inventory=lambda: inventory,
                 vitals=lambda: probe.vitals(station.broker.pid or None),
-                broker=station.for_instances(),
+                broker={**station.for_instances(), "inference": door.url},
                 neighbours=Neighbours(site, clock, identity.node),
                 flows=flows.books,
                 topics=gravity.topics,
                 places=lambda: (station.address, station.mqtt),
+                inference=door.url,
+                mesh=door.measures,
                 follow=follow,
                 share=share,
-                doctor=lambda: {"broker": {"pid": station.broker.pid, "restarts": station.restarts}},
+                doctor=lambda: {
+                    "broker": {"pid": station.broker.pid, "restarts": station.restarts},
+                    "gateway": door.doctor(),
+                },
                 artifacts_bytes=config.artifacts_bytes,
                 contact_every_ms=config.contact_every_ms,
                 report_every_ms=config.report_every_ms,
             ),
             opened,
         )
-        station.tell = node.loop.tell
+        station.tell = door.tell = node.loop.tell
         for news in said:
             node.loop.tell(news)
         renewal = Renewal(config, identity, control, station.renew, node.loop.tell)
         doubt = Doubt(config, identity.node, lambda: node.loop.hub_is_silent, node.loop.tell)
         node.besides = {
             "broker": station.watch, "flows": flows.run, "gravity": gravity.run, "renewal": renewal.run,
+            "gateway": door.run,
             "doubt": doubt.run, "settle": lambda: _settle(config),
         }  # fmt: skip
         ending.tell(node)
@@ -135,11 +145,14 @@ async def _run(config: AgentConfig, identity: Identity, ending: Ending) -> int:
         except BaseException:
             # A crash of ours must not take the instances along: leave them, and let the next agent adopt them.
             await node.leave()
+            await door.leave()
             raise
         if ending.everything:
             await node.stop()
+            await door.stop()
         else:
             await node.leave()
+            await door.leave()
     if ending.everything:
         await station.close()
     log.info("node %s has ended%s", identity.node, "" if ending.everything else "; what runs goes on")

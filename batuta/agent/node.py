@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from batuta.agent.steady import Steady
     from batuta.core.decided import Assignment, Commons
     from batuta.core.local import Event
-    from batuta.core.observed import Flow, Inventory, Report, Vitals
+    from batuta.core.observed import Flow, Inventory, Mesh, Report, Vitals
     from batuta.fabric.base import Fabric, Message
     from batuta.runtimes.base import Runtime
 
@@ -79,6 +79,10 @@ class Parts(NamedTuple):
     topics: Callable[[], dict[str, int]] = dict
     places: Callable[[], tuple[str, str]] = lambda: ("", "")
     """Addresses of the SITE and MQTT listeners."""
+    inference: str = ""
+    """Address of the inference gateway."""
+    mesh: Callable[[], Mesh | None] = lambda: None
+    """What that gateway counted."""
     follow: Callable[[Assignment], Awaitable[None]] | None = None
     """What else follows each new assignment: the broker's links."""
     share: Callable[[Commons], None] = lambda _: None
@@ -215,10 +219,13 @@ class Node:
     def _beside(self, report: Report) -> Report:
         address, mqtt = self.parts.places()
         hears = self.parts.neighbours.hears() if self.parts.neighbours is not None else {}
-        return msgspec.structs.replace(report, flows=self.parts.flows(), address=address, mqtt=mqtt, hears=hears)
+        return msgspec.structs.replace(
+            report, flows=self.parts.flows(), address=address, mqtt=mqtt, inference=self.parts.inference, hears=hears
+        )
 
     def _rest(self, report: Report) -> Report:
-        return msgspec.structs.replace(report, vitals=self.parts.vitals(), topics=self.parts.topics())
+        parts = self.parts
+        return msgspec.structs.replace(report, vitals=parts.vitals(), topics=parts.topics(), mesh=parts.mesh())
 
     async def _doctor(self) -> dict[str, Any]:
         loop = self.loop

@@ -110,7 +110,8 @@ class Reporter:
 def _what_matters(report: Report) -> Any:
     """All but what varies by itself."""
     return (
-        report.serial, report.inventory, report.artifacts, report.address, report.mqtt, report.problems,
+        report.serial, report.inventory, report.artifacts, report.address, report.mqtt, report.inference,
+        report.problems,
         tuple(msgspec.structs.replace(instance, measures=None) for instance in report.instances),
         tuple((flow.consumer, flow.shed, flow.reason) for flow in report.flows),
         frozenset(report.hears),
@@ -132,7 +133,7 @@ def bounded(report: Report) -> Report:
             msgspec.structs.replace(i, measures=None, reason=_short(i.reason) if i.reason else None)
             for i in report.instances
         )
-        report = msgspec.structs.replace(report, instances=slim, flows=())
+        report = msgspec.structs.replace(report, instances=slim, flows=(), mesh=None)
     return report
 
 

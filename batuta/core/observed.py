@@ -158,8 +158,10 @@ class Report(Record):
     """Messages first published at this node, by the pattern asked for in the assignment."""
     problems: tuple[Reason, ...] = ()
     """What ails the node itself."""
+    inference: str = ""
+    """`http://host:port` of its inference gateway."""
     mesh: Mesh | None = None
-    """Calls through its inference gateway; None when that does not run."""
+    """Calls through that gateway since it last began; None when nobody has used it."""
 
 
 class Sighting(Record):

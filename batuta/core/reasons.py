@@ -193,6 +193,9 @@ CATALOGUE: dict[str, Entry] = {
     ),
     "broker_failed": Entry("the node's broker does not run as it should", "see the broker's journal"),
     "broker_restarted": Entry("the node's broker had died or frozen and was restarted", "see the broker's journal"),
+    "gateway_failed": Entry(
+        "the node's inference gateway ended and starts again when somebody asks", "see its log in node/gateway/log"
+    ),
     "renewal_failed": Entry(
         "the node's certificate could not be renewed yet", "check the link and the hub", waits=True
     ),

@@ -26,6 +26,8 @@ HEADER_JSON_BYTES = "Inference-Header-Content-Length"
 HEADER_DEADLINE = "Batuta-Deadline-Ms"
 """How many milliseconds are left to answer: what takes longer need not be done."""
 HEADER_CLASS = "Batuta-Class"
+HEADER_PATH = "Batuta-Path"
+"""On the fabric only: asks for something other than an inference, such as `/v2/models/digits`."""
 HEADER_ERROR = "Batuta-Error"
 """A code of `dataflow.oip.faults`, such as `overloaded`; the body is the protocol's own error."""
 

@@ -89,6 +89,7 @@ def node_status(state: State, node: Node, now: int) -> dict[str, Any]:
             "reportedAt": report.at,
             "address": report.address,
             "mqtt": report.mqtt,
+            "inference": report.inference,
             "inventory": _plain(report.inventory),
             "vitals": _plain(report.vitals),
             "problems": [_plain(problem) | {"sentence": str(problem)} for problem in report.problems],

@@ -15,6 +15,7 @@ import resource
 import signal
 import socket
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -46,6 +47,8 @@ if TYPE_CHECKING:
 
 ORDER_BYTES_MAX: Final = 1 << 20
 TELL_EVERY_S: Final = 1.0
+IDLE_END_S: Final = 600.0
+"""Unused for so long, it gives its memory back; the next call starts it again."""
 
 log = logging.getLogger("gateway")
 
@@ -67,8 +70,10 @@ class Gateway:
         """Until told to stop; then those who are being answered get a while."""
         await self.site.subscribe(subjects.ALL_SERVING, cb=self._hear)
         await self._near.open()
-        await self.door.open(socket.socket(fileno=self.order.listener))
-        telling = asyncio.create_task(self._tell())
+        listener = socket.socket(fileno=self.order.listener)
+        await self.door.open(listener)
+        telling = asyncio.create_task(self._tell(stop))
+        log.info("models are asked at %s:%d", *listener.getsockname())
         try:
             await stop.wait()
         finally:
@@ -87,15 +92,18 @@ class Gateway:
             if path is None:
                 path = self._unix[card.socket] = UnixPath(card.socket)
             return await path.send(ask, card.version, left_ms, traceparent)
-        return await self._near.send(subjects.infer(card.node, card.instance), ask, left_ms, traceparent)
+        return await self._near.send(subjects.infer(card.node, card.instance), ask, card.version, left_ms, traceparent)
 
     # --- Its books ---
 
-    async def _tell(self) -> None:
+    async def _tell(self, stop: asyncio.Event) -> None:
         path = Path(self.order.directory) / MEASURES_FILE
         new = path.with_name(f".{path.name}.new")
         while True:
             await asyncio.sleep(TELL_EVERY_S)
+            if time.monotonic() - self.door.last_at_s > IDLE_END_S and not self.calls.gate.under_way:
+                log.info("nobody has asked for %.0f s", IDLE_END_S)
+                stop.set()
             now = clock_ms()
             for known in self.cards.sweep(now):
                 if (gone := self._unix.pop(known.card.socket, None)) is not None:

@@ -29,7 +29,8 @@ class Order(NamedTuple):
     artifacts: Mapping[str, Path]
     """Verified files by digest."""
     broker: Mapping[str, str]
-    """How it reaches the node's broker: `url`, `credentials` (a 0600 file), `node`, `domain`, `mqtt` address."""
+    """How it reaches the node's broker: `url`, `credentials` (a 0600 file), `node`, `domain`, `mqtt` address,
+    and where models are asked: `inference`."""
     neighbours: tuple[str, ...] = ()
     """Nodes of the site, this one included, whose inboxes it serves."""
 

@@ -58,6 +58,8 @@ class Program(NamedTuple):
     stdin: bytes = b""
     tied: bool = False
     """It must not outlive this process."""
+    inherited: tuple[int, ...] = ()
+    """Open descriptors that it keeps, under the same numbers."""
 
 
 async def launch(program: Program, logs: Logs) -> subprocess.Popen[bytes]:
@@ -98,7 +100,7 @@ async def launch(program: Program, logs: Logs) -> subprocess.Popen[bytes]:
             cwd=program.directory,
             env=dict(program.env),
             start_new_session=True,
-            pass_fds=(status,),
+            pass_fds=(status, *program.inherited),
         )
     except OSError as error:
         os.close(reading)

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Final
 
 from nats.errors import Error as NatsError
 
-from batuta.core.serving import HEADER_CLASS, HEADER_DEADLINE, HEADER_ERROR, HEADER_JSON_BYTES
-from batuta.dataflow.mesh.talk import JSON, Broken, Reply, TooLarge, Unreached, status_of
+from batuta.core.serving import HEADER_CLASS, HEADER_DEADLINE, HEADER_ERROR, HEADER_JSON_BYTES, HEADER_PATH
+from batuta.dataflow.mesh.talk import JSON, Broken, Reply, TooLarge, Unreached, path_of, status_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 HEADERS_SLACK_BYTES: Final = 4096
 HEADER_STATUS: Final = "Batuta-Status"
 """The HTTP status, where a gateway answers for an instance."""
-HEADER_VERB: Final = "Batuta-Verb"
 
 
 class FabricPath:
@@ -63,9 +62,9 @@ class FabricPath:
             raise Unreached("nobody answers there")
         return message
 
-    async def send(self, subject: str, ask: Ask, left_ms: int, traceparent: str) -> Reply:
+    async def send(self, subject: str, ask: Ask, version: str, left_ms: int, traceparent: str) -> Reply:
         """One call to an instance of the site."""
-        return reply_of(await self.ask(subject, ask.body, headers_of(ask, left_ms, traceparent)))
+        return reply_of(await self.ask(subject, ask.body, headers_of(ask, version, left_ms, traceparent)))
 
     async def _hear(self, message: Msg) -> None:
         waiting = self._waiting.get(message.subject.rpartition(".")[2])
@@ -75,10 +74,10 @@ class FabricPath:
         waiting.set_result(message)
 
 
-def headers_of(ask: Ask, left_ms: int, traceparent: str) -> dict[str, str]:
+def headers_of(ask: Ask, version: str, left_ms: int, traceparent: str) -> dict[str, str]:
     headers = {HEADER_DEADLINE: str(left_ms), HEADER_CLASS: ask.urgency, "traceparent": traceparent}
     if ask.verb != "infer":
-        headers[HEADER_VERB] = ask.verb
+        headers[HEADER_PATH] = path_of(ask, version)
     if ask.json_bytes:
         headers[HEADER_JSON_BYTES] = ask.json_bytes
     if ask.tracestate:

@@ -78,6 +78,11 @@ def refusal(code: str, message: str, *headers: tuple[str, str]) -> Reply:
     return Reply(status_of(code), msgspec.json.encode({"error": message}), code=code, headers=headers)
 
 
+def path_of(ask: Ask, version: str) -> str:
+    """Where an instance takes it."""
+    return f"/v2/models/{ask.model}/versions/{version}" + ("" if ask.verb == "metadata" else f"/{ask.verb}")
+
+
 def status_of(code: str) -> int:
     """Of an error's code; a code of another release is taken for the caller's fault, which is not tried again."""
     if code in OWN:

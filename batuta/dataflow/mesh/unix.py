@@ -10,7 +10,7 @@ import asyncio
 from typing import TYPE_CHECKING, Final
 
 from batuta.core.serving import HEADER_CLASS, HEADER_DEADLINE, HEADER_ERROR, HEADER_JSON_BYTES
-from batuta.dataflow.mesh.talk import JSON, Broken, Reply, Unreached
+from batuta.dataflow.mesh.talk import JSON, Broken, Reply, Unreached, path_of
 from batuta.dataflow.unix import connect_unix
 
 if TYPE_CHECKING:
@@ -69,9 +69,8 @@ class UnixPath:
 
 
 def _request(ask: Ask, version: str, left_ms: int, traceparent: str) -> bytes:
-    where = f"/v2/models/{ask.model}/versions/{version}" + ("" if ask.verb == "metadata" else f"/{ask.verb}")
     lines = [
-        f"{'POST' if ask.verb == 'infer' else 'GET'} {where} HTTP/1.1",
+        f"{'POST' if ask.verb == 'infer' else 'GET'} {path_of(ask, version)} HTTP/1.1",
         "Host: instance",
         f"{HEADER_DEADLINE}: {left_ms}",
         f"{HEADER_CLASS}: {ask.urgency}",
