@@ -203,6 +203,10 @@ class Client:
         path = f"{_path(Application, namespace, application)}/why"
         return tuple(self._wire.ask("GET", path, {"component": component, "node": node}).get("items", ()))
 
+    def moves(self) -> tuple[dict[str, Any], ...]:
+        """What is being moved and by whose wish, and what policies have moved."""
+        return tuple(self._wire.ask("GET", "/moves").get("items", ()))
+
     def logs(
         self,
         application: str,

@@ -37,6 +37,7 @@ VERBS: dict[str, Verb] = {
     "describe": Verb("describe", "All that is known of one thing."),
     "delete": Verb("delete", "Take a declaration back."),
     "why": Verb("why", "Why is it where it is, and why not elsewhere?"),
+    "moves": Verb("moves", "What is being moved, by whom and why; what policies have moved."),
     "explain": Verb("explain", "What a field, a state or a reason means."),
     "logs": Verb("logs", "What instances printed."),
     "top": Verb("top", "What nodes and instances use and do, live."),
@@ -61,7 +62,7 @@ SYNONYMS = {
 GROUPS: dict[str, tuple[str, ...]] = {
     "Begin": ("demo", "up", "join", "token", "kubeconfig"),
     "Declare": ("apply", "diff", "delete", "model"),
-    "Look": ("get", "describe", "why", "explain", "logs", "top", "query"),
+    "Look": ("get", "describe", "why", "moves", "explain", "logs", "top", "query"),
     "Keep it running": ("node", "rollout", "doctor", "audit"),
     "More": ("twin", "completion", "version"),
 }

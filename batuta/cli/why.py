@@ -71,6 +71,8 @@ def told(answer: Mapping[str, Any]) -> Iterator[str]:
         yield f"    next: {clean(reason['next'])}"
     for reason in answer.get("displaced") or ():
         yield f"  {clean(reason['sentence'])}"
+    if "moved" in answer:
+        yield f"  {clean(answer['moved']['says'])}"
     yield from _elsewhere(answer)
     asked = answer.get("asked")
     if asked is not None:

@@ -15,6 +15,7 @@ import numpy as np
 
 from batuta.core import traits
 from batuta.core.fleet import FAULT, fleet_of
+from batuta.core.standing import Moved
 from batuta.core.words import WORDS
 
 if TYPE_CHECKING:
@@ -52,7 +53,8 @@ def policy_status(state: State, policy: Policy, now: int, fleet: Fleet | None = 
         reason = f"it cannot be answered on {_named(fleet, puzzled)}: {fault}"
     elif refused.any():
         reason = f"it turns {int(refused.sum())} of {int(there.sum())} nodes away from some component"
-    return {
+    moves = {"moves": _moves(state, name)} if policy.spec.moves is not None else {}
+    return moves | {
         "state": word,
         "rules": list(policy.spec.rules),
         "applied": components,
@@ -62,6 +64,16 @@ def policy_status(state: State, policy: Policy, now: int, fleet: Fleet | None = 
         "reason": reason,
         "next": "guard what may be missing with has(…)" if fault else WORDS[word].next_step,
     }
+
+
+def _moves(state: State, name: str) -> dict[str, Any]:
+    """When it last looked for moves, when it will again, and what it moved so far."""
+    look = state.looks.get(name)
+    rows = [row for rows in state.standing.values() for row in rows.values() if isinstance(row, Moved)]
+    found: dict[str, Any] = {"remembered": sum(row.policy == name for row in rows)}
+    if look is not None:
+        found |= {"lookedAt": look.at, "looksNext": look.next_at, "weighed": look.looked_at, "begun": look.made}
+    return found
 
 
 def _rulings(state: State, fleet: Fleet) -> Iterator[Ruling]:

@@ -20,6 +20,7 @@ from batuta.core.place import Scored, explain, weigh
 from batuta.core.preempt import gave_way_to
 from batuta.core.reasons import Reason
 from batuta.core.release import resolve
+from batuta.core.standing import Moved
 from batuta.core.talks import listen
 from batuta.core.tend import tend
 from batuta.core.view_application import Filled, ails, fill, plain_reason
@@ -157,6 +158,14 @@ def _slot(draft: Draft, ask: Ask, f: Filled, said: list[Reason], node: str | Non
     gone = [r for h in f.holders for r in gave_way_to(draft.state, h.instance.name)]
     if gone:
         entry["displaced"] = [plain_reason(r) for r in gone]
+    moved = next(
+        (r for r in draft.standing(ask.app, Moved) if (r.component, r.slot) == (ask.component.name, f.slot.name)), None
+    )
+    if moved is not None and any(h.node == moved.to for h in f.holders):
+        entry["moved"] = {
+            "by": f"policy/{moved.policy}", "from": moved.node, "to": moved.to, "at": moved.at, "why": moved.why,
+            "says": moved.said,
+        }  # fmt: skip
     rows = tuple(row for h in f.holders if (row := draft.fleet.row_of.get(h.node)) is not None)
     wish = Wish(ask, f.slot, own=rows)
     if node is not None:

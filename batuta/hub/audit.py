@@ -19,6 +19,7 @@ from batuta.hub.bell import Bell
 from batuta.kinds.base import Record, Resource, encode_hook
 
 if TYPE_CHECKING:
+    from batuta.core.standing import Moved
     from batuta.fabric.base import Fabric
     from batuta.fabric.clock import Clock
     from batuta.hub.counters import Counters
@@ -40,7 +41,7 @@ class AuditEntry(Record):
     request: str
     """Ties the entries of one request together; the answer carries it as `Audit-Id`."""
     who: str
-    """`token/<id>`, `local` for the machine's own user, `anonymous`, or `hub`."""
+    """`token/<id>`, `local` for the machine's own user, `anonymous`, `hub`, or `policy/<name>` for what one moves."""
     name: str
     role: str
     address: str
@@ -105,6 +106,15 @@ class Audit:
             raise FabricUnavailable(
                 "the audit cannot be written, so nothing was changed", next_step="see `batuta doctor`"
             ) from error
+
+    async def moved(self, row: Moved) -> None:
+        """A policy moves something unasked. Call it before the move begins, as `accepted`."""
+        what, slot = f"applications/{row.namespace}/{row.application}", f"{row.component}/{row.slot}"
+        asked = ASKER.set(Asker(f"policy/{row.policy}", row.policy, "policy"))
+        try:
+            await self.accepted("move", what, {"on": row.node}, {"on": row.to, "slot": slot, "why": row.why})
+        finally:
+            ASKER.reset(asked)
 
     async def ended(self, asker: Asker, outcome: Outcome, code: int = 0, message: str = "") -> None:
         """How a request ended that changed nothing, or not all that was accepted. Never raises: it is too late."""

@@ -77,6 +77,7 @@ class Hub:
         self.declarations.before_removal = self._before_removal
         self.audit = Audit(fabric, clock, self.counters)
         self.declarations.keep = self.audit.accepted
+        self.loop.keep = self.audit.moved
         self.api_tokens = ApiTokens(fabric, clock, self.counters)
         self.api_tokens.keep = self.audit.accepted
         self.authorities = Authorities(config.directory / "authority")

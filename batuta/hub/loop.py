@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Any, Final
 from batuta.core.decide import APPLICATION, decide
 from batuta.core.decided import Assignment
 from batuta.core.fleet import Fleet
+from batuta.core.standing import Moved
 from batuta.core.state import Change, State
 from batuta.core.touched import touched
 from batuta.errors import FabricUnavailable, Stale
 from batuta.hub.bell import Bell
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Awaitable, Callable, Iterable
 
     from batuta.core.decide import Decision
     from batuta.fabric.clock import Clock
@@ -60,6 +61,8 @@ class HubLoop:
         """Keys of rows whose write was refused or got no answer: what is there is to be read again."""
         self.recording: Recording | None = None
         """Told of everything that is learnt and decided; decides nothing."""
+        self.keep: Callable[[Moved], Awaitable[None]] | None = None
+        """Told of each move that a policy makes unasked, before it begins."""
         self.changed = changed
         """Rung by whoever has news for this loop."""
         self.turned = Bell()
@@ -178,6 +181,9 @@ class HubLoop:
         """Releases and fences first, then assignments, then what is no longer needed: a crash in between leaves nothing
         that runs without its record."""
         changes = list(changes)
+        for change in changes:
+            if self.keep is not None and isinstance(change.value, Moved):
+                await self.keep(change.value)
         assignments = [c for c in changes if c.key.startswith("assignment.")]
         records = [c for c in changes if not c.key.startswith("assignment.")]
         kept = [c for c in records if c.value is not None]

@@ -1,4 +1,5 @@
-"""POST /optimize: which moves would pay for themselves. POST /moves: make those that are named, or none."""
+"""POST /optimize: which moves would pay for themselves. POST /moves: make those that are named, or none. GET /moves:
+what is being moved, and what policies have moved."""
 
 from __future__ import annotations
 
@@ -10,7 +11,7 @@ from starlette.routing import Route
 
 from batuta.core.asking import ask_for
 from batuta.core.optimize import HORIZON_MS, MOVES_MAX, propose
-from batuta.core.standing import Moving
+from batuta.core.standing import Moved, Moving
 from batuta.core.state import Change
 from batuta.errors import Refused
 from batuta.hub.audit import ASKER
@@ -20,9 +21,12 @@ from batuta.web.bodies import record_of
 from batuta.web.queries import dry_run_of
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from starlette.requests import Request
     from starlette.responses import Response
 
+    from batuta.core.state import State
     from batuta.hub.hub import Hub
 
 MOVES_AT_ONCE: Final = 1_000
@@ -87,7 +91,38 @@ def moving_routes(hub: Hub) -> list[Route]:
         items = [{"slot": f"{row.app}/{_slot(row)}", "node": row.node, "to": row.to} for row in rows]
         return said({"kind": "MovesResult", "apiVersion": API_VERSION, "items": items, "dryRun": dry_run})
 
-    return [Route("/optimize", optimize, methods=["POST"]), Route("/moves", moves, methods=["POST"])]
+    async def listed(request: Request) -> Response:  # noqa: ARG001
+        return said({"kind": "MoveList", "apiVersion": API_VERSION, "items": [*_listed(hub.loop.known)]})
+
+    return [
+        Route("/optimize", optimize, methods=["POST"]),
+        Route("/moves", moves, methods=["POST"]),
+        Route("/moves", listed, methods=["GET"]),
+    ]
+
+
+def _listed(state: State) -> Iterator[dict[str, Any]]:
+    """Those under way first; of those that policies made, what is remembered, the newest first."""
+    rows = [row for rows in state.standing.values() for row in rows.values()]
+    moving = sorted((r for r in rows if isinstance(r, Moving)), key=lambda r: (r.at, r.key))
+    under_way = {(r.app, r.component, r.slot) for r in moving}
+    moved = sorted((r for r in rows if isinstance(r, Moved)), key=lambda r: (-r.at, r.key))
+    for row in moving:
+        yield _told(row, by=row.by, state="moving")
+    for past in moved:
+        if (past.app, past.component, past.slot) not in under_way:
+            there = any(
+                h.node == past.to and (h.instance.component, h.instance.slot) == (past.component, past.slot)
+                for h in state.held.get(past.app, ())
+            )
+            yield _told(past, by=f"policy/{past.policy}", state="moved" if there else "left")
+
+
+def _told(row: Moving | Moved, *, by: str, state: str) -> dict[str, Any]:
+    return {
+        "namespace": row.namespace, "application": row.application, "component": row.component, "slot": row.slot,
+        "node": row.node, "to": row.to, "state": state, "by": by, "why": row.why, "at": row.at,
+    }  # fmt: skip
 
 
 def _row(move: Wanted, now: int) -> Moving:

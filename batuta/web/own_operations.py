@@ -70,6 +70,8 @@ _MANIFESTS: Final = (
     Operation("POST", "/optimize", "Which moves would pay for themselves.", (200, 400), bodies={JSON: {}},
               needs_body=False, answer=_with("kind", "moves", "lookedAt", "isWhole"),
               query=(_word("horizon", "Within what time: `1h`."), _LIMIT)),
+    Operation("GET", "/moves", "What is being moved, and what policies have moved.", (200,),
+              answer=_with("kind", "items")),
     Operation("POST", "/moves", "Move the instances of a body, or none.", (200, 400, 408, 409, 413, 415, 422, 503),
               bodies=_OBJECT, answer=_with("kind", "items", "dryRun"), query=(DRY_RUN,)),
     Operation("POST", "/rehearsal", "All tables as of now, and what the documents of a body would declare.",

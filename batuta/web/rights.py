@@ -48,6 +48,7 @@ RULES: Final[tuple[Rule, ...]] = (
     Rule(("POST",), "/apply", "operator", "any", "Each document is judged as if it were written alone."),
     Rule(("POST",), "/diff", "viewer", "any", "A diff tells of what the asker may see, and counts the rest."),
     Rule(("POST",), "/optimize", "viewer", "all", "What had better move is told of all namespaces."),
+    Rule(READ, "/moves", "viewer", "all", "What moves is told of all namespaces."),
     Rule(("POST",), "/moves", "operator", "all", "Machines are everybody's: who moves things sees all namespaces."),
     Rule(("POST",), "/rehearsal", "viewer", "all", "Whoever rehearses a change sees all namespaces."),
     Rule(READ, "/recording", "operator", "all", "What was declared and decided of late is of all namespaces."),

@@ -114,3 +114,49 @@ async def test_all_that_is_wrong_is_said_and_nothing_is_moved(tmp_path: Path) ->
             assert (await call("POST", "/moves", odd)).status in (400, 422)
         for query in ("horizon=soon", "horizon=0s", "horizon=99d", "limit=0", "limit=x", "limit=99999"):
             is_status(await call("POST", f"/optimize?{query}"), 400, "BadRequest")
+
+
+TIDY = b"""\
+apiVersion: batuta.dev/v1
+kind: Policy
+metadata: {name: tidy}
+spec:
+  moves: {atMost: 1, leastGain: 1}
+"""
+
+
+async def test_a_policy_moves_by_itself_and_it_is_told_and_audited(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr("batuta.core.looking.RECONNECT_MS", 0)
+    broker = MemoryBroker()
+    async with api(tmp_path, broker) as (hub, call):
+        one = await joined(hub, broker, "pi-1")
+        assert (await call("POST", "/apply", CROWD.encode())).status == 200
+        await obeys(hub, one)
+        other = await joined(hub, broker, "pi-2")
+        assert (await call("GET", "/moves")).json["items"] == []
+        assert (await call("POST", "/apply", TIDY)).status == 200
+        async with asyncio.timeout(60):
+            while len(places(hub)) < 5:
+                # On a slow machine a beat grows old, and nobody moves away from who was not just heard.
+                await one.beat()
+                await other.beat()
+                await call(
+                    "POST", "/apply", TIDY.replace(b"atMost: 1,", f"atMost: 1, again: {len(places(hub))}h,".encode())
+                )
+                await hub.loop.turn()
+        (told,) = (await call("GET", "/moves")).json["items"]
+        assert (told["node"], told["to"], told["state"], told["by"]) == ("pi-1", "pi-2", "moving", "policy/tidy")
+        assert "apart" in told["why"]
+        await obeys(hub, other)
+        await obeys(hub, one)
+        (told,) = (await call("GET", "/moves")).json["items"]
+        assert told["state"] == "moved"
+        answers = (await call("GET", "/apis/batuta.dev/v1/namespaces/default/applications/crowd/why")).json["items"]
+        (said,) = [a["moved"]["says"] for a in answers if "moved" in a]
+        assert said.startswith("moved by policy tidy from pi-1: pi-2 scores")
+        entry = (await call("GET", "/audit?verb=move")).json["items"][0]
+        assert (entry["who"], entry["what"]) == ("policy/tidy", "applications/default/crowd")
+        assert (entry["before"], entry["after"]["on"]) == ({"on": "pi-1"}, "pi-2")
+        status = (await call("GET", "/apis/batuta.dev/v1/policies/tidy")).json["status"]
+        assert status["moves"]["remembered"] == 1
+        assert status["moves"]["looksNext"] > status["moves"]["lookedAt"]
