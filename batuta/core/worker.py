@@ -62,6 +62,8 @@ class Pulse(Record, forbid_unknown_fields=False):
     """Frames of topics that this revision does not read, given back for another to take."""
     unsent: int = 0
     """Answers that nobody took in; their frames come again."""
+    refused: dict[str, int] = {}
+    """Requests that were refused, by the code that who asked was told."""
     reached: tuple[str, ...] = ()
     """Neighbours whose inboxes answer at present."""
     last_errors: tuple[str, ...] = ()

@@ -1,7 +1,7 @@
-"""A model in ONNX Runtime: what it takes, one run of a batch, and what its outputs mean. Imported by workers only.
+"""What the messages of topics make a model take, and what its outputs mean. Imported by workers only.
 
-One thread and no spinning: on an edge machine a model shares its cores with others, and a thread that waits by turning
-takes theirs.
+A component feeds one input, a message an item of its batch; the answer to a message is a class with its scores, a
+number, or numbers. Requests speak tensors instead, and need none of this.
 """
 
 from __future__ import annotations
@@ -10,13 +10,20 @@ import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import onnxruntime as ort
+
+from batuta.dataflow.engines import Unfit
+from batuta.dataflow.oip.datatypes import BYTES, DTYPES, shortened, widened
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Awaitable, Callable, Sequence
 
     from batuta.core.decided import ModelOrder
+    from batuta.dataflow.engines import Engine
+    from batuta.dataflow.oip.datatypes import Port
     from batuta.dataflow.tensors import Array
+
+    Run = Callable[[dict[str, Array], int], Awaitable[Sequence[Any]]]
+    """Feeds and how many rows they have; gives the outputs."""
 
 CLASSES_MAX = 4096
 SCORES_LISTED_MAX = 64
@@ -25,58 +32,37 @@ BEST = 3
 NUMBERS_MAX = 4096
 """An answer is a message; a larger output is no answer."""
 
-_DTYPES = {
-    "float": "float32", "double": "float64", "float16": "float16", "int8": "int8", "int16": "int16", "int32": "int32",
-    "int64": "int64", "uint8": "uint8", "uint16": "uint16", "uint32": "uint32", "uint64": "uint64", "bool": "bool",
-    "string": "object",
-}  # fmt: skip
-
-
-class Unfit(Exception):
-    """The model file cannot be used as ordered. `code` is a Reason code; the same order would fail again."""
-
-    def __init__(self, code: str, message: str) -> None:
-        super().__init__(message)
-        self.code = code
-
 
 class Scorer:
-    """One loaded model."""
+    """One loaded model, as topics see it."""
 
-    def __init__(self, path: str, order: ModelOrder, tensor: str | None) -> None:
+    def __init__(self, engine: Engine, order: ModelOrder, tensor: str | None) -> None:
         self.labels = order.labels
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = 1
-        options.inter_op_num_threads = 1
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        options.log_severity_level = 3
-        try:
-            self._session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # ONNX Runtime raises its own kinds for every fault of a file
-            raise Unfit("artifact_unreadable", f"ONNX Runtime cannot load it: {_first_line(error)}") from error
-        given = _input(self._session, tensor)
+        self._engine = engine
+        given = _input(engine, tensor)
         self.input = given.name
-        if given.type[len("tensor(") : -1] not in _DTYPES:
-            raise Unfit("artifact_unreadable", f"input {given.name} is a {given.type}, which messages cannot feed")
-        self.dtype = np.dtype(_DTYPES[given.type[len("tensor(") : -1]])
-        shape = tuple(d if isinstance(d, int) and d >= 0 else -1 for d in given.shape)
-        if not shape:
+        self._is_bf16 = given.datatype == "BF16"
+        self.dtype = np.dtype("float32") if self._is_bf16 else DTYPES[given.datatype].newbyteorder("=")
+        """What an item is made of. NumPy has no bfloat16; it is made from float32."""
+        if not given.shape:
             raise Unfit("artifact_unreadable", f"input {given.name} has no dimensions, so nothing can be batched")
-        _check_declared(order, given.name, self.dtype, shape)
-        self.fixed_batch = shape[0] if shape[0] > 0 else 0
+        _check_declared(order, given)
+        self.fixed_batch = given.shape[0] if given.shape[0] > 0 else 0
         """A batch of this many and no other; 0 when any is right."""
-        self.shape = shape[1:]
-        self._outputs = [output.name for output in self._session.get_outputs()]
+        self.shape = given.shape[1:]
+        self._bf16_outputs = frozenset(i for i, port in enumerate(engine.outputs) if port.datatype == "BF16")
 
-    def score(self, items: Sequence[Array]) -> list[dict[str, Any]]:
-        """The answers, in order. Raises what ONNX Runtime raises, or ValueError for what is no answer."""
+    async def score(self, items: Sequence[Array], run: Run) -> list[dict[str, Any]]:
+        """The answers, in order. Raises what the runtime raises, or ValueError for what is no answer."""
         size = self.fixed_batch or len(items)
         answers: list[dict[str, Any]] = []
         for begin in range(0, len(items), size):
             chunk = list(items[begin : begin + size])
             # A model of a fixed batch is fed full ones: the last item fills up, and its echoes are dropped.
             batch = np.stack(chunk + [chunk[-1]] * (size - len(chunk)))
-            outputs = self._session.run(self._outputs, {self.input: batch})
+            outputs = await run({self.input: shortened(batch) if self._is_bf16 else batch}, size)
+            if self._bf16_outputs:
+                outputs = [widened(o) if i in self._bf16_outputs else o for i, o in enumerate(outputs)]
             answers += meaning(outputs, size, self.labels)[: len(chunk)]
         return answers
 
@@ -155,8 +141,8 @@ def _refuse_nonsense(row: list[Any]) -> None:
         raise ValueError("the model answered with something that is not a number")
 
 
-def _input(session: Any, tensor: str | None) -> Any:
-    inputs = {each.name: each for each in session.get_inputs()}
+def _input(engine: Engine, tensor: str | None) -> Port:
+    inputs = {port.name: port for port in engine.inputs}
     if tensor is not None:
         if tensor not in inputs:
             raise Unfit("artifact_unreadable", f"it has no input {tensor!r}; it has {', '.join(sorted(inputs))}")
@@ -168,23 +154,20 @@ def _input(session: Any, tensor: str | None) -> Any:
     return inputs[tensor] if tensor is not None else next(iter(inputs.values()))
 
 
-def _check_declared(order: ModelOrder, name: str, dtype: np.dtype[Any], shape: tuple[int, ...]) -> None:
+def _check_declared(order: ModelOrder, given: Port) -> None:
     """The file must be what its version declares: all variants are exchanged on the strength of that."""
-    declared = next((t for t in order.signature.inputs if t.name == name), None) if order.signature else None
     if order.signature is None or not order.signature.inputs:
         return
+    declared = next((t for t in order.signature.inputs if t.name == given.name), None)
     if declared is None:
-        raise Unfit("artifact_unreadable", f"its input {name!r} is not in the declared signature")
-    said = "object" if declared.dtype in ("string", "str") else declared.dtype
-    same = len(declared.shape) == len(shape) and all(
-        -1 in (a, b) or a == b for a, b in zip(declared.shape, shape, strict=True)
+        raise Unfit("artifact_unreadable", f"its input {given.name!r} is not in the declared signature")
+    said = {"string": "object", "str": "object"}.get(declared.dtype, declared.dtype)
+    found = (
+        "bfloat16" if given.datatype == "BF16" else "object" if given.datatype == BYTES else DTYPES[given.datatype].name
     )
-    if said != dtype.name or not same:
-        raise Unfit(
-            "artifact_unreadable",
-            f"its input {name!r} is {dtype.name}{list(shape)}, declared as {declared.dtype}{list(declared.shape)}",
-        )
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+    same = len(declared.shape) == len(given.shape) and all(
+        -1 in (a, b) or a == b for a, b in zip(declared.shape, given.shape, strict=True)
+    )
+    if said != found or not same:
+        is_so = f"its input {given.name!r} is {found}{list(given.shape)}"
+        raise Unfit("artifact_unreadable", f"{is_so}, declared as {declared.dtype}{list(declared.shape)}")

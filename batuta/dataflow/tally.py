@@ -36,6 +36,8 @@ class Tally:
         self.passed_on = 0
         self.unsent = 0
         self.batches = 0
+        self.refused: dict[str, int] = {}
+        """Requests that were not answered through no fault of the model, by code."""
         self.last_errors: deque[str] = deque(maxlen=LAST_ERRORS)
         self._path = path
         self._start = start
@@ -47,6 +49,9 @@ class Tally:
     def answered_after(self, latency_ms: float) -> None:
         self.answered += 1
         self._latencies.add(latency_ms, _monotonic_ms())
+
+    def p50_ms(self) -> float | None:
+        return self._latencies.quantiles((0.5,), _monotonic_ms())[0]
 
     def unsent_because(self, why: str) -> None:
         self.unsent += 1
@@ -95,6 +100,7 @@ class Tally:
             redelivered=self.redelivered,
             passed_on=self.passed_on,
             unsent=self.unsent,
+            refused=self.refused,
             reached=reached,
             last_errors=tuple(self.last_errors),
         )

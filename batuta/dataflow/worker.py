@@ -11,6 +11,7 @@ Started by the node agent with its order on standard input, which holds paths of
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import signal
 import sys
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from nats.js import JetStreamContext
 
     from batuta.dataflow.scoring import Scorer
+    from batuta.dataflow.serving import Serving
     from batuta.dataflow.tensors import Array
 
 ORDER_BYTES_MAX = 1 << 20
@@ -59,11 +61,15 @@ log = logging.getLogger("worker")
 class Worker:
     """One instance of a model."""
 
-    def __init__(self, order: WorkerOrder, scorer: Scorer, client: Client, tally: Tally) -> None:
+    def __init__(
+        self, order: WorkerOrder, serving: Serving, scorer: Scorer | None, client: Client, tally: Tally
+    ) -> None:
+        """`scorer` is None when it has no topics, and answers requests only."""
         assert order.instance.model is not None
         self.order = order
         self.instance = order.instance
         self.model = order.instance.model
+        self.serving = serving
         self.scorer = scorer
         self.tally = tally
         self.suspects = Suspects(Path(order.directory) / SUSPECTS_FILE, tally.error)
@@ -79,6 +85,8 @@ class Worker:
 
     async def meet_neighbours(self) -> None:
         """Serves exactly the nodes that the neighbours file names."""
+        if self.scorer is None:
+            return
         path = Path(self.order.directory) / NEIGHBOURS_FILE
         try:
             status = path.stat()
@@ -152,6 +160,7 @@ class Worker:
     async def _decoded(self, frames: Sequence[Frame]) -> tuple[list[Frame], list[Array]]:
         from batuta.dataflow import tensors
 
+        assert self.scorer is not None
         fit: list[Frame] = []
         items: list[Array] = []
         for frame in frames:
@@ -175,9 +184,10 @@ class Worker:
         return fit, items
 
     async def _scored(self, frames: list[Frame], items: list[Array]) -> list[tuple[Frame, dict[str, Any]]]:
+        assert self.scorer is not None
         self.tally.batches += 1
         try:
-            results = await asyncio.to_thread(self.scorer.score, items)
+            results = await self.scorer.score(items, self.serving.batching.run)
             return list(zip(frames, results, strict=True))
         except (
             Exception
@@ -267,7 +277,7 @@ class Worker:
         stopping = asyncio.create_task(stop.wait())
         await asyncio.wait({working, stopping, *aside}, return_when=asyncio.FIRST_COMPLETED)
         stop.set()
-        await asyncio.gather(*(pull.stop() for pull in self.pulls.values()))
+        await asyncio.gather(self.serving.close(), *(pull.stop() for pull in self.pulls.values()))
         self.hand.close()
         try:
             await working
@@ -311,20 +321,32 @@ async def run(order: WorkerOrder) -> int:
         log.error("%s", refused)  # noqa: TRY400 - as below
         tally.beat("failed", code=refused.code, detail=refused.message, final=True)
         return EXIT_UNFIT
-    from batuta.dataflow.scoring import Scorer, Unfit
+    from batuta.dataflow.engines import Unfit
+    from batuta.dataflow.scoring import Scorer
+    from batuta.dataflow.serving import Serving
 
-    tensor = next((i.tensor for i in order.instance.inputs if i.tensor is not None), None)
+    inputs = order.instance.inputs
     try:
-        scorer = Scorer(order.artifact, order.instance.model, tensor)
+        serving = Serving(order, tally)
+        tensor = next((i.tensor for i in inputs if i.tensor is not None), None)
+        scorer = Scorer(serving.engine, order.instance.model, tensor) if inputs else None
     except Unfit as unfit:
         log.error("%s", unfit)  # noqa: TRY400 - a sentence for people; the trace says nothing more
         tally.beat("failed", code=unfit.code, detail=str(unfit), final=True)
+        return EXIT_UNFIT
+    try:
+        await serving.listen()
+    except OSError as error:
+        log.error("requests cannot be taken: %s", error)  # noqa: TRY400 - as above
+        code = "port_taken" if error.errno == errno.EADDRINUSE else "start_failed"
+        tally.beat("failed", code=code, detail=f"requests cannot be taken: {error.strerror}")
         return EXIT_UNFIT
     client = await connect(order.broker, f"worker {order.instance.name}", stop)
     if client is None:
         return 0
     try:
-        await Worker(order, scorer, client, tally).live(stop)
+        await serving.join(client)
+        await Worker(order, serving, scorer, client, tally).live(stop)
     finally:
         await hang_up(client)
     log.info("stopped after %d answers", tally.answered)
@@ -335,7 +357,9 @@ def main() -> None:
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     logging.getLogger("nats").setLevel(logging.WARNING)
     order = msgspec.json.decode(sys.stdin.buffer.read(ORDER_BYTES_MAX), type=WorkerOrder, dec_hook=decode_hook)
-    sys.exit(asyncio.run(run(order)))
+    import uvloop
+
+    sys.exit(uvloop.run(run(order)))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,8 @@ import onnx.helper as oh
 import pytest
 
 from batuta.core.decided import ModelOrder
-from batuta.dataflow.scoring import Scorer, Unfit, meaning
+from batuta.dataflow.engines import Unfit, load
+from batuta.dataflow.scoring import Scorer, meaning
 from batuta.kinds.base import Bytes
 from batuta.kinds.model import Signature, Tensor, Variant
 
@@ -80,11 +81,16 @@ def model(path: Path, shape: list[Any], *, kind: int = onnx.TensorProto.FLOAT, e
 
 
 @pytest.mark.parametrize("batch", [None, 1, 2, 4])
-def test_any_number_of_items_whatever_the_batch_of_the_file(tmp_path: Path, batch: int | None) -> None:
-    scorer = Scorer(model(tmp_path / "m.onnx", [batch, 2]), order(), None)
+async def test_any_number_of_items_whatever_the_batch_of_the_file(tmp_path: Path, batch: int | None) -> None:
+    engine = load(model(tmp_path / "m.onnx", [batch, 2]), "onnx")
+    scorer = Scorer(engine, order(), None)
+
+    async def run(feeds: dict[str, Any], _rows: int) -> Any:
+        return engine.run(feeds)
+
     assert (scorer.fixed_batch, scorer.shape) == (batch or 0, (2,))
     items = [np.float32([i, -i]) for i in range(5)]
-    assert [a["scores"] for a in scorer.score(items)] == [[2.0 * i, -2.0 * i] for i in range(5)]
+    assert [a["scores"] for a in await scorer.score(items, run)] == [[2.0 * i, -2.0 * i] for i in range(5)]
 
 
 @pytest.mark.parametrize(
@@ -104,12 +110,13 @@ def test_files_that_do_not_fit(
     signature = (
         Signature(inputs=(Tensor(name=declared[0], dtype=declared[1], shape=declared[2]),)) if declared else None
     )
+    engine = load(model(tmp_path / "m.onnx", shape, kind=kind, extra=extra), "onnx")
     with pytest.raises(Unfit, match=why) as unfit:
-        Scorer(model(tmp_path / "m.onnx", shape, kind=kind, extra=extra), order(signature=signature), tensor)
+        Scorer(engine, order(signature=signature), tensor)
     assert unfit.value.code == "artifact_unreadable"
 
 
 def test_a_file_that_is_no_model(tmp_path: Path) -> None:
     (tmp_path / "m.onnx").write_bytes(b"nonsense")
     with pytest.raises(Unfit, match="cannot load"):
-        Scorer(str(tmp_path / "m.onnx"), order(), None)
+        load(str(tmp_path / "m.onnx"), "onnx")

@@ -85,8 +85,7 @@ class OnnxRuntime:
         if self._has_bf16:
             return self._run_values(feeds)
         texts = {name: _texts(a) if a.dtype == object else a for name, a in feeds.items()}
-        found = self._session.run(self._names, texts)
-        return found
+        return list(self._session.run(self._names, texts))
 
     def tensors(self, outputs: Sequence[Any]) -> list[Array]:
         if self._plain:

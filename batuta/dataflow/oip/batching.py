@@ -110,7 +110,15 @@ class Batching:
         """How long a run is expected to take, whatever its rows."""
         self._row_s = 0.0
         self._loop = asyncio.get_running_loop()
+        self._drained: asyncio.Future[None] | None = None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="model")
+
+    async def drain(self, most_s: float) -> bool:
+        """Waits until every request has its answer; False when that took too long."""
+        if self.guests:
+            self._drained = self._loop.create_future()
+            await asyncio.wait({self._drained}, timeout=most_s)
+        return not self.guests
 
     def close(self) -> None:
         self._thread.shutdown(wait=False, cancel_futures=True)
@@ -294,6 +302,8 @@ class Batching:
         if job.guest:
             self.guests -= 1
         job.end(outputs, fault)
+        if self._drained is not None and not self.guests and not self._drained.done():
+            self._drained.set_result(None)
 
 
 def _learned(before_s: float, took_s: float) -> float:
