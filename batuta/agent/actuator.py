@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from batuta.core import local as core
 from batuta.core.lease import grace_ms
+from batuta.core.proving import NEVER_REMEMBERED, Proven
 from batuta.core.reasons import CATALOGUE, Reason
 from batuta.errors import ArtifactRefused, RuntimeFailure
 from batuta.runtimes.base import Order
@@ -63,6 +64,8 @@ class Actuator:
         """By instance: the newest failure of a runtime that no event could carry."""
         self.untrusted: dict[str, int] = {}
         """By code: how often an instance was not run because its bytes were not to be trusted."""
+        self.proofs: dict[str, int] = {}
+        """How often a model was proved, by what came of it: `passed`, or the code of the Reason."""
         self._lanes: dict[str, _Lane] = {}
 
     def perform(self, action: core.Action, local: core.Local, now: int, contact_at: int | None) -> None:
@@ -71,6 +74,8 @@ class Actuator:
         match action:
             case core.Fetch(digests=digests):
                 lane.fetch(digests)
+            case core.Prove(instance=instance, key=key):
+                lane.prove(instance, key)
             case core.Start(instance=instance):
                 lane.start(instance)
             case core.Stop():
@@ -135,6 +140,7 @@ class _Lane:
         self.instance = instance
         self.measures: Measures | None = None
         self._fetching: asyncio.Task[None] | None = None
+        self._proving: asyncio.Task[None] | None = None
         self._starting: asyncio.Task[None] | None = None
         self._stopping: asyncio.Task[None] | None = None
         self._watching: asyncio.Task[None] | None = None
@@ -155,6 +161,10 @@ class _Lane:
     def fetch(self, digests: tuple[str, ...]) -> None:
         _cancel(self._fetching)
         self._fetching = asyncio.create_task(self._fetch(digests))
+
+    def prove(self, instance: Instance, key: str) -> None:
+        _cancel(self._proving)
+        self._proving = asyncio.create_task(self._prove(instance, key, self._proving))
 
     def start(self, instance: Instance) -> None:
         self.instance = instance
@@ -179,14 +189,48 @@ class _Lane:
         else:
             self.actuator.tell(core.Fetched(self.name))
 
+    async def _prove(self, instance: Instance, key: str, before: asyncio.Task[None] | None) -> None:
+        if before is not None:
+            await asyncio.wait([before])
+        from batuta.runtimes.proving import prove_instance  # late: most nodes prove a model once and never again
+
+        try:
+            if not await self._are_whole(instance):
+                return
+            proof = await prove_instance(self.actuator.order(instance))
+        except RuntimeFailure as error:
+            self._failed(error.code, error.message)
+            return
+        except (OSError, ValueError) as error:
+            self._failed("proving_failed", str(error))
+            return
+        why = proof.reasons[0] if proof.reasons else None
+        word = why.code if why is not None else "passed"
+        self.actuator.proofs[word] = self.actuator.proofs.get(word, 0) + 1
+        if why is not None and why.code in NEVER_REMEMBERED:
+            self._failed(why.code, why.detail, final=True)
+            return
+        assert instance.model is not None, "only models are proved"
+        reason = self._reason(why.code, why.detail) if why is not None else None
+        proven = Proven(
+            key=key, digest=instance.model.variant.digest, at=0, reason=reason, runtime=proof.runtime,
+            measured=proof.measured,
+        )  # fmt: skip
+        self.actuator.tell(core.Proved(self.name, proven))
+
+    async def _are_whole(self, instance: Instance) -> bool:
+        """Bytes that lay on a disk through a loss of power are looked at before they are run."""
+        await self.actuator.artifacts.verify(instance.artifacts)
+        missing = set(instance.artifacts) - self.actuator.artifacts.held
+        if missing:
+            self._failed("digest_mismatch", f"{sorted(missing)[0][:19]}… was damaged on this disk")
+        return not missing
+
     async def _start(self, instance: Instance, stopping: asyncio.Task[None] | None) -> None:
         if stopping is not None:
             await asyncio.wait([stopping])
         try:
-            # Bytes that lay on a disk through a loss of power are looked at before they are run.
-            await self.actuator.artifacts.verify(instance.artifacts)
-            if missing := set(instance.artifacts) - self.actuator.artifacts.held:
-                self._failed("digest_mismatch", f"{sorted(missing)[0][:19]}… was damaged on this disk")
+            if not await self._are_whole(instance):
                 return
             order = self.actuator.order(instance)
             if not self._looked and await self.runtime.recover(order, {}):
@@ -209,7 +253,7 @@ class _Lane:
         if local.phase in ("waiting", "backoff", "refused"):
             return
         found = False
-        if local.phase != "fetching":
+        if local.phase not in ("fetching", "proving"):  # what was proving ended with the agent that began it
             self._looked = True
             try:
                 found = await self.runtime.recover(self.actuator.order(local.instance), dict(local.handle))
@@ -284,7 +328,7 @@ class _Lane:
             self.actuator.faults[self.name] = error.message
 
     def cancel(self) -> None:
-        for task in (self._fetching, self._starting, self._watching):
+        for task in (self._fetching, self._proving, self._starting, self._watching):
             _cancel(task)
 
     def _failed(self, code: str, detail: str, *, final: bool = False) -> None:

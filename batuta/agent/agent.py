@@ -32,12 +32,13 @@ from batuta.agent.neighbours import Neighbours
 from batuta.agent.node import Node, Parts
 from batuta.agent.probe import Probe
 from batuta.agent.station import Station
+from batuta.core.proving import Bench
 from batuta.dataflow.connect import connect
 from batuta.dataflow.flows import Flows
 from batuta.errors import BatutaError, FabricUnavailable
 from batuta.fabric.nats import NatsFabric, connect_node
 from batuta.fabric.tasks import hang_up
-from batuta.runtimes.model import ModelRuntime
+from batuta.runtimes.model import ModelRuntime, versions
 from batuta.runtimes.process import ProcessRuntime
 
 if TYPE_CHECKING:
@@ -123,6 +124,7 @@ async def _run(config: AgentConfig, identity: Identity, ending: Ending) -> int:
                     "broker": {"pid": station.broker.pid, "restarts": station.restarts},
                     "gateway": door.doctor(),
                 },
+                bench=Bench(inventory.hardware, versions() if "onnx" in runtimes else {}),
                 artifacts_bytes=config.artifacts_bytes,
                 contact_every_ms=config.contact_every_ms,
                 report_every_ms=config.report_every_ms,

@@ -19,6 +19,7 @@ import msgspec
 
 from batuta.core.decided import Assignment, Commons
 from batuta.core.local import Local
+from batuta.core.proving import Proven
 from batuta.core.reasons import Reason
 from batuta.errors import LedgerCorrupt
 from batuta.kinds.base import Record, decode_hook, encode_hook
@@ -50,6 +51,8 @@ class Page(Record):
     machine_boot: str = ""
     hub_epoch: int = 0
     """Newest epoch of a hub seen; orders of an older one are not followed."""
+    proven: tuple[Proven, ...] = ()
+    """What models proved to be on this machine."""
 
 
 class Opened(NamedTuple):

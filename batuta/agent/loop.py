@@ -22,6 +22,7 @@ from batuta.core import local as core
 from batuta.core.decided import Assignment, Commons
 from batuta.core.lease import contacted
 from batuta.core.observed import Inventory, Report
+from batuta.core.proving import Bench, Proven, remembered
 from batuta.core.reasons import Reason
 from batuta.kinds.base import decode_hook
 
@@ -68,7 +69,7 @@ class Loop:
         self, *, node: str, boot: str, machine_boot: str, steady: Steady, ledger: Ledger, actuator: Actuator,
         artifacts: Artifacts, reporter: Reporter, senses: Senses,
         note: ContactNote, on_assignment: Callable[[Assignment], Awaitable[None]],
-        on_commons: Callable[[Commons], None] = lambda _: None, apart: bool = True,
+        on_commons: Callable[[Commons], None] = lambda _: None, bench: Bench = core.NO_BENCH, apart: bool = True,
     ) -> None:  # fmt: skip
         self.node = node
         self.boot = boot
@@ -84,6 +85,10 @@ class Loop:
         """Called with each new assignment once it is written down: neighbours follow it."""
         self.on_commons = on_commons
         """Called with what the site's nodes share, once it is written down: data flows follow it."""
+        self.bench = bench
+        """What models are proved on here."""
+        self.proven: dict[str, Proven] = {}
+        """What they proved to be, by key."""
         self.apart = apart
         """Write in a thread, so that a slow card stops nothing. In virtual time there are no threads."""
         self.assignment: Assignment | None = None
@@ -153,6 +158,7 @@ class Loop:
             # The ledger is of an earlier version: it goes on storing until the hub says what to store.
             self.commons = Commons(site=order.site, serial=0, captures=order.captures, watched=order.watched)
         self.locals = {local.instance.name: local for local in page.locals}
+        self.proven = {proven.key: proven for proven in page.proven}
         if (sent_ms := self.note.read(self.steady.monotonic_ms())) is not None:
             self.contact_at = now - (self.steady.monotonic_ms() - sent_ms)
         for n, reason in enumerate(opened.problems):
@@ -182,7 +188,10 @@ class Loop:
         while self._news:
             self._fold(self._news.popleft(), now)
 
-        plan = core.step(self.assignment, self.locals, self.artifacts.held, now, self.contact_at)
+        plan = core.step(
+            self.assignment, self.locals, self.artifacts.held, now, self.contact_at,
+            proven=self.proven, bench=self.bench,
+        )  # fmt: skip
         self.locals = dict(plan.locals)
         if (self.assignment, self.commons, self.locals) != before and self._dirty_since is None:
             self._dirty_since = now
@@ -254,7 +263,10 @@ class Loop:
                 local = self.locals.get(news.name)
                 if local is None:
                     return  # it was forgotten meanwhile, because nobody wants it and nothing of it runs
-                self._urgent |= isinstance(news, core.Started)
+                self._urgent |= isinstance(news, (core.Started, core.Proved))
+                if isinstance(news, core.Proved):
+                    fresh = msgspec.structs.replace(news.proven, at=now)
+                    self.proven = remembered(self.proven.values(), fresh)
                 after = core.heard(local, news, now)
                 if after is None:
                     del self.locals[news.name]
@@ -335,6 +347,7 @@ class Loop:
             steady_ms=self.steady.monotonic_ms(),
             machine_boot=self.machine_boot,
             hub_epoch=self.hub_epoch,
+            proven=tuple(self.proven.values()),
         )
 
     def _write_at(self) -> int | None:

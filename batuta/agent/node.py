@@ -27,6 +27,7 @@ from batuta.agent.pulse import Pulse, Refused
 from batuta.agent.questions import Questions
 from batuta.agent.report import Reporter
 from batuta.core.lease import grace_ms
+from batuta.core.proving import Bench
 from batuta.core.reasons import CATALOGUE, Reason
 from batuta.errors import FabricUnavailable
 from batuta.fabric import subjects
@@ -88,6 +89,8 @@ class Parts(NamedTuple):
     share: Callable[[Commons], None] = lambda _: None
     """What follows what the site's nodes share: the data flows."""
     doctor: Callable[[], dict[str, Any]] = dict
+    bench: Bench = Bench()
+    """What models are proved on."""
     artifacts_bytes: int = 4 * 2**30
     contact_every_ms: int = 1_000
     report_every_ms: int = 15_000
@@ -133,6 +136,7 @@ class Node:
             senses=Senses(parts.inventory, self._beside, self._rest),
             note=ContactNote(parts.home / "contact", parts.machine_boot),
             on_assignment=self._follow,
+            bench=parts.bench,
             on_commons=parts.share,
             apart=parts.apart,
         )
@@ -240,6 +244,7 @@ class Node:
             "pulse": {"sent": self.pulse.sent, "unanswered": self.pulse.unanswered, "everyMs": self.pulse.every_ms},
             "artifacts": {"refused": self.artifacts.refused, "fetchedBytes": self.artifacts.fetched_bytes},
             "untrusted": dict(self.actuator.untrusted),
+            "proofs": dict(self.actuator.proofs),
             "faults": {**self.faults, **self.actuator.faults},
             "problems": [str(reason) for reason in loop.report(self.parts.steady.now()).problems],
             **self.parts.doctor(),

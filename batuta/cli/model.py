@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,12 @@ if TYPE_CHECKING:
 
     from batuta.client import Client
     from batuta.model_push import Pushed
+
+
+FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+DATA = click.Path(exists=True, path_type=Path)
+GOLDEN_SLACK = 0.05
+"""How far golden outputs that somebody brings may be from what the file says here: they may be of another machine."""
 
 
 @click.group()
@@ -43,6 +50,13 @@ for verb in (
 @click.option("--parent", default="", metavar="NAME:VERSION", help="The model that it grew from.")
 @click.option("--data", multiple=True, metavar="FILE|sha256:…", help="Data that it was made from; several times.")
 @click.option("--code", default="", metavar="URL@COMMIT", help="The code that made it.")
+@click.option(
+    "--golden", type=FILE, metavar="FILE", help="Inputs and the outputs they must give, .npz: nodes replay it."
+)
+@click.option(
+    "--golden-from", type=DATA, metavar="DATA", help="Make them: what this file says now of some of the data."
+)
+@click.option("--tolerance", default=0.001, show_default=True, help="How far golden numbers may be off on a node.")
 @namespace_option
 @talks_to_hub
 def push(
@@ -58,6 +72,9 @@ def push(
     parent: str,
     data: tuple[str, ...],
     code: str,
+    golden: Path | None,
+    golden_from: Path | None,
+    tolerance: float,
     namespace: str,
 ) -> None:
     """Bring a model to the hub as a version: a file, a directory of files, or a package.
@@ -70,7 +87,7 @@ def push(
     from batuta.model_registry import SCHEME
 
     if source.startswith(SCHEME) or Layout(source).is_there:
-        if labels or task or memory or parent or data or code:
+        if labels or task or memory or parent or data or code or golden or golden_from:
             raise click.UsageError("a package says for itself what it is; only --name and --version may differ")
         model_package.bring(hub, source, name=name, version=version, namespace=namespace)
         return
@@ -90,13 +107,43 @@ def push(
     files = files_of(Path(source)) if Path(source).is_dir() else {variant: Path(source)}
     lineage = lineage_of(parent, data, code)
     proof = write(lineage, {path.name: digest_of_file(path) for path in files.values()}) if lineage else b""
+    cases = _golden(golden, golden_from, next(iter(files.values())), labels)
     for each, file in files.items():
         pushed = push_file(
             hub, file, name=name, version=version, variant=each, task=task, memory_bytes=memory_bytes,
             labels=[label.strip() for label in labels.split(",") if label.strip()],
-            provenance=proof, namespace=namespace, on_progress=_progress(str(file)),
+            provenance=proof, golden=cases, tolerance=tolerance, namespace=namespace, on_progress=_progress(str(file)),
         )  # fmt: skip
         _say(pushed)
+
+
+def _golden(file: Path | None, data: Path | None, model: Path, labels: str) -> bytes:
+    """Golden inputs as bytes: those that are there, or made of what the model says of some data."""
+    if file is not None and data is not None:
+        raise click.UsageError("give --golden or --golden-from, not both")
+    if file is None and data is None:
+        return b""
+    try:
+        from batuta.tuning import data as data_of
+        from batuta.tuning import golden
+        from batuta.tuning.session import Session
+    except ImportError as error:
+        from batuta.errors import BatutaError
+
+        raise BatutaError(
+            f"this needs packages that cannot be loaded here: {error}", next_step="pip install 'batuta[optimize]'"
+        ) from None
+    session = Session(model)
+    with tempfile.TemporaryDirectory(prefix="batuta-golden-") as directory:
+        path = Path(directory) / "golden.npz" if file is None else file
+        if data is not None:
+            words = [label.strip() for label in labels.split(",") if label.strip()]
+            golden.write(path, golden.make(session, data_of.read(data, session.inputs, labels=words).inputs))
+        replayed = golden.replay(session, golden.read(path), 0.0 if data is not None else GOLDEN_SLACK)
+        if replayed.wrong:
+            raise click.BadParameter(f"the model itself does not answer so: {replayed.wrong}", param_hint="--golden")
+        click.echo(f"golden inputs: {replayed.cases} cases", err=True)
+        return path.read_bytes()
 
 
 def _say(pushed: Pushed) -> None:

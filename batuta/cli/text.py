@@ -21,7 +21,7 @@ _CODES = {"good": "32", "wait": "33", "bad": "31", "dim": "2", "strong": "1"}
 # What instances do and doctors find; the states of resources have their severity in `core.words`.
 TONES = {
     "good": ("ready", "pass"),
-    "wait": ("fetching", "starting", "unready", "backoff", "stopping", "warn"),
+    "wait": ("fetching", "proving", "starting", "unready", "backoff", "stopping", "warn"),
     "bad": ("refused", "fail"),
 }
 

@@ -16,6 +16,7 @@ import msgspec
 from batuta.core.decided import Assignment, Instance
 from batuta.core.lease import holds_lease
 from batuta.core.observed import InstanceReport, Phase
+from batuta.core.proving import Bench, Proven, proof_key
 from batuta.core.reasons import Reason
 from batuta.kinds.base import Record
 
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from batuta.core.observed import Measures
+
+NO_BENCH = Bench()
 
 
 class Local(Record):
@@ -40,6 +43,8 @@ class Local(Record):
     ready_after_ms: int | None = None
     """How long its last start took until it was ready."""
     reason: Reason | None = None
+    proof_key: str = ""
+    """In `refused`: what was proved of its model, when that is why."""
     handle: dict[str, int | str] = {}
     """What the runtime needs to find it again after the node agent restarted: process id, its start time, …"""
 
@@ -52,6 +57,15 @@ class Fetch(NamedTuple):
 
     name: str
     digests: tuple[str, ...]
+
+
+class Prove(NamedTuple):
+    """Let this instance's model replay its golden inputs and be measured; answered by Proved or Failed. One at a time:
+    two would measure each other."""
+
+    name: str
+    instance: Instance
+    key: str
 
 
 class Start(NamedTuple):
@@ -74,7 +88,7 @@ class Stop(NamedTuple):
     why: StopCause
 
 
-Action = Fetch | Start | Stop
+Action = Fetch | Prove | Start | Stop
 
 
 # --- What may be heard ----------------------------------------------------------------------------------------------
@@ -82,6 +96,13 @@ Action = Fetch | Start | Stop
 
 class Fetched(NamedTuple):
     name: str
+
+
+class Proved(NamedTuple):
+    """Its model was tried; what came of it is remembered under its key."""
+
+    name: str
+    proven: Proven
 
 
 class Started(NamedTuple):
@@ -115,7 +136,7 @@ class Gone(NamedTuple):
     name: str
 
 
-Event = Fetched | Started | Ready | Unready | Failed | Gone
+Event = Fetched | Proved | Started | Ready | Unready | Failed | Gone
 
 
 class Plan(NamedTuple):
@@ -146,22 +167,27 @@ def step(
     held: frozenset[str],
     now: int,
     contact_at: int | None,
+    *,
+    proven: Mapping[str, Proven] | None = None,
+    bench: Bench = NO_BENCH,
 ) -> Plan:
     """What this node does next. `held`: digests of verified artifacts. `contact_at`: when the last heartbeat that the
-    hub answered was sent.
+    hub answered was sent. `proven`: what was proved on this `bench`, by key; where there is none, nothing is proved.
 
     `now` and `contact_at` must come from one clock that does not step while the node agent runs: leases subtract them.
     Without an assignment nothing is known to be wrong, so nothing is touched.
     """
     if assignment is None:
         return Plan((), locals, None)
-    wanted = _wanted(assignment)
+    wanted, proven = _wanted(assignment), proven or {}
     after: dict[str, Local] = {}
     stops: list[Action] = []
     for name in sorted(locals.keys() | wanted.keys()):
         kept = _reconciled(locals.get(name), wanted.get(name), now)
         if kept is None:
             continue
+        if _may_be_tried_anew(kept, proven, bench):
+            kept = Local(instance=kept.instance, since=now)
         why = _why_stop(kept, wanted, now, contact_at)
         if why is not None:
             stops.append(Stop(name, why))
@@ -169,18 +195,25 @@ def step(
         after[name] = kept
 
     fetches: list[Action] = []
+    proofs: list[Action] = []
     starts: list[Action] = []
+    is_proving = any(local.phase == "proving" for local in after.values())
     for name, local in after.items():
         if local.phase not in ("waiting", "backoff") or name not in wanted:
             continue
         occupied = any(_is_in_the_way(other, local, wanted) for other in after.values())
-        after[name] = moved = _onwards(local, occupied, held, now, contact_at)
+        key = proof_key(local.instance, bench)
+        verdict = _Verdict(key, proven.get(key), is_proving)
+        after[name] = moved = _onwards(local, occupied, held, now, contact_at, verdict)
         if moved.phase == "fetching":
             fetches.append(Fetch(name, tuple(d for d in moved.instance.artifacts if d not in held)))
+        elif moved.phase == "proving":
+            is_proving = True
+            proofs.append(Prove(name, moved.instance, key))
         elif moved.phase == "starting":
             starts.append(Start(name, moved.instance))
     instants = [at for local in after.values() for at in _instants(local, now, contact_at)]
-    return Plan((*stops, *fetches, *starts), after, min(instants, default=None))
+    return Plan((*stops, *fetches, *proofs, *starts), after, min(instants, default=None))
 
 
 def _wanted(assignment: Assignment) -> dict[str, Instance]:
@@ -252,12 +285,34 @@ def _reason_of_stop(local: Local, why: StopCause) -> Reason | None:
     return _because(local, "lease_lapsed") if why == "lease_lapsed" else None
 
 
-def _onwards(local: Local, occupied: bool, held: frozenset[str], now: int, contact_at: int | None) -> Local:
-    """One that is wanted and at rest. Rows in order: back off, fetch, make room, hold a lease, start."""
+class _Verdict(NamedTuple):
+    """What must be proved of an instance, what came of it if it was, and whether something else is being proved."""
+
+    key: str
+    proven: Proven | None
+    is_busy: bool
+
+
+def _may_be_tried_anew(local: Local, proven: Mapping[str, Proven], bench: Bench) -> bool:
+    """It was refused for what it proved to be, and nobody knows what it is now: the runtime is another one."""
+    if local.phase != "refused" or not local.proof_key:
+        return False
+    return proof_key(local.instance, bench) not in proven
+
+
+def _onwards(  # noqa: PLR0917
+    local: Local, occupied: bool, held: frozenset[str], now: int, contact_at: int | None, verdict: _Verdict
+) -> Local:
+    """One that is wanted and at rest. Rows in order: back off, fetch, prove, make room, hold a lease, start."""
     if local.phase == "backoff" and local.retry_at is not None and now < local.retry_at <= now + BACKOFF_LONGEST_MS:
         return local
     if any(digest not in held for digest in local.instance.artifacts):
         return _into(local, "fetching", now, _because(local, "fetching"))
+    if verdict.key and verdict.proven is None:
+        return _into(local, "waiting" if verdict.is_busy else "proving", now, _because(local, "proving"))
+    if verdict.proven is not None and verdict.proven.reason is not None:
+        reason = msgspec.structs.replace(verdict.proven.reason, subject=f"instance/{local.instance.name}")
+        return msgspec.structs.replace(_into(local, "refused", now, reason), proof_key=verdict.key)
     if occupied:
         return _into(local, "waiting", now, _because(local, "making_room"))
     if not holds_lease(local.instance, now, contact_at):
@@ -302,6 +357,8 @@ def heard(local: Local, event: Event, now: int) -> Local | None:
     match event:
         case Fetched():
             return _into(local, "waiting", now, None) if local.phase == "fetching" else local
+        case Proved():
+            return _into(local, "waiting", now, None) if local.phase == "proving" else local
         case Started(handle=handle, adopted=adopted):
             return _started(local, dict(handle), adopted, now)
         case Ready():
@@ -314,7 +371,7 @@ def heard(local: Local, event: Event, now: int) -> Local | None:
             if local.phase == "stopping":
                 # The Stop is still to be answered; until then the slot counts as occupied.
                 return msgspec.structs.replace(local, handle={})
-            return _failed(local, reason, final, now) if local.phase in (*_ALIVE, "fetching") else local
+            return _failed(local, reason, final, now) if local.phase in (*_ALIVE, "fetching", "proving") else local
         case Gone():
             return _gone(local, now)
 
@@ -343,7 +400,7 @@ def _gone(local: Local, now: int) -> Local | None:
         if local.reason.code != "lease_lapsed":
             return _failed(rest, local.reason, False, now)
         return _into(rest, "waiting", now, local.reason)
-    return _into(rest, "waiting", now, None) if local.phase in (*_ALIVE, "fetching") else rest
+    return _into(rest, "waiting", now, None) if local.phase in (*_ALIVE, "fetching", "proving") else rest
 
 
 def _failed(local: Local, reason: Reason, final: bool, now: int) -> Local:

@@ -8,12 +8,19 @@ hardware and runtime, and in idle time when the hub asks; `batuta model optimize
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, NamedTuple
+
 import msgspec
 
 from batuta.core.reasons import Reason
 from batuta.core.worker import WorkerOrder
 from batuta.kinds.base import Bytes, Record
 from batuta.kinds.model import Format, Signature
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from batuta.core.decided import Instance
 
 ORDER_BYTES_MAX = 1 << 20
 RESULT_BYTES_MAX = 256 * 1024
@@ -67,3 +74,54 @@ class Proof(Record, forbid_unknown_fields=False):
     """Golden cases that were replayed."""
     furthest: float = 0.0
     """The largest difference from a golden output, as a share of what is tolerated."""
+
+
+class Bench(NamedTuple):
+    """What a node proves models on: what was proved on another one says nothing here."""
+
+    hardware: str = ""
+    runtimes: Mapping[str, str] = {}
+    """By format: what loads it, with its version: `onnxruntime 1.31.1`. What is not here cannot be proved here."""
+
+
+class Proven(Record):
+    """What a node remembers of a variant that it proved: until something changes, it need not be tried again."""
+
+    key: str
+    """As `proof_key` makes it."""
+    digest: str
+    """Of the variant."""
+    at: int
+    reason: Reason | None = None
+    """Why it is not switched in; None: it is as it should be."""
+    runtime: str = ""
+    measured: Measured | None = None
+
+
+PROVEN_MAX = 256
+"""So much is remembered; what was proved longest ago goes first."""
+NEVER_REMEMBERED = frozenset(
+    ("digest_mismatch", "signature_invalid", "signature_missing", "signer_unknown", "artifact_missing")
+)
+"""What is wrong with an order rather than with a variant on this machine: another order asks anew."""
+
+
+def proof_key(instance: Instance, bench: Bench) -> str:
+    """Names what must be proved before an instance is switched in: these bytes, against these golden inputs and
+    limits, on this hardware and runtime. Empty when nothing must be."""
+    model = instance.model
+    if model is None or model.golden is None or model.variant.format not in bench.runtimes:
+        return ""
+    golden, allowed = model.golden, int(instance.memory_bytes)
+    said = (
+        model.variant.digest, golden.digest, f"{golden.tolerance:g}", str(golden.p99_ms or ""),
+        str(golden.memory_bytes or ""), str(allowed), bench.runtimes[model.variant.format], bench.hardware,
+    )  # fmt: skip
+    return " ".join(word or "-" for word in said)
+
+
+def remembered(proven: Iterable[Proven], fresh: Proven) -> dict[str, Proven]:
+    """All that is remembered with one more, by key; the newest of each, and no more than PROVEN_MAX."""
+    found = {each.key: each for each in proven} | {fresh.key: fresh}
+    newest = sorted(found.values(), key=lambda each: (-each.at, each.key))[:PROVEN_MAX]
+    return {each.key: each for each in sorted(newest, key=lambda each: each.key)}

@@ -146,7 +146,7 @@ def _sync(report: Report | None, assignment: Assignment | None, link: str) -> di
     if missing or extra:
         what = f"{missing[0]} is missing" if missing else f"{extra[0]} was not asked for"
         return _facet("drifted", since, what)
-    moving = [i for i in report.instances if i.phase in ("waiting", "fetching", "starting", "stopping")]
+    moving = [i for i in report.instances if i.phase in ("waiting", "fetching", "proving", "starting", "stopping")]
     if moving:
         return _facet("updating", max(i.since for i in moving), f"{moving[0].name} is {moving[0].phase}")
     return _facet("in-sync", since)

@@ -34,7 +34,10 @@ if TYPE_CHECKING:
     from batuta.core.wish import Slot
     from batuta.kinds.application import Application
 
-_STARTING = {"waiting": "starting", "starting": "starting", "fetching": "fetching", "backoff": "backing_off"}
+_STARTING = {
+    "waiting": "starting", "starting": "starting", "fetching": "fetching", "proving": "proving",
+    "backoff": "backing_off",
+}  # fmt: skip
 
 
 class Filled(NamedTuple):

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 Format = Literal["onnx", "tflite", "pte"]
 """What a file is; the runtime of that name loads it. Nodes report those they have, and today that is `onnx` only."""
+PROVABLE: tuple[Format, ...] = ("onnx",)
+"""Of these, golden inputs can be replayed on a device."""
 SIGNATURES_MAX = 8
 
 
@@ -180,13 +182,13 @@ class Model(Resource, tag="Model", kw_only=True):
                     if hardware in known[:k]:
                         message = f"{hardware!r} is profiled twice"
                         yield Problem(path=f"{there}.profiles[{k}].hardware", code="duplicate", message=message)
-            if version.golden is not None:
-                yield Problem(
-                    path=f"{here}.golden",
-                    code="not_yet",
-                    message="golden inputs are not yet replayed on the device",
-                    hint="leave them out until rollouts prove models on the node",
-                )
+                if (variant.golden or version.golden) is not None and variant.format not in PROVABLE:
+                    yield Problem(
+                        path=f"{there}.golden" if variant.golden is not None else f"{here}.golden",
+                        code="not_yet",
+                        message=f"golden inputs are not yet replayed through {variant.format} files on the device",
+                        hint="leave them out of this version",
+                    )
 
     def _alias_problems(self) -> Iterator[Problem]:
         known = {v.version for v in self.spec.versions}

@@ -11,6 +11,7 @@ import asyncio
 import importlib.util
 import json
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -80,7 +81,7 @@ class ModelRuntime(Keeping[ModelRun]):
         said = WorkerOrder(
             instance=instance,
             artifact=str(artifact),
-            bundles=tuple(str(order.artifacts[d]) for d in instance.artifacts[1:]),
+            bundles=tuple(str(order.artifacts[d]) for d in instance.model.bundles),
             directory=str(order.directory),
             broker=dict(order.broker),
             start=starts_so_far(order.directory) + 1,
@@ -128,6 +129,17 @@ class ModelRuntime(Keeping[ModelRun]):
             return Condition("gone", run.pulse.detail, run.pulse.code, final=run.pulse.final)
         measures = run.pulse.measures if run.pulse is not None else Measures()
         return super().ended(run)._replace(measures=measures)
+
+
+def versions() -> dict[str, str]:
+    """By format: what loads it here, with its version, read from the file system. Nothing is imported for it."""
+    found: dict[str, str] = {}
+    spec = importlib.util.find_spec("onnxruntime")
+    if spec is not None and spec.origin is not None:
+        # The distribution may be onnxruntime_gpu, or another build of the same module.
+        notes = sorted(Path(spec.origin).parent.parent.glob("onnxruntime*.dist-info"))
+        found["onnx"] = notes[0].name.removesuffix(".dist-info").replace("-", " ") if notes else "onnxruntime"
+    return found
 
 
 def _tell_neighbours(order: Order) -> None:

@@ -46,6 +46,8 @@ class Limits(NamedTuple):
     memory_bytes: int = 0
     """0: none."""
     open_files: int = OPEN_FILES_MAX
+    nice: int = NICE
+    """How far it yields to others."""
 
 
 class Program(NamedTuple):
@@ -78,7 +80,7 @@ async def launch(program: Program, logs: Logs) -> subprocess.Popen[bytes]:
         "limits": {
             "openFiles": limits.open_files,
             "dataBytes": limits.memory_bytes * 2 + DATA_SLACK_BYTES if limits.memory_bytes else 0,
-            "nice": NICE,
+            "nice": limits.nice,
             "oomScore": OOM_SCORE,
         },
     }

@@ -99,9 +99,11 @@ class NodeCopy:
                 continue
             since = min(self.time.now, said.since - apart_ms)
             instance = msgspec.structs.replace(order, epoch=said.epoch)
+            # Machines of a rehearsal prove nothing: what is being proved is about to start.
+            phase = "waiting" if said.phase == "proving" else said.phase
             self.locals[said.name] = Local(
-                instance=instance, phase=said.phase, since=since, starts=said.starts, reason=said.reason,
-                ready_after_ms=said.ready_after_ms, handle={"pid": 1} if said.phase in _ALIVE else {},
+                instance=instance, phase=phase, since=since, starts=said.starts, reason=said.reason,
+                ready_after_ms=said.ready_after_ms, handle={"pid": 1} if phase in _ALIVE else {},
             )  # fmt: skip
             self._go_on(said.name)
         self._told = self._what_matters()

@@ -109,7 +109,7 @@ def _pod(
     name: str, node: str, instance: Instance, said: InstanceReport | None, address: str, *, owner: str | None
 ) -> dict[str, Any]:
     ready = said is not None and said.phase == "ready"
-    phase = "Pending" if said is None or said.phase in ("waiting", "fetching", "starting") else "Running"
+    phase = "Pending" if said is None or said.phase in ("waiting", "fetching", "proving", "starting") else "Running"
     if said is not None and said.phase == "refused":
         phase = "Failed"
     since = timestamp(said.since) if said is not None else None

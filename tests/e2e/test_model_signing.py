@@ -55,15 +55,19 @@ def codes(stage: Stage) -> list[str]:
 
 def untrusted(stage: Stage) -> Mapping[str, int]:
     """How often the node would not run something, by code, as its doctor says."""
+    return doctor(stage)["untrusted"]
 
+
+def doctor(stage: Stage) -> Mapping[str, Any]:
+    """What the node says of itself."""
     home = stage.hub_state / "hub"
     port = json.loads((home / "run.json").read_bytes())["ports"]["client"]
     password = json.loads((home / "secrets.json").read_bytes())["hubPassword"]
 
-    async def ask() -> Mapping[str, int]:
+    async def ask() -> Mapping[str, Any]:
         fabric = await connect_hub(f"nats://127.0.0.1:{port}", "hub", password)
         try:
-            return msgspec.json.decode(await fabric.request(subjects.tell("pi", "doctor"), b"{}", 10.0))["untrusted"]
+            return msgspec.json.decode(await fabric.request(subjects.tell("pi", "doctor"), b"{}", 10.0))
         finally:
             await fabric.close()
 

@@ -1,0 +1,89 @@
+"""Golden inputs on a real node: what answers them is switched in; what does not is refused, and that is remembered."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+
+from batuta.demo.stage import wait_for
+from batuta.model_push import push
+from batuta.tuning import golden
+from batuta.tuning.session import Session
+from tests.cli.running import run
+from tests.e2e.playing import READER, Device, instance, play, ready, workers
+from tests.e2e.test_model_signing import doctor
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from batuta.demo.digits import Digits
+    from batuta.demo.stage import Stage
+
+pytestmark = [pytest.mark.e2e, pytest.mark.slow]
+
+
+def cases(digits: Digits, path: Path, off: float = 0.0) -> bytes:
+    """What the first version says of eight images, or what it would say if it were off."""
+    inputs = np.array([image.pixels for image in digits.held_out[:8]], np.float32)
+    made = golden.make(Session(digits.first), {"image": inputs})
+    outputs = {"probabilities": made.outputs["probabilities"] + np.float32(off)}
+    golden.write(path, made._replace(outputs=outputs))
+    return path.read_bytes()
+
+
+def test_only_what_answers_its_golden_inputs_is_switched_in(stage: Stage, digits: Digits, tmp_path: Path) -> None:
+    play(stage)
+    right, wrong = cases(digits, tmp_path / "right.npz"), cases(digits, tmp_path / "wrong.npz", off=0.5)
+    push(stage.client, digits.first, name="digits", version="1", golden=right)
+    stage.client.apply(READER.format(version="1"))
+    wait_for("the proved model", lambda: ready(stage), 120)
+    assert doctor(stage)["proofs"] == {"passed": 1}
+    with Device(stage.mqtt_of("pi")) as device:
+        device.show("proved", digits.held_out[0])
+        assert device.read("proved", 30)["model"] == "digits:1"
+
+        # Another version, that is not what it should be: it is refused with its Reason, and the first one goes on.
+        push(stage.client, digits.second, name="digits", version="2", golden=wrong)
+        stage.client.apply(READER.format(version="2"))
+        wait_for("the refusal", lambda: instance(stage, revision=2).get("phase") == "refused" or None, 120)
+        reason = instance(stage, revision=2)["reason"]
+        assert reason["code"] == "golden_mismatch"
+        assert "output probabilities of case" in reason["detail"]
+        assert doctor(stage)["proofs"] == {"passed": 1, "golden_mismatch": 1}
+        device.show("still", digits.held_out[1])
+        assert device.read("still", 30)["model"] == "digits:1"
+    why = run("why", "reader", state=stage.hub_state)
+    assert "does not answer its golden inputs" in why.out, why.out
+    described = run("describe", "application", "reader", state=stage.hub_state)
+    assert "golden_mismatch" in described.out or "golden inputs" in described.out, described.out
+
+    # A node agent that comes back remembers both: nothing is proved again.
+    stage.kill_node("pi")
+    stage.restart_node("pi")
+    wait_for("the node", lambda: stage.online("pi"), 60, alive=stage.nodes["pi"].running)
+    wait_for("the first version again", lambda: len(workers(stage)) == 1 or None, 120)
+    wait_for("its being ready", lambda: ready(stage, revision=1), 60)
+    assert instance(stage, revision=2)["phase"] == "refused"
+    assert doctor(stage)["proofs"] == {}
+
+    # Pushed anew with golden inputs that are right, it is proved and switched in.
+    inputs = np.array([image.pixels for image in digits.held_out[:8]], np.float32)
+    golden.write(tmp_path / "third.npz", golden.make(Session(digits.second), {"image": inputs}))
+    push(stage.client, digits.second, name="digits", version="3", golden=(tmp_path / "third.npz").read_bytes())
+    stage.client.apply(READER.format(version="3"))
+    wait_for("the third version", lambda: ready(stage, revision=3), 120)
+    assert doctor(stage)["proofs"] == {"passed": 1}
+
+
+def test_golden_inputs_are_made_from_data_by_push(stage: Stage, digits: Digits, tmp_path: Path) -> None:
+    stage.start_hub()
+    np.savez(tmp_path / "data.npz", x=[image.pixels for image in digits.held_out], y=[i.label for i in digits.held_out])
+    words = ["model", "push", str(digits.first), "--name", "digits", "--version", "1"]
+    pushed = run(*words, "--golden-from", str(tmp_path / "data.npz"), state=stage.hub_state)
+    assert (pushed.code, "golden inputs: 32 cases" in pushed.err) == (0, True), pushed.err
+    cases(digits, tmp_path / "wrong.npz", off=0.5)
+    words[-1] = "2"
+    refused = run(*words, "--golden", str(tmp_path / "wrong.npz"), state=stage.hub_state)
+    assert (refused.code, "does not answer so" in refused.err) == (2, True), refused.err
