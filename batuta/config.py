@@ -49,6 +49,8 @@ class HubConfig(Record):
     """How often everything is decided anew, to find what deciding by changes has missed."""
     artifact_bytes_max: Annotated[int, Meta(ge=1)] = 8 * 2**30
     """Largest artifact that is taken."""
+    artifact_keep_s: Annotated[int, Meta(ge=60)] = 7 * 86_400
+    """So long an artifact is kept that no model, application or release refers to (any more)."""
     up_bytes_max: Annotated[int, Meta(ge=2**20)] = 2**30
     """Room for each class of forwarded data; the oldest goes first."""
     recording_bytes_max: Annotated[int, Meta(ge=0)] = 64 * 2**20

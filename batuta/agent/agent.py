@@ -26,6 +26,7 @@ from batuta.agent import neighbours, steady
 from batuta.agent.door import Door
 from batuta.agent.doubt import Doubt
 from batuta.agent.enrolling import Renewal, join
+from batuta.agent.exchange import Exchange
 from batuta.agent.gravity import Gravity
 from batuta.agent.ledger import FULL, Ledger
 from batuta.agent.neighbours import Neighbours
@@ -101,6 +102,7 @@ async def _run(config: AgentConfig, identity: Identity, ending: Ending) -> int:
             flows.follow(commons.captures)
             gravity.follow(commons.watched)
 
+        heard = Neighbours(site, clock, identity.node)
         node = Node(
             Parts(
                 fabric=control,
@@ -112,7 +114,8 @@ async def _run(config: AgentConfig, identity: Identity, ending: Ending) -> int:
                 inventory=lambda: inventory,
                 vitals=lambda: probe.vitals(station.broker.pid or None),
                 broker={**station.for_instances(), "inference": door.url},
-                neighbours=Neighbours(site, clock, identity.node),
+                neighbours=heard,
+                exchange=Exchange(site, identity.node, heard.hears),
                 flows=flows.books,
                 topics=gravity.topics,
                 places=lambda: (station.address, station.mqtt),

@@ -1,9 +1,11 @@
-"""Artifacts: a cache of files named by their SHA-256, filled from the hub in pieces that resume.
+"""Artifacts: a cache of files named by their SHA-256, filled chunk by chunk from neighbours and from the hub.
 
 A file gets its name only after its bytes were hashed, so what has a name was right once. Whether it still is: the
 whole file is hashed again on its first use after the machine booted, and whenever its size, inode or modification
 time differ from the list; in between the list is believed. So a restart of the agent costs nothing, and a card that
 went bad while the power was off is found before a model runs from it. A damaged file is set aside and fetched again.
+
+Beside each file lies its recipe, the list of its chunks: what a new file shares with it is copied and not fetched.
 
 Room: what the ledger needs is never removed; the rest goes, oldest use first, when a new file would not fit the budget.
 """
@@ -16,41 +18,33 @@ import hashlib
 import os
 import re
 import time
-from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 
 import msgspec
 
+from batuta.agent.fetch import Fetch
+from batuta.agent.giving import Giving
 from batuta.agent.ledger import FULL
+from batuta.agent.partial import Partial, recipe_named
+from batuta.agent.recipe import Recipe, check
 from batuta.core.reasons import Reason
-from batuta.errors import ArtifactRefused, FabricUnavailable
+from batuta.errors import ArtifactRefused
+from batuta.fabric.chunks import Card
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
     from pathlib import Path
 
+    from batuta.agent.exchange import Exchange
+    from batuta.agent.fetch import Source
+
 DIGEST: Final = re.compile(r"^sha256:[0-9a-f]{64}$")
-FIRST_PIECE_BYTES: Final = 64 * 1024
-LARGEST_PIECE_BYTES: Final = 512 * 1024
-SMALLEST_PIECE_BYTES: Final = 8 * 1024
-QUICK_S: Final = 0.5
-"""A piece that took less is followed by a larger one; on a slow link they stay small, and orders pass between them."""
 SPARE_BYTES: Final = 16 * 2**20
 """Left free on the disk, for the ledger and for logs."""
-LONGEST_PAUSE_S: Final = 5.0
-READ_BYTES: Final = 1 << 20
-
-
-class Piece(NamedTuple):
-    """A part of an artifact and the size of the whole."""
-
-    data: bytes
-    size_bytes: int
-
-
-class Source(Protocol):
-    """Where artifacts come from. Raises FabricUnavailable when it cannot be asked, ArtifactRefused when it says no."""
-
-    async def piece(self, digest: str, offset: int, length: int) -> Piece: ...
+READ_BYTES: Final = 1 << 18
+THREADS: Final = 2
+T = TypeVar("T")
 
 
 class Known(NamedTuple):
@@ -66,9 +60,11 @@ class Artifacts:
     """The files of one node."""
 
     def __init__(
-        self, directory: Path, source: Source, *, node: str, machine_boot: str, budget_bytes: int, apart: bool = True
-    ) -> None:
+        self, directory: Path, source: Source, *, node: str, machine_boot: str, budget_bytes: int, apart: bool = True,
+        exchange: Exchange | None = None,
+    ) -> None:  # fmt: skip
         self.source = source
+        self.exchange = exchange
         self.node = node
         self.machine_boot = machine_boot
         self.budget_bytes = budget_bytes
@@ -77,6 +73,7 @@ class Artifacts:
         self.files = directory / "sha256"
         self.partial = directory / "partial"
         self.corrupt = directory / "corrupt"
+        self.recipes = directory / "recipes"
         self.list = directory / "list.json"
         self.refused = 0
         """Files whose bytes were not what their digest says: from the hub, or on this disk."""
@@ -86,9 +83,17 @@ class Artifacts:
         self._known: dict[str, Known] = {}
         self._verified: set[str] = set()
         self._fetches: dict[str, asyncio.Lock] = {}
+        self.under_way: dict[str, Fetch] = {}
+        self.named: dict[str, tuple[str, int]] = {}
+        """By file: the digest of its recipe, and how many chunks it has. Known once it was asked for."""
+        self._threads: ThreadPoolExecutor | None = None
+        self.on_progress: Callable[[], None] = lambda: None
+        """Called when there is something new to tell of a fetch."""
+        if exchange is not None:
+            exchange.holdings = Giving(self)
 
     def open(self) -> None:
-        for directory in (self.files, self.partial, self.corrupt):
+        for directory in (self.files, self.partial, self.corrupt, self.recipes):
             directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         try:
             self._known = msgspec.json.decode(self.list.read_bytes(), type=dict[str, Known])
@@ -107,6 +112,10 @@ class Artifacts:
     def path(self, digest: str) -> Path:
         _check(digest)
         return self.files / digest.removeprefix("sha256:")
+
+    def recipe_path(self, digest: str) -> Path:
+        _check(digest)
+        return self.recipes / digest.removeprefix("sha256:")
 
     async def verify(self, digests: Iterable[str]) -> None:
         """Look at files that are here but not yet vouched for in this boot, so that `held` says all there is."""
@@ -128,8 +137,36 @@ class Artifacts:
                 raise ArtifactRefused(code, f"{digest[:19]}…: {error.strerror}") from error
         return path
 
-    async def _hash_of(self, path: Path) -> str:
-        return await asyncio.to_thread(_hash_of, path) if self.apart else _hash_of(path)
+    def reconnected(self) -> None:
+        """The hub can be asked again."""
+        for fetch in self.under_way.values():
+            fetch.reconnected()
+
+    def reason(self, digests: Iterable[str]) -> tuple[str, str] | None:
+        """Code and detail of what is to be told while these files are fetched; None when none of them is."""
+        fetches = [self.under_way[digest] for digest in digests if digest in self.under_way]
+        under_way = [fetch.progress for fetch in fetches if fetch.progress is not None]
+        held = [progress.held for progress in under_way if progress.held is not None]
+        text = "; ".join(progress.text for progress in under_way)
+        if held:
+            return held[0].code, f"{held[0].detail}; {text}" if held[0].detail else text
+        return ("fetching", text) if under_way else None
+
+    @property
+    def problems(self) -> tuple[Reason, ...]:
+        """What is to be told of this disk, and of neighbours."""
+        own = (self.problem,) if self.problem is not None else ()
+        return own + (self.exchange.problems() if self.exchange is not None else ())
+
+    # --- Fetching ---
+
+    async def run(self, work: Callable[..., T], *arguments: object) -> T:
+        """Disk work, in threads of our own: few, because each takes memory for itself."""
+        if not self.apart:
+            return work(*arguments)
+        if self._threads is None:
+            self._threads = ThreadPoolExecutor(THREADS, "artifacts")
+        return await asyncio.get_running_loop().run_in_executor(self._threads, work, *arguments)
 
     async def _still_whole(self, digest: str) -> bool:
         path = self.path(digest)
@@ -142,7 +179,7 @@ class Artifacts:
             return True
         self._verified.discard(digest)
         looks = self._looks(path)
-        if await self._hash_of(path) == digest.removeprefix("sha256:"):
+        if await self.run(_hash_of, path) == digest.removeprefix("sha256:"):
             self._keep(digest, looks)
             return True
         self.refused += 1
@@ -154,41 +191,80 @@ class Artifacts:
         return False
 
     async def _download(self, digest: str, path: Path, needed: Callable[[], frozenset[str]]) -> None:
-        partial = self.partial / path.name
-        length, pause_s, size = FIRST_PIECE_BYTES, 0.2, -1
-        with partial.open("ab") as file:
-            while size < 0 or file.tell() < size:
-                asked_at = time.monotonic()
-                try:
-                    piece = await self.source.piece(digest, file.tell(), length)
-                except FabricUnavailable:
-                    # Not a failure of this artifact: the link comes back, and what is here is kept.
-                    length = max(SMALLEST_PIECE_BYTES, length // 2)
-                    await asyncio.sleep(pause_s)
-                    pause_s = min(LONGEST_PAUSE_S, pause_s * 2)
-                    continue
-                pause_s = 0.2
-                if size < 0:
-                    size = piece.size_bytes
-                    if file.tell() > size:
-                        file.truncate(0)
-                        continue
-                    self._make_room(digest, size, file.tell(), needed())
-                if piece.size_bytes != size or len(piece.data) > length or (not piece.data and file.tell() < size):
-                    raise ArtifactRefused("artifact_missing", f"{digest[:19]}…: the hub's pieces do not fit together")
-                file.write(piece.data)
-                file.flush()
-                self.fetched_bytes += len(piece.data)
-                if time.monotonic() - asked_at < QUICK_S:
-                    length = min(LARGEST_PIECE_BYTES, length * 2)
-            if self.apart:
-                await asyncio.to_thread(os.fsync, file.fileno())
-        if await self._hash_of(partial) != path.name:
+        fetch = Fetch(
+            digest, node=self.node, source=self.source, exchange=self.exchange, run=self.run, told=self.on_progress
+        )
+        self.under_way[digest] = fetch
+        fetch.begin()
+        try:
+            await fetch.say_wanted()
+            recipe = await self._recipe(fetch, digest)
+            try:
+                await self._assemble(fetch, recipe, path, needed)
+            finally:
+                recipe.close()
+        finally:
+            fetch.end()
+            del self.under_way[digest]
+            self.refused += fetch.refused
+            self.fetched_bytes += fetch.fetched_bytes
+            self.on_progress()
+        if self.exchange is not None and (known := self.named.get(digest)) is not None:
+            await self.exchange.say(Card(digest=digest, recipe=known[0], count=known[1], whole=True))
+
+    async def _recipe(self, fetch: Fetch, digest: str) -> Recipe:
+        """The recipe: that of an earlier run which began the file by it, else the hub's, else a neighbour's."""
+        path = self.recipe_path(digest)
+        begun_by = recipe_named(self.partial / path.name)
+        if begun_by and path.exists():
+            with contextlib.suppress(ValueError):
+                if await self.run(check, path, Recipe.size_in(path)) == begun_by:
+                    return Recipe(path, begun_by)
+        new = path.with_suffix(".new")
+        try:
+            size, named = await fetch.fetch_recipe(new)
+            try:
+                found = await self.run(check, new, size)
+            except ValueError as error:
+                raise ArtifactRefused("digest_mismatch", f"the recipe from the hub: {error}") from error
+            if found != named:
+                raise ArtifactRefused("digest_mismatch", f"the recipe from the hub is not {named[:19]}…")
+            new.replace(path)
+        finally:
+            new.unlink(missing_ok=True)
+        return Recipe(path, named)
+
+    async def _assemble(self, fetch: Fetch, recipe: Recipe, path: Path, needed: Callable[[], frozenset[str]]) -> None:
+        digest, size = fetch.digest, recipe.size_bytes
+        at = self.partial / path.name
+        self._make_room(digest, size, at.stat().st_blocks * 512 if at.exists() else 0, needed())
+        partial = Partial(at, recipe)
+        others = [
+            (self.recipes / known.name, known)
+            for known in (self.path(d) for d in sorted(self._verified))
+            if (self.recipes / known.name).exists()
+        ]
+        if (damaged := self.corrupt / path.name).exists():
+            others.append((self.recipe_path(digest), damaged))  # most of it is good, and each chunk is looked at
+        try:
+            has_bytes = await self.run(partial.open)
+            await fetch.run(recipe, partial, others, has_bytes)
+            await self.run(partial.flush)
+        except ArtifactRefused as error:
+            if error.code in ("digest_mismatch", "recipe_changed"):
+                self.forget_recipe(digest)
+            raise
+        finally:
+            partial.close()
+        if await self.run(_hash_of, at) != path.name:
             self.refused += 1
             self._forget_partial(digest)
+            self.forget_recipe(digest)
             raise ArtifactRefused("digest_mismatch", f"{size} bytes from the hub are not {digest[:19]}…")
-        partial.chmod(0o400)
-        partial.replace(path)
+        at.chmod(0o400)
+        at.replace(path)
+        partial.journal.unlink(missing_ok=True)
+        self.named[digest] = recipe.digest, recipe.total
         self._keep(digest, self._looks(path))
 
     def _make_room(self, digest: str, size: int, have: int, needed: frozenset[str]) -> None:
@@ -218,14 +294,17 @@ class Artifacts:
             if digest not in needed and self.path(digest).stat().st_atime < oldest:
                 self.remove(digest)
                 gone += 1
-        for leftover in (*self.partial.iterdir(), *self.corrupt.iterdir()):
-            if f"sha256:{leftover.name}" not in needed and leftover.stat().st_mtime < oldest:
+        for leftover in (*self.partial.iterdir(), *self.corrupt.iterdir(), *self.recipes.iterdir()):
+            digest = f"sha256:{leftover.name.partition('.')[0]}"
+            kept = leftover.parent == self.recipes and (self.files / leftover.name).exists()
+            if not kept and digest not in needed and leftover.stat().st_mtime < oldest:
                 leftover.unlink(missing_ok=True)
                 gone += 1
         return gone
 
     def remove(self, digest: str) -> None:
         self.path(digest).unlink(missing_ok=True)
+        self.forget_recipe(digest)
         self._verified.discard(digest)
         self._known.pop(digest, None)
         self._write_list()
@@ -258,8 +337,19 @@ class Artifacts:
             new.unlink(missing_ok=True)
 
     def _forget_partial(self, digest: str) -> None:
+        for name in (digest.removeprefix("sha256:"), f"{digest.removeprefix('sha256:')}.have"):
+            with contextlib.suppress(OSError):
+                (self.partial / name).unlink()
+
+    def doubt(self, digest: str) -> None:
+        """A part of a file was not what it should be: it is looked at before its next use."""
+        self._verified.discard(digest)
+        self._known.pop(digest, None)
+
+    def forget_recipe(self, digest: str) -> None:
+        self.named.pop(digest, None)
         with contextlib.suppress(OSError):
-            (self.partial / digest.removeprefix("sha256:")).unlink()
+            self.recipe_path(digest).unlink()
 
 
 def _check(digest: str) -> None:

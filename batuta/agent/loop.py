@@ -21,7 +21,7 @@ from batuta.agent.steady import DRIFT_MS, JUMP_MS
 from batuta.core import local as core
 from batuta.core.decided import Assignment, Commons
 from batuta.core.lease import contacted
-from batuta.core.observed import Inventory, Report
+from batuta.core.observed import InstanceReport, Inventory, Report
 from batuta.core.proving import Bench, Proven, remembered
 from batuta.core.reasons import Reason
 from batuta.kinds.base import decode_hook
@@ -395,8 +395,7 @@ class Loop:
 
     def report(self, now: int) -> Report:
         problems = [reason for _, reason in sorted(self._ailing.items())]
-        if self.artifacts.problem is not None:
-            problems.append(self.artifacts.problem)
+        problems += self.artifacts.problems
         return Report(
             node=self.node,
             boot=self.boot,
@@ -404,10 +403,18 @@ class Loop:
             at=now,
             serial=self.serial,
             inventory=self.senses.inventory(),
-            instances=core.locals_for_report(self.locals, self.actuator.measures),
+            instances=tuple(map(self._fetched_so_far, core.locals_for_report(self.locals, self.actuator.measures))),
             artifacts=tuple(sorted(self.artifacts.held)),
             problems=tuple(problems[:MOST_PROBLEMS]),
         )
+
+    def _fetched_so_far(self, said: InstanceReport) -> InstanceReport:
+        """With how far its artifacts are, while they are on their way: that is no state, and no ledger keeps it."""
+        found = self.artifacts.reason(self.locals[said.name].instance.artifacts) if said.phase == "fetching" else None
+        if found is None:
+            return said
+        reason = Reason(code=found[0], subject=f"instance/{said.name}", detail=found[1])
+        return msgspec.structs.replace(said, reason=reason)
 
 
 def _shifted(local: core.Local, by_ms: int) -> core.Local:

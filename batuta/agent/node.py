@@ -38,7 +38,8 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
     from pathlib import Path
 
-    from batuta.agent.artifacts import Source
+    from batuta.agent.exchange import Exchange
+    from batuta.agent.fetch import Source
     from batuta.agent.ledger import Opened
     from batuta.agent.neighbours import Neighbours
     from batuta.agent.pulse import Contact
@@ -76,6 +77,8 @@ class Parts(NamedTuple):
     neighbours: Neighbours | None = None
     source: Source | None = None
     """Where artifacts come from; the hub, when left out."""
+    exchange: Exchange | None = None
+    """Artifacts from and for neighbours."""
     flows: Callable[[], tuple[Flow, ...]] = tuple
     topics: Callable[[], dict[str, int]] = dict
     places: Callable[[], tuple[str, str]] = lambda: ("", "")
@@ -114,7 +117,9 @@ class Node:
             machine_boot=parts.machine_boot,
             budget_bytes=parts.artifacts_bytes,
             apart=parts.apart,
+            exchange=parts.exchange,
         )
+        self.artifacts.on_progress = lambda: self.loop.tell(Looked())
         self.actuator = Actuator(
             parts.home / "instances",
             parts.runtimes,
@@ -157,6 +162,7 @@ class Node:
         self.artifacts.open()
         await self.loop.open(self.opened)
         self.parts.fabric.on_reconnect(lambda: self.loop.tell(Reconnected()))
+        self.parts.fabric.on_reconnect(self.artifacts.reconnected)
         for name, work in (
             ("pulse", self.pulse.run),
             ("orders", self._hear_orders),
@@ -166,6 +172,7 @@ class Node:
             ("sweep", self._sweep),
             *self.besides.items(),
             *((("neighbours", self.parts.neighbours.run),) if self.parts.neighbours is not None else ()),
+            *((("exchange", self.parts.exchange.run),) if self.parts.exchange is not None else ()),
         ):
             self._tasks.append(asyncio.create_task(self._keep_going(name, work), name=name))
         try:
@@ -242,13 +249,20 @@ class Node:
             "ledgerWrites": self.ledger.writes,
             "reports": {"sent": self.reporter.sent, "unsent": self.reporter.unsent},
             "pulse": {"sent": self.pulse.sent, "unanswered": self.pulse.unanswered, "everyMs": self.pulse.every_ms},
-            "artifacts": {"refused": self.artifacts.refused, "fetchedBytes": self.artifacts.fetched_bytes},
+            "artifacts": self._artifacts_told(),
             "untrusted": dict(self.actuator.untrusted),
             "proofs": dict(self.actuator.proofs),
             "faults": {**self.faults, **self.actuator.faults},
             "problems": [str(reason) for reason in loop.report(self.parts.steady.now()).problems],
             **self.parts.doctor(),
         }
+
+    def _artifacts_told(self) -> dict[str, Any]:
+        told = {"refused": self.artifacts.refused, "fetchedBytes": self.artifacts.fetched_bytes}
+        exchange = self.parts.exchange
+        if exchange is None:
+            return told
+        return {**told, "givenBytes": exchange.given_bytes, "lies": exchange.lies, "unread": exchange.unread}
 
     # --- Tasks ---
 

@@ -141,6 +141,7 @@ CATALOGUE: dict[str, Entry] = {
         "give the site's uplink windows, or raise spec.priority",
         waits=True,
     ),
+    "recipe_changed": Entry("the hub has cut the artifact anew", "wait: it is fetched by the new list", waits=True),
     "neighbour_lied": Entry(
         "a neighbour gave bytes that are not what was asked for", "check that node's disk; it is not asked for a while"
     ),

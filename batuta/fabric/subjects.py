@@ -22,6 +22,8 @@ A subject is an address, and on this fabric also a right: the hub's broker lets 
       out.<node>.meters.c1.reading  a result, kept at the node whose input it answers, then sent as meters.c1.reading
       ctl.>                         between workers; no device may speak here
       ctl.alive.<node>              a node's pulse to its neighbours; not stored
+      ctl.files.<node>              what a node has of a file that it collects, or holds
+      ctl.chunks.<node>             a question to a node: some chunks of a file
       ctl.infer.<node>.<instance>   a request to a model worker, answered; Open Inference Protocol
       ctl.serving.<node>.<instance> a model worker's card: where it answers, and how it fares; not stored
 """
@@ -286,6 +288,19 @@ def infer(node: str, instance: str) -> str:
 def serving(node: str, instance: str) -> str:
     """Where that worker sends its card."""
     return f"ctl.serving.{_token(node)}.{_token(instance_token(instance))}"
+
+
+ALL_FILES: Final = "ctl.files.*"
+
+
+def files(node: str) -> str:
+    """Where a node tells its site what it has of a file."""
+    return f"ctl.files.{_token(node)}"
+
+
+def chunks(node: str) -> str:
+    """Where a node of the site is asked for parts of a file."""
+    return f"ctl.chunks.{_token(node)}"
 
 
 def all_results(node: str, root: str) -> str:

@@ -1,8 +1,8 @@
 """Artifacts: files named by the SHA-256 of their bytes. What is here was verified on its way in, or is not here; before
 anybody who has the bytes is told that we have them, they are looked at again.
 
-People put whole files over HTTP; nodes ask for pieces over the fabric, so that a cut resumes where it was and
-orders pass between pieces on a slow link.
+People put whole files over HTTP; nodes ask for chunks over the fabric (`hub.recipes`), so that a cut resumes where it
+was and orders pass between chunks on a slow link. What nobody refers to any more goes after a while.
 """
 
 from __future__ import annotations
@@ -13,20 +13,18 @@ import hashlib
 import os
 import re
 import secrets
+import time
 from typing import TYPE_CHECKING, Final, NamedTuple
-
-import msgspec
 
 from batuta.errors import ArtifactRefused
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
     from pathlib import Path
 
     from batuta.hub.counters import Counters
 
 DIGEST: Final = re.compile(r"^sha256:[0-9a-f]{64}$")
-PIECE_BYTES_MAX: Final = 512 * 1024
 _FULL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -36,14 +34,6 @@ class _Looks(NamedTuple):
     size_bytes: int
     inode: int
     mtime_ns: int
-
-
-class PieceWanted(msgspec.Struct, frozen=True):
-    """A node asks for a part of a file."""
-
-    digest: str
-    offset: int = 0
-    length: int = PIECE_BYTES_MAX
 
 
 class ArtifactStore:
@@ -57,6 +47,7 @@ class ArtifactStore:
         self._bytes_max = bytes_max
         self._whole: dict[str, _Looks] = {}
         """What a file was like when its bytes were last looked at, by this process."""
+        self.on_put: Callable[[str], None] = lambda _: None
 
     def open(self) -> None:
         """What was half received when the hub ended is of no use to anybody."""
@@ -98,6 +89,7 @@ class ArtifactStore:
             size = await self._receive(digest, partial, chunks)
             partial.replace(path)
             self._whole[digest] = _looks(path)
+            self.on_put(digest)
         except OSError as error:
             if error.errno not in _FULL:
                 raise
@@ -130,25 +122,23 @@ class ArtifactStore:
             )
         return size
 
-    def piece(self, wanted: bytes) -> tuple[bytes, int]:
-        """The bytes that a node asked for and the size of the whole; raises ArtifactRefused."""
-        try:
-            asked = msgspec.json.decode(wanted, type=PieceWanted)
-        except msgspec.DecodeError as error:
-            raise ArtifactRefused("request_malformed", str(error)) from None
-        path = self.path(asked.digest)
-        if asked.length < 1 or asked.offset < 0:
-            raise ArtifactRefused("request_malformed", "offset and length are not negative")
-        try:
-            with path.open("rb") as file:
-                file.seek(asked.offset)
-                data = file.read(min(asked.length, PIECE_BYTES_MAX))
-                size = os.fstat(file.fileno()).st_size
-        except FileNotFoundError:
-            self._counters.add("artifacts_refused", "artifact_missing")
-            raise ArtifactRefused("artifact_missing", f"the hub does not have {asked.digest}") from None
-        self._counters.add("artifact_bytes_sent", by=len(data))
-        return data, size
+    def collect(self, needed: Callable[[], frozenset[str]], keep_s: float) -> list[str]:
+        """Remove files that nobody refers to and that came more than `keep_s` ago; which ones went.
+
+        `needed` is asked after the files were listed: what is pushed is put here first and referred to afterwards.
+        """
+        oldest = time.time() - keep_s
+        old = [path for path in sorted(self._files.iterdir()) if path.stat().st_mtime < oldest]
+        referred = needed() if old else frozenset()
+        gone = [f"sha256:{path.name}" for path in old if f"sha256:{path.name}" not in referred]
+        for digest in gone:
+            self.path(digest).unlink(missing_ok=True)
+            self._whole.pop(digest, None)
+        for leftover in self._damaged.iterdir():
+            if leftover.stat().st_mtime < oldest:
+                leftover.unlink(missing_ok=True)
+        self._counters.add("artifacts_collected", by=len(gone))
+        return gone
 
 
 def _looks(path: Path) -> _Looks:

@@ -1,14 +1,14 @@
 """Questions that nodes ask over the fabric, one row for each verb. The broker vouches for who asks.
 
-artifact   PieceWanted  -> one line of JSON, `{"size": n}` or `{"error", "message"}`, then the bytes
-renew      RenewRequest -> EnrolAnswer, or `{"error", "message", "nextStep"}`
-commons    nothing      -> the Commons of the site that the node is part of, or `{"error", "message"}`
+recipe, chunks   of artifacts: see `hub.shipping`, where nodes take turns
+renew            RenewRequest -> EnrolAnswer, or `{"error", "message", "nextStep"}`
+commons          nothing -> the Commons of the site that the node is part of, or `{"error", "message"}`
 """
 
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -16,6 +16,7 @@ from batuta.core.decided import Commons
 from batuta.errors import BatutaError, EnrolmentRefused
 from batuta.fabric import subjects
 from batuta.hub.enrol import RenewRequest
+from batuta.hub.shipping import error_line
 from batuta.kinds.base import encode_hook
 
 if TYPE_CHECKING:
@@ -23,9 +24,9 @@ if TYPE_CHECKING:
 
     from batuta.core.state import State
     from batuta.fabric.base import Fabric, Message, Subscription
-    from batuta.hub.artifacts import ArtifactStore
     from batuta.hub.counters import Counters
     from batuta.hub.enrol import Enrolment
+    from batuta.hub.shipping import Shipping
 
 log = logging.getLogger(__name__)
 
@@ -34,9 +35,9 @@ class Asks:
     """Answers nodes."""
 
     def __init__(
-        self, artifacts: ArtifactStore, enrolment: Enrolment, counters: Counters, state: Callable[[], State]
+        self, shipping: Shipping, enrolment: Enrolment, counters: Counters, state: Callable[[], State]
     ) -> None:
-        self._artifacts = artifacts
+        self._shipping = shipping
         self._enrolment = enrolment
         self._counters = counters
         self._state = state
@@ -44,7 +45,6 @@ class Asks:
         """By site: what its nodes were answered last. They all ask at once."""
         self._subscription: Subscription | None = None
         self._verbs: dict[str, Callable[[str, bytes], Awaitable[bytes]]] = {
-            "artifact": self._artifact,
             "renew": self._renew,
             "commons": self._commons,
         }
@@ -58,20 +58,19 @@ class Asks:
 
     async def _hear(self, message: Message) -> None:
         node, verb = subjects.node_of(message.subject), subjects.verb_of(message.subject)
+        if verb in self._shipping.verbs:
+            await self._shipping.take(node, verb, message)
+            return
         answer = self._verbs.get(verb)
         if answer is None:
             self._counters.add("asks_refused", "verb_unknown")
-            await message.respond(_error("verb_unknown", f"this hub does not answer {verb!r}"))
+            await message.respond(error_line("verb_unknown", f"this hub does not answer {verb!r}"))
             return
         try:
             await message.respond(await answer(node, message.data))
         except BatutaError as error:
             self._counters.add("asks_refused", verb)
-            await message.respond(_error(getattr(error, "code", "failed"), error.message, error.next_step))
-
-    async def _artifact(self, _node: str, data: bytes) -> bytes:
-        piece, size = self._artifacts.piece(data)
-        return msgspec.json.encode({"size": size}) + b"\n" + piece
+            await message.respond(error_line(getattr(error, "code", "failed"), error.message, error.next_step))
 
     async def _renew(self, node: str, data: bytes) -> bytes:
         try:
@@ -84,7 +83,7 @@ class Asks:
         state = self._state()
         if node not in state.nodes:
             self._counters.add("asks_refused", "commons")
-            return _error("node_unknown", f"{node} is no node of this fleet")
+            return error_line("node_unknown", f"{node} is no node of this fleet")
         site = state.nodes[node].spec.site
         found = state.commons.get(site)
         if found is None:
@@ -95,10 +94,3 @@ class Asks:
             for gone in [name for name in self._told if name not in state.commons]:
                 del self._told[gone]
         return told[1]
-
-
-def _error(code: str, message: str, next_step: str = "") -> bytes:
-    said: dict[str, Any] = {"error": code, "message": message}
-    if next_step:
-        said["nextStep"] = next_step
-    return msgspec.json.encode(said) + b"\n"

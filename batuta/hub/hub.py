@@ -19,11 +19,15 @@ from batuta.hub.enrol import Enrolment
 from batuta.hub.feed import Feed
 from batuta.hub.loop import HubLoop
 from batuta.hub.questions import Questions
+from batuta.hub.recipes import Recipes
 from batuta.hub.recording import Recording
+from batuta.hub.shipping import Shipping
 from batuta.hub.sightings import Sightings
 from batuta.hub.store import Store
+from batuta.hub.sweep import Sweep
 from batuta.hub.tails import Tails
 from batuta.hub.up import UpReader
+from batuta.hub.uplinks import Uplinks
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -84,6 +88,11 @@ class Hub:
         self.artifacts = ArtifactStore(
             config.directory / "artifacts", self.counters, bytes_max=config.artifact_bytes_max
         )
+        self.recipes = Recipes(config.directory / "artifacts" / "recipes", self.artifacts, self.counters)
+        self.artifacts.on_put = self.recipes.prepare
+        self.uplinks = Uplinks(config.directory / "artifacts" / "uplinks.json", lambda: self.loop.state, clock)
+        self.shipping = Shipping(self.recipes, self.uplinks, self.counters)
+        self.sweep = Sweep(self.artifacts, self.recipes, lambda: self.loop.state, config.artifact_keep_s)
         self.enrolment = Enrolment(
             fabric,
             clock,
@@ -95,7 +104,7 @@ class Hub:
             certificate_s=config.certificate_s,
         )
         self.enrolment.keep = self.audit.accepted
-        self.asks = Asks(self.artifacts, self.enrolment, self.counters, lambda: self.loop.known)
+        self.asks = Asks(self.shipping, self.enrolment, self.counters, lambda: self.loop.known)
         self.questions = Questions(fabric, clock)
         self.tails = Tails(config.directory / "tails", self.questions, clock, self.counters, lambda: self.loop.state)
         self.up = UpReader(fabric)
@@ -104,9 +113,12 @@ class Hub:
         self._following: asyncio.Task[None] | None = None
         self._tailing: asyncio.Task[None] | None = None
         self._attending: asyncio.Task[None] | None = None
+        self._sweeping: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         self.artifacts.open()
+        self.recipes.open()
+        self.uplinks.open()
         await self.store.open()
         self.feed = Feed(self.loop, self.clock, self.store.epoch)
         await self.enrolment.open()
@@ -123,6 +135,7 @@ class Hub:
         self._following = asyncio.create_task(self.store.failed(), name="tables")
         self.tails.open()
         self._tailing = asyncio.create_task(self.tails.run(), name="tails")
+        self._sweeping = asyncio.create_task(self.sweep.run(), name="sweep")
 
     async def failed(self) -> None:
         """Returns never; raises what ended the loop or the tables: then this process must end, and its successor begins
@@ -137,11 +150,14 @@ class Hub:
             task.result()
 
     async def stop(self) -> None:
-        await end(self._deciding, self._following, self._tailing, self._attending)
+        await end(self._deciding, self._following, self._tailing, self._attending, self._sweeping)
         self.tails.flush()
         await self.recording.close()
         await self.api_tokens.close()
         await self.asks.close()
+        await self.shipping.close()
+        await self.recipes.close()
+        self.uplinks.close()
         await self.sightings.close()
         await self.store.close()
 

@@ -28,6 +28,7 @@ Share = Annotated[
 FaultWord = Literal[
     "crash", "agentCrash", "exit", "partition", "flapping", "reconnectStorm", "loss", "duplication", "reordering",
     "delay", "skew", "fullDisk", "slowDisk", "hubRestart", "hubTorn",
+    "hubStall",
 ]  # fmt: skip
 
 
@@ -57,6 +58,7 @@ FAULTS: dict[str, Takes] = {
     "slowDisk": Takes("times"),
     "hubRestart": Takes(whom=False),
     "hubTorn": Takes(whom=False),
+    "hubStall": Takes(whom=False),
 }
 _AMOUNTS = {"period": "period_ms", "percent": "percent", "by": "by_ms", "times": "times"}
 
@@ -148,7 +150,8 @@ class Fault(Record):
     fault: FaultWord
     """What: `crash` of machines, `agentCrash` of the node agent alone, `exit` of one process, `partition` from the hub,
     `flapping` of links, `reconnectStorm` of all links at once, `loss`, `duplication`, `reordering`, `delay` of
-    messages, `skew` of clocks, `fullDisk`, `slowDisk`, `hubRestart`, `hubTorn` (the hub dies amid a commit)."""
+    messages, `skew` of clocks, `fullDisk`, `slowDisk`, `hubRestart`, `hubTorn` (the hub dies amid a commit),
+    `hubStall` (its process is held up, and hears and decides nothing meanwhile)."""
     at_ms: Millis = msgspec.field(default_factory=lambda: Millis(0), name="at")
     until_ms: Millis | None = msgspec.field(default=None, name="until")
     """With it, every one has an instant of its own, drawn between `at` and this."""
@@ -251,6 +254,9 @@ def _name_problems(where: str, names: list[str]) -> Iterator[Problem]:
 def _fleet_problems(spec: ScenarioSpec) -> Iterator[Problem]:
     yield from _name_problems("fleet", [group.name for group in spec.fleet])
     for i, group in enumerate(spec.fleet):
+        for key in ("budget", "windows"):
+            if getattr(group.uplink, key):
+                yield _misfit(f"spec.fleet[{i}].uplink.{key}", "artifacts do not wait in the twin", code="not_yet")
         if group.sites > group.nodes:
             yield _misfit(f"spec.fleet[{i}].sites", f"{group.sites} sites need as many nodes; there are {group.nodes}")
     total = sum(group.nodes for group in spec.fleet)

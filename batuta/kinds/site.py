@@ -7,11 +7,27 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 import msgspec
 from msgspec import Meta
 
-from batuta.kinds.base import BitsPerSecond, Millis, Name, Problem, Record, Resource
-from batuta.kinds.calendar import why_no_zone
+from batuta.kinds.autoscale import Cron
+from batuta.kinds.base import BitsPerSecond, Bytes, Millis, Name, Problem, Record, Resource
+from batuta.kinds.calendar import why_no_cron, why_no_zone
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+
+class Budget(Record):
+    """How much of a link artifacts may use."""
+
+    per_day: Bytes
+    """Bytes from midnight to midnight by the site's clock. What can wait (applications of a priority below 0) may use
+    half of it; what the business needs (100 and above) is counted, and never stopped."""
+
+
+class UplinkWindow(Record):
+    """Hours in which artifacts may come, every time."""
+
+    opens: Cron
+    closes: Cron
 
 
 class Uplink(Record):
@@ -20,7 +36,12 @@ class Uplink(Record):
     bandwidth_bps: BitsPerSecond | None = msgspec.field(default=None, name="bandwidth")
     latency_ms: Millis | None = msgspec.field(default=None, name="latency")
     metered: bool = False
-    """Its traffic is paid for: a Policy may keep things away, and placement prefers other sites."""
+    """Its traffic is paid for: a Policy may keep things away, placement prefers other sites, and artifacts of
+    applications with a priority below 0 come in `windows` only."""
+    budget: Budget | None = None
+    windows: Annotated[tuple[UplinkWindow, ...], Meta(max_length=32)] = ()
+    """When artifacts may come, by the site's clock; at any time when left out. Applications of a priority of 100 and
+    above wait for no window."""
 
 
 class SiteSpec(Record):
@@ -33,7 +54,8 @@ class SiteSpec(Record):
     on_partition: Literal["keep", "failover"] = "keep"
     """While cut off: keep things as they are, or let the site re-place its own instances."""
     time_zone: str | None = None
-    """Its clocks, as in `Europe/Berlin`, for policies that hold at certain hours; UTC when left out."""
+    """Its clocks, as in `Europe/Berlin`, for windows, budgets and policies that hold at certain hours; UTC when left
+    out."""
     carbon_intensity: Annotated[int, Meta(ge=0, le=5_000)] | None = None
     """Grams of carbon dioxide for a kilowatt-hour there: placement prefers clean places."""
 
@@ -64,6 +86,11 @@ class Site(Resource, tag="Site", kw_only=True):
             yield Problem(path="spec.parent", code="cycle", message="a site cannot be its own parent")
         if self.spec.time_zone is not None and (wrong := why_no_zone(self.spec.time_zone)):
             yield Problem(path="spec.timeZone", code="value", message=wrong[0], hint=wrong[1])
+        for i, window in enumerate(self.spec.uplink.windows):
+            for name in ("opens", "closes"):
+                if wrong_line := why_no_cron(getattr(window, name)):
+                    path = f"spec.uplink.windows[{i}].{name}"
+                    yield Problem(path=path, code="value", message=wrong_line, hint="for example 0 22 * * *")
         if self.spec.on_partition == "failover":
             yield Problem(
                 path="spec.onPartition",

@@ -19,6 +19,7 @@ from batuta.fabric.clock import VirtualClock
 from batuta.fabric.memory import MemoryBroker, MemoryFabric
 from batuta.kinds.base import decode_hook, encode_hook
 from batuta.runtimes.simulated import Machine, SimulatedRuntime
+from tests.agent.shelf import chunk_of, digest_of, recipe_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -97,9 +98,14 @@ class Rig:
         data = self.files.get(asked["digest"])
         if data is None:
             await message.respond(b'{"error": "artifact_missing", "message": "not here"}\n')
-            return
-        piece = data[asked["offset"] : asked["offset"] + asked["length"]]
-        await message.respond(msgspec.json.encode({"size": len(data)}) + b"\n" + piece)
+        elif subjects.verb_of(message.subject) == "recipe":
+            recipe = recipe_of(data)
+            head = {"size": len(data), "recipe": digest_of(recipe), "bytes": len(recipe)}
+            piece = recipe[asked["offset"] : asked["offset"] + asked["length"]]
+            await message.respond(msgspec.json.encode(head) + b"\n" + piece)
+        else:
+            found = [chunk_of(data, n) for n in asked["chunks"]]
+            await message.respond(msgspec.json.encode({"sizes": [*map(len, found)]}) + b"\n" + b"".join(found))
 
     async def _collect(self) -> None:
         async for change in self.hub.table("observed").watch(subjects.report_key("pi")):

@@ -2,43 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
-import hashlib
 import os
 import subprocess
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from batuta.agent.artifacts import Artifacts, Piece
-from batuta.errors import ArtifactRefused, FabricUnavailable
+from batuta.agent.artifacts import Artifacts
+from batuta.agent.partial import Partial
+from batuta.agent.recipe import Recipe
+from batuta.errors import ArtifactRefused
+from tests.agent.shelf import CUT, Shelf, chunk_of, digest_of, recipe_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-
-def digest_of(data: bytes) -> str:
-    return f"sha256:{hashlib.sha256(data).hexdigest()}"
-
-
-class Shelf:
-    """A source with a link that can break after so many pieces."""
-
-    def __init__(self, *files: bytes) -> None:
-        self.files = {digest_of(data): data for data in files}
-        self.asked: list[tuple[int, int]] = []
-        self.breaks_after: int | None = None
-
-    async def piece(self, digest: str, offset: int, length: int) -> Piece:
-        if self.breaks_after is not None and len(self.asked) >= self.breaks_after:
-            self.breaks_after = None
-            raise FabricUnavailable("cut")
-        self.asked.append((offset, length))
-        if digest not in self.files:
-            raise ArtifactRefused("artifact_missing", "not here")
-        data = self.files[digest]
-        return Piece(data[offset : offset + length], len(data))
+    from batuta.fabric.chunks import ChunksWanted
 
 
 def cache(path: Path, shelf: Shelf, *, boot: str = "b1", budget: int = 1 << 30) -> Artifacts:
@@ -58,25 +40,136 @@ async def test_a_cut_resumes_where_it_was(tmp_path: Path) -> None:
     assert artifacts.held == {digest_of(data)}
 
 
-async def test_a_half_file_of_an_earlier_run_is_completed(tmp_path: Path) -> None:
-    data = os.urandom(300_000)
+def begun(directory: Path, data: bytes, chunks: int) -> None:
+    """What an earlier run left of a file: its recipe, and the first few chunks."""
+    name = digest_of(data)[7:]
+    for part in ("partial", "recipes"):
+        (directory / part).mkdir(parents=True, exist_ok=True)
+    (directory / "recipes" / name).write_bytes(recipe_of(data))
+    recipe = Recipe(directory / "recipes" / name, digest_of(recipe_of(data)))
+    partial = Partial(directory / "partial" / name, recipe)
+    partial.open()
+    for n in range(chunks):
+        assert partial.put(n, chunk_of(data, n))
+    partial.close()
+    recipe.close()
+
+
+async def test_a_file_that_an_earlier_run_began_is_completed(tmp_path: Path) -> None:
+    data = os.urandom(5 * CUT + 99)
+    begun(tmp_path, data, 3)
     artifacts = cache(tmp_path, Shelf(data))
-    (artifacts.partial / digest_of(data)[7:]).write_bytes(data[:200_000])
     assert (await artifacts.fetch(digest_of(data))).read_bytes() == data
-    assert artifacts.fetched_bytes == 100_000
+    assert artifacts.fetched_bytes == len(data) - 3 * CUT
+    assert list(artifacts.partial.iterdir()) == []
 
 
-async def test_wrong_bytes_are_refused_counted_and_not_kept(tmp_path: Path) -> None:
-    shelf = Shelf()
-    wanted = digest_of(b"right")
-    shelf.files[wanted] = b"wrong"
+async def test_what_an_earlier_run_wrote_and_the_disk_lost_is_fetched_again(tmp_path: Path) -> None:
+    """The journal says that it is there, and after a loss of power it is not, or is something else."""
+    data = os.urandom(5 * CUT)
+    begun(tmp_path, data, 4)
+    name = digest_of(data)[7:]
+    with (tmp_path / "partial" / name).open("r+b") as file:
+        file.seek(CUT + 5)
+        file.write(b"garbage")
+        file.truncate(3 * CUT + 17)
+    shelf = Shelf(data)
+    artifacts = cache(tmp_path, shelf)
+    assert (await artifacts.fetch(digest_of(data))).read_bytes() == data
+    assert sorted(n for asked in shelf.asked for n in asked) == [1, 3, 4]
+    assert artifacts.refused == 0
+
+
+@pytest.mark.parametrize("spoilt", [b"", b"short", os.urandom(90)])
+async def test_a_journal_or_recipe_that_makes_no_sense_costs_a_fetch_and_nothing_else(
+    tmp_path: Path, spoilt: bytes
+) -> None:
+    data = os.urandom(3 * CUT)
+    for where in ("partial", "recipes"):
+        name = digest_of(data)[7:] + (".have" if where == "partial" else "")
+        begun(tmp_path / where, data, 3)
+        (tmp_path / where / where / name).write_bytes(spoilt)
+        artifacts = cache(tmp_path / where, Shelf(data))
+        assert (await artifacts.fetch(digest_of(data))).read_bytes() == data
+
+
+async def test_what_another_file_here_has_is_copied_and_not_fetched(tmp_path: Path) -> None:
+    first = os.urandom(20 * CUT)
+    tuned = first[: 4 * CUT] + os.urandom(CUT) + first[5 * CUT :]
+    shelf = Shelf(first, tuned)
+    artifacts = cache(tmp_path, shelf)
+    await artifacts.fetch(digest_of(first))
+    shelf.asked.clear()
+    assert (await artifacts.fetch(digest_of(tuned))).read_bytes() == tuned
+    assert shelf.asked == [(4,)]
+    # The file that was copied from went bad: its damaged chunk is not taken over.
+    path = artifacts.path(digest_of(first))
+    path.chmod(0o600)
+    with path.open("r+b") as file:
+        file.seek(7 * CUT)
+        file.write(b"damage")
+    shelf.asked.clear()
+    third = tuned + b"more"
+    shelf.files[digest_of(third)] = third
+    artifacts.remove(digest_of(tuned))
+    artifacts = cache(tmp_path, shelf)
+    assert (await artifacts.fetch(digest_of(third))).read_bytes() == third
+
+
+async def test_a_wrong_chunk_is_refused_before_it_is_written_and_what_was_right_is_kept(tmp_path: Path) -> None:
+    data = os.urandom(6 * CUT)
+    shelf = Shelf(data)
+    shelf.spoils = lambda n, chunk: chunk[:-1] + bytes([chunk[-1] ^ 1]) if n == 3 else chunk
     artifacts = cache(tmp_path, shelf)
     with pytest.raises(ArtifactRefused) as refused:
-        await artifacts.fetch(wanted)
+        await artifacts.fetch(digest_of(data))
     assert refused.value.code == "digest_mismatch"
-    assert (artifacts.refused, artifacts.held, list(artifacts.partial.iterdir())) == (1, frozenset(), [])
-    shelf.files[wanted] = b"right"
-    assert (await artifacts.fetch(wanted)).read_bytes() == b"right"
+    assert "from the hub" in refused.value.message
+    assert (artifacts.refused, artifacts.held) == (1, frozenset())
+    had = artifacts.fetched_bytes
+    shelf.spoils = lambda n, chunk: chunk
+    assert (await artifacts.fetch(digest_of(data))).read_bytes() == data
+    assert artifacts.fetched_bytes == len(data), f"{had} bytes were kept"
+
+
+async def test_a_cut_that_never_ends_can_be_cancelled_and_goes_on_later(tmp_path: Path) -> None:
+    data = os.urandom(8 * CUT)
+    shelf = Shelf(data)
+    answer, hangs = shelf.chunks, asyncio.Event()
+
+    async def chunks(wanted: ChunksWanted) -> list[bytes]:
+        if len(shelf.asked) >= 3:
+            await hangs.wait()
+        return await answer(wanted)
+
+    shelf.chunks = chunks  # type: ignore[method-assign]
+    artifacts = cache(tmp_path, shelf)
+    fetching = asyncio.create_task(artifacts.fetch(digest_of(data)))
+    async with asyncio.timeout(60):
+        while len(shelf.asked) < 3 or not artifacts.under_way[digest_of(data)].fetched_bytes:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    fetching.cancel()
+    await asyncio.gather(fetching, return_exceptions=True)
+    assert artifacts.under_way == {}
+    hangs.set()
+    await artifacts.fetch(digest_of(data))
+    assert artifacts.fetched_bytes <= len(data) + 2 * CUT
+
+
+async def test_how_far_it_is_can_be_told(tmp_path: Path) -> None:
+    data = os.urandom(4 * CUT)
+    shelf = Shelf(data)
+    artifacts = cache(tmp_path, shelf)
+    told: list[Any] = []
+    artifacts.on_progress = lambda: told.append(artifacts.reason([digest_of(data)]))
+    await artifacts.fetch(digest_of(data))
+    assert told[0] == ("fetching", "0.0 kB of 0.3 MB")
+    assert told[-1] is None
+
+
+async def test_an_empty_file_is_a_file(tmp_path: Path) -> None:
+    artifacts = cache(tmp_path, Shelf(b""))
+    assert (await artifacts.fetch(digest_of(b""))).read_bytes() == b""
 
 
 @pytest.mark.parametrize("same_size_and_time", [False, True])
@@ -154,23 +247,37 @@ async def test_a_disk_that_fills_up_during_a_fetch_loses_only_the_half_file(smal
     shelf = Shelf(small, large)
     artifacts = cache(small_disk / "artifacts", shelf)
     await artifacts.fetch(digest_of(small))
-    answer, filler = shelf.piece, small_disk / "filler"
+    answer, filler = shelf.chunks, small_disk / "filler"
 
-    async def piece(digest: str, offset: int, length: int) -> Piece:
-        if offset:
+    async def chunks(wanted: ChunksWanted) -> list[bytes]:
+        if len(shelf.asked) > 3:
             with contextlib.suppress(OSError):
                 filler.write_bytes(bytes(20 << 20))
-        return await answer(digest, offset, length)
+        return await answer(wanted)
 
-    shelf.piece = piece  # type: ignore[method-assign]
+    shelf.chunks = chunks  # type: ignore[method-assign]
     with pytest.raises(ArtifactRefused) as refused:
         await artifacts.fetch(digest_of(large))
     assert refused.value.code == "disk_full"
     assert list(artifacts.partial.iterdir()) == []
     assert artifacts.held == {digest_of(small)}
     filler.unlink()
-    shelf.piece = answer  # type: ignore[method-assign]
+    shelf.chunks = answer  # type: ignore[method-assign]
     assert (await artifacts.fetch(digest_of(large))).read_bytes() == large
+
+
+async def test_of_a_damaged_file_only_the_damage_is_fetched_again(tmp_path: Path) -> None:
+    data = os.urandom(9 * CUT)
+    shelf = Shelf(data)
+    path = await cache(tmp_path, shelf).fetch(digest_of(data))
+    path.chmod(0o600)
+    with path.open("r+b") as file:
+        file.seek(6 * CUT + 1)
+        file.write(b"rot")
+    shelf.asked.clear()
+    artifacts = cache(tmp_path, shelf)
+    assert (await artifacts.fetch(digest_of(data))).read_bytes() == data
+    assert shelf.asked == [(6,)]
 
 
 async def test_no_path_comes_from_a_digest_that_is_none(tmp_path: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -346,32 +345,6 @@ def test_large_fleets_beat_more_slowly_and_are_missed_later() -> None:
 
     assert every_ms(state) == 5_000
     assert run_virtually(play()) == [False, True, True, False]
-
-
-async def test_nodes_get_artifacts_in_pieces(tmp_path: Path) -> None:
-    broker = MemoryBroker()
-    async with running(tmp_path, broker) as hub:
-        await join(hub, "pi-1")
-        voice = Voice(broker, "pi-1")
-        data = bytes(range(256)) * 4096
-        digest = f"sha256:{hashlib.sha256(data).hexdigest()}"
-
-        async def chunks() -> Any:
-            yield data
-
-        await hub.artifacts.put(digest, chunks())
-        got = b""
-        while len(got) < len(data):
-            answer = await voice.ask("artifact", {"digest": digest, "offset": len(got), "length": 10**9})
-            head, _, piece = answer.partition(b"\n")
-            assert msgspec.json.decode(head) == {"size": len(data)}
-            assert 0 < len(piece) <= 512 * 1024
-            got += piece
-        assert got == data
-        missing = await voice.ask("artifact", {"digest": "sha256:" + "0" * 64})
-        assert msgspec.json.decode(missing)["error"] == "artifact_missing"
-        outside = await voice.ask("artifact", {"digest": "../../admin.token"})
-        assert msgspec.json.decode(outside)["error"] == "digest_malformed"
 
 
 async def test_a_node_renews_with_the_key_it_joined_with(tmp_path: Path) -> None:
