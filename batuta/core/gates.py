@@ -17,7 +17,7 @@ from itertools import product
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
 from batuta.core.evidence import Interval, distance_within, mean_within, quantile_within, share_within
-from batuta.kinds.base import Record
+from batuta.core.sample import Sample
 from batuta.kinds.condition import compile_condition, evaluate
 from batuta.kinds.gate import BASELINE, measures_in
 
@@ -29,33 +29,6 @@ FALSE_STOP: Final = 0.01
 """How often at most a rollout with nothing wrong is stopped; and how often at most one beyond its limits passes."""
 MEASURES_MAX: Final = 8
 """In one gate: each doubles the work."""
-CONFIDENCE_BINS: Final = 20
-
-
-class Sample(Record):
-    """What a group of instances measured over a stretch of time. Adds up over instances and stretches."""
-
-    answered: int = 0
-    errors: int = 0
-    latency: dict[int, int] = {}
-    """Answers by bucket of their latency (`evidence.latency_bucket`)."""
-    confidence: tuple[int, ...] = ()
-    """Answers by the model's sureness, in twenty bins from 0 to 1."""
-    inputs: tuple[int, ...] = ()
-    """Inputs by the bins of the model's drift reference."""
-    reference: tuple[int, ...] = ()
-    """The drift reference itself, in the same bins."""
-    compared: int = 0
-    """In shadow: answers of both releases to the same input."""
-    agreed: int = 0
-    restarts: int = 0
-    memory_bytes: int | None = None
-    """The most of any instance."""
-    temperature_c: float | None = None
-    energy_j: float | None = None
-    """For all that was answered."""
-    instance_ms: int = 0
-    """Time for which instances were ready, summed over them."""
 
 
 class Judged(NamedTuple):
@@ -77,32 +50,6 @@ def judge(gates: Sequence[str], sample: Sample, baselines: Sequence[Sample], *, 
     """
     alpha = FALSE_STOP / max(1, len(gates) * looks)
     return [_judge(gate, sample, baselines, alpha, least) for gate in gates]
-
-
-def total(samples: Iterable[Sample]) -> Sample:
-    """All of them together."""
-    answered = errors = compared = agreed = restarts = instance_ms = 0
-    latency: dict[int, int] = {}
-    confidence: tuple[int, ...] = ()
-    inputs: tuple[int, ...] = ()
-    reference: tuple[int, ...] = ()
-    memories, temperatures, energies = [], [], []
-    for s in samples:
-        answered, errors, compared = answered + s.answered, errors + s.errors, compared + s.compared
-        agreed, restarts, instance_ms = agreed + s.agreed, restarts + s.restarts, instance_ms + s.instance_ms
-        for bucket, count in s.latency.items():
-            latency[bucket] = latency.get(bucket, 0) + count
-        confidence, inputs = _added(confidence, s.confidence), _added(inputs, s.inputs)
-        reference = reference or s.reference
-        memories += [s.memory_bytes] if s.memory_bytes is not None else []
-        temperatures += [s.temperature_c] if s.temperature_c is not None else []
-        energies += [s.energy_j] if s.energy_j is not None else []
-    return Sample(
-        answered=answered, errors=errors, latency=latency, confidence=confidence, inputs=inputs, reference=reference,
-        compared=compared, agreed=agreed, restarts=restarts, memory_bytes=max(memories, default=None),
-        temperature_c=max(temperatures, default=None), energy_j=sum(energies) if energies else None,
-        instance_ms=instance_ms,
-    )  # fmt: skip
 
 
 def _judge(gate: str, sample: Sample, baselines: Sequence[Sample], alpha: float, least: int) -> Judged:
@@ -204,9 +151,3 @@ def _mean_of_bins(bins: Sequence[int], alpha: float) -> Interval:
     )
     # A mean of numbers between 0 and 1 is one.
     return Interval(max(0.0, found.low), found.seen, min(1.0, found.high)) if not math.isnan(found.seen) else found
-
-
-def _added(one: tuple[int, ...], other: tuple[int, ...]) -> tuple[int, ...]:
-    if not one or not other:
-        return one or other
-    return tuple(a + b for a, b in zip(one, other, strict=True))

@@ -23,8 +23,9 @@ from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
 import msgspec
 
-from batuta.core.gates import Judged, Sample, Verdict
+from batuta.core.gates import Judged, Verdict
 from batuta.core.reasons import Reason
+from batuta.core.sample import Sample
 from batuta.kinds.base import Record
 from batuta.kinds.waves import EVERYTHING, Wave
 

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from batuta.core.evidence import latency_bucket
-from batuta.core.gates import CONFIDENCE_BINS, FALSE_STOP, Sample, judge, total
+from batuta.core.gates import FALSE_STOP, judge
+from batuta.core.sample import CONFIDENCE_BINS, Sample, total
 from batuta.kinds import gate as gate_kind
 
 GATES = ("errors.rate < 0.01", "latency.p99 < baseline.latency.p99 * 1.2", "confidence.shift < 0.2")
