@@ -80,7 +80,7 @@ async def test_what_an_earlier_run_wrote_and_the_disk_lost_is_fetched_again(tmp_
     assert artifacts.refused == 0
 
 
-@pytest.mark.parametrize("spoilt", [b"", b"short", os.urandom(90)])
+@pytest.mark.parametrize("spoilt", [b"", b"short", bytes(range(90))], ids=["empty", "short", "noise"])
 async def test_a_journal_or_recipe_that_makes_no_sense_costs_a_fetch_and_nothing_else(
     tmp_path: Path, spoilt: bytes
 ) -> None:
