@@ -29,6 +29,7 @@ CLASSES_MAX = 4096
 SCORES_LISTED_MAX = 64
 """More classes than this, or classes with names: only the best are listed."""
 BEST = 3
+NONSENSE = "the model answered with something that is not a number"
 NUMBERS_MAX = 4096
 """An answer is a message; a larger output is no answer."""
 
@@ -77,7 +78,10 @@ def meaning(outputs: Sequence[Any], count: int, labels: Sequence[str]) -> list[d
         return [_named(each, labels) for each in maps]
     if scores is not None:
         best = chosen if chosen is not None else [int(i) for i in np.argmax(scores, axis=1)]
-        return [_class(value, row, labels) for value, row in zip(best, scores.tolist(), strict=True)]
+        if not np.isfinite(scores).all():
+            raise ValueError(NONSENSE)
+        rows = np.round(scores.astype(np.float64), 6).tolist()
+        return [_class(value, row, labels) for value, row in zip(best, rows, strict=True)]
     if plain is None:
         raise ValueError(f"no output has one row for each of {count} items")
     if plain.size > NUMBERS_MAX * count:
@@ -101,13 +105,13 @@ def _choices(outputs: Sequence[Any], count: int) -> list[int | str] | None:
 
 
 def _class(value: int | str, row: list[float], labels: Sequence[str]) -> dict[str, Any]:
-    _refuse_nonsense(row)
+    """`row` is rounded already."""
     answer = _labelled(value, labels)
     if len(row) <= SCORES_LISTED_MAX and not labels:
-        answer["scores"] = [round(score, 6) for score in row]
+        answer["scores"] = row
         return answer
     best = sorted(range(len(row)), key=lambda i: -row[i])[:BEST]
-    answer["scores"] = {labels[i] if len(labels) == len(row) else str(i): round(row[i], 6) for i in best}
+    answer["scores"] = {labels[i] if len(labels) == len(row) else str(i): row[i] for i in best}
     return answer
 
 
@@ -138,7 +142,7 @@ def _number(row: list[Any], labels: Sequence[str]) -> dict[str, Any]:
 
 def _refuse_nonsense(row: list[Any]) -> None:
     if any(isinstance(v, float) and not math.isfinite(v) for v in row):
-        raise ValueError("the model answered with something that is not a number")
+        raise ValueError(NONSENSE)
 
 
 def _input(engine: Engine, tensor: str | None) -> Port:

@@ -25,6 +25,7 @@ from batuta.core.worker import NEIGHBOURS_FILE, PULSE_EVERY_MS, PULSE_FILE, Work
 from batuta.dataflow import answers
 from batuta.dataflow.connect import connect
 from batuta.dataflow.hand import Frame, Hand
+from batuta.dataflow.posting import Posting
 from batuta.dataflow.pull import Inbox, Pull
 from batuta.dataflow.suspects import SUSPECTS_FILE, Suspects
 from batuta.dataflow.tally import Tally
@@ -40,7 +41,6 @@ if TYPE_CHECKING:
 
     from nats.aio.client import Client
     from nats.aio.msg import Msg
-    from nats.js import JetStreamContext
 
     from batuta.dataflow.scoring import Scorer
     from batuta.dataflow.serving import Serving
@@ -76,7 +76,7 @@ class Worker:
         self.hand = Hand(room=self.model.batch * 2, stir=self._stir)
         self.pulls: dict[str, Pull] = {}
         self._client = client
-        self._stream: JetStreamContext = client.jetstream(publish_async_max_pending=16_384)
+        self.posting = Posting(client)
         self._routes = answers.routes_of(order.instance)
         self._answering: set[asyncio.Task[None]] = set()
         self._neighbours_seen: tuple[int, int] | None = None
@@ -216,7 +216,7 @@ class Worker:
         try:
             subject = subjects.result(frame.ingest, subjects.subject_of_topic(frame.output_topic))
             headers = answers.headers_of(self.instance, frame.route, frame.output_topic, frame.topic, name)
-            return await self._stream.publish_async(subject, msgspec.json.encode(said), 1.0, headers=headers)
+            return await self.posting.post(subject, msgspec.json.encode(said), headers)
         except (
             Exception
         ) as error:  # a broker that is away, a topic that cannot be one: it stays unanswered and comes again
@@ -241,7 +241,7 @@ class Worker:
                     self.hand.drop(frame)
                     continue
                 self.tally.duplicates += bool(future.result().duplicate)
-            await self._quietly(frame.message.ack())
+            await self._quietly(self._client.publish(frame.message.reply, b"+ACK"))
             self.tally.answered_after((time.monotonic() - frame.taken_at) * 1000)
             self.hand.drop(frame)
 
@@ -272,6 +272,7 @@ class Worker:
 
     async def live(self, stop: asyncio.Event) -> None:
         """Until told to stop; then finishes what is in hand."""
+        await self.posting.begin()
         aside = [asyncio.create_task(self.extend()), asyncio.create_task(self._beat(stop))]
         working = asyncio.create_task(self.work())
         stopping = asyncio.create_task(stop.wait())

@@ -14,6 +14,8 @@ A subject is an address, and on this fabric also a right: the hub's broker lets 
       batuta.tell.<node>.<verb>     hub  -> node   a question
       batuta.told.<node>.<id>       node -> hub    the answer to it
       batuta.up.<node>.<class>      node -> hub    becomes log `up-<class>`
+      batuta.mesh.<node>.<namespace>.<other>.<instance>   node -> other node    a call to a model at another site
+      batuta.meshed.<other>.<node>.<id>                   other node -> node    the answer to it
       _INBOX.<who>.>                               answers to the one who asked, in all other cases
 
     SITE, between the nodes of a site
@@ -32,10 +34,14 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Final
+from functools import lru_cache
+from typing import TYPE_CHECKING, Final
 
 from batuta.core.serving import instance_token
 from batuta.kinds import topics
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 UP_CLASSES: Final = ("critical", "normal", "bulk")
 
@@ -94,6 +100,26 @@ def all_tells(node: str) -> str:
 def told(node: str, question: str) -> str:
     """Where the node answers. An inbox of the hub would not do: a right to it is one to the answers of all nodes."""
     return f"batuta.told.{_token(node)}.{_token(question)}"
+
+
+def far_call(asker: str, namespace: str, node: str, instance: str) -> str:
+    """Where `asker` calls an instance at a node of another site. Who asks, and in which namespace, is in the address:
+    so the hub's broker can say who may."""
+    return f"batuta.mesh.{_token(asker)}.{_token(namespace)}.{_token(node)}.{_token(instance_token(instance))}"
+
+
+def far_calls_to(node: str) -> str:
+    """All calls that reach a node from other sites."""
+    return f"batuta.mesh.*.*.{_token(node)}.>"
+
+
+def far_answer(node: str, asker: str) -> str:
+    """Where `node` answers `asker`, without the last level: it can answer as itself only."""
+    return f"batuta.meshed.{_token(node)}.{_token(asker)}"
+
+
+def far_answers_to(asker: str) -> str:
+    return f"batuta.meshed.*.{_token(asker)}.*"
 
 
 def up(node: str, priority: str) -> str:
@@ -185,8 +211,11 @@ class Rights:
     subscribe: tuple[str, ...]
 
 
-def rights_of_node(node: str) -> Rights:
-    """All that the link of one node may carry: its own subjects, and nothing of another node or of the hub's tables."""
+def rights_of_node(node: str, namespaces: Sequence[str] = ()) -> Rights:
+    """All that the link of one node may carry: its own subjects, and nothing of another node or of the hub's tables.
+
+    With other sites it may talk of models in `namespaces`, those of which it runs something.
+    """
     return Rights(
         publish=(
             alive(node),
@@ -195,9 +224,32 @@ def rights_of_node(node: str) -> Rights:
             f"batuta.told.{_token(node)}.*",
             *(up(node, each) for each in UP_CLASSES),
             direct_get(HUB_DOMAIN, "decided", assignment_key(node)),
+            *(f"batuta.mesh.{_token(node)}.{_token(each)}.>" for each in namespaces),
+            f"batuta.meshed.{_token(node)}.>",
         ),
-        subscribe=(HUB_ALIVE, "batuta.hub.site.*", assignment(node), all_tells(node), f"{inbox(node)}.>"),
+        subscribe=(
+            HUB_ALIVE,
+            "batuta.hub.site.*",
+            assignment(node),
+            all_tells(node),
+            f"{inbox(node)}.>",
+            far_calls_to(node),
+            f"batuta.meshed.*.{_token(node)}.>",
+        ),
     )
+
+
+def rights_of_gateway(node: str) -> Rights:
+    """What a node's inference gateway may say and hear at the node's own broker, account CONTROL. The link to the hub
+    has rights of its own, so this keeps it from the rest of its node's, not from other nodes'."""
+    return Rights(
+        publish=(ask(node, "elsewhere"), f"batuta.mesh.{_token(node)}.>", f"batuta.meshed.{_token(node)}.>"),
+        subscribe=(far_calls_to(node), far_answers_to(node), f"{gateway_inbox(node)}.>"),
+    )
+
+
+def gateway_inbox(node: str) -> str:
+    return f"{inbox(node)}.gateway"
 
 
 # --- SITE: topics. What they may be says `kinds.topics` ---------------------------------------------------------------
@@ -209,6 +261,7 @@ MQTT_KEPT: Final = "$MQTT.msgs"
 MQTT_KEPT_STREAM: Final = "$MQTT_msgs"
 
 
+@lru_cache(maxsize=4096)
 def subject_of_topic(topic: str) -> str:
     """The NATS subject of an MQTT topic or topic filter, by the broker's own rules.
 
@@ -233,6 +286,7 @@ def subject_of_topic(topic: str) -> str:
     return "".join(out)
 
 
+@lru_cache(maxsize=4096)
 def topic_of_subject(subject: str) -> str:
     """The MQTT topic, or topic filter, of a subject: the inverse of `subject_of_topic`."""
     out: list[str] = []
