@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
+from batuta.core.budget import in_the_way
 from batuta.core.decided import Fence
 from batuta.core.heal import UNLEASED_MS, gone_by
 from batuta.core.load import load_of
@@ -53,8 +54,10 @@ class Notes:
         self.reasons: list[Reason] = []
         self.wanted: set[str] = set()
         """Every slot that is wished for, as `component/slot`."""
-        self.unmet = False
-        """Somebody was turned away who might fit once room is freed."""
+        self.surging: set[str] = set()
+        """Components that are being replaced one by one, and need room for one more."""
+        self.unmet: int | None = None
+        """Somebody was turned away who might fit once room is freed: how much had been freed by then."""
         self.pending = False
 
     def say(self, code: str, subject: str, detail: str = "") -> None:
@@ -69,13 +72,17 @@ class Notes:
         self.say("node_held", f"component/{held.instance.component}/{held.instance.slot}", f"on {held.node}")
         return True
 
-    def say_fenced(self, subject: str, fence: Fence, after_ms: int) -> None:
+    def turn_away(self) -> None:
+        """Whatever is freed from now on, it looks again."""
+        self.unmet = self.draft.freed if self.unmet is None else self.unmet
+
+    def say_fenced(self, subject: str, fence: Fence, after_ms: int, more: str = "") -> None:
         due = gone_by(fence, self.draft, after_ms)
         if due is not None:
             self.draft.wake_for(fence.node, due)
         # Had the assignment not been written, its node would never answer for it; then it is written again.
         self.draft.insist(fence.node, fence.serial)
-        self.say("may_be_alive", subject, f"{fence.node} has not yet said that it is gone")
+        self.say("may_be_alive", subject, f"{fence.node} has not yet said that it is gone{more}")
 
 
 class Care:
@@ -88,6 +95,10 @@ class Care:
         self.ask = ask
         self.waits_for = ""
         """Whom replacing waits for; empty while somebody may be replaced."""
+        self.next_one: Wish | None = None
+        """The first of those that wait to be replaced, new before old."""
+        self.in_flight = False
+        """A new one and the old one that it is to replace are both there."""
 
     def subject(self, slot: Slot) -> str:
         return f"component/{self.ask.component.name}/{slot.name}"
@@ -120,6 +131,13 @@ class Care:
         """Nobody else is replaced before `who` is ready."""
         self.waits_for = self.waits_for or who
 
+    def may_stop(self, slot: Slot, holder: Holder) -> bool:
+        """Does its budget let it be stopped with nothing ready in its place? If not, that is said."""
+        why = in_the_way(self.draft, holder.held)
+        if why is not None:
+            self.say("disruption_budget", slot, f"{holder.node}: {why}")
+        return why is None
+
     def choose_without(self, wish: Wish, old: Holder) -> Choice | None:
         """Where it would fit if the old one were gone."""
         row = self.row(old)
@@ -149,7 +167,7 @@ class Care:
     def say_unfilled(self, wish: Wish, before: Holder | None) -> None:
         """Nobody can take it: a wait when its node is only silent, else for want of nodes or of room."""
         counts = refusals(wish, self.fleet)
-        self.notes.unmet = True
+        self.notes.turn_away()
         gave_way = self.draft.displacement(self.ask.app, self.ask.component.name, wish.slot.name)
         if gave_way is not None:
             self.say("gave_way", wish.slot, gave_way.said)

@@ -48,23 +48,28 @@ def decide(state: State, now: int, subjects: Iterable[str] | None = None, fleet:
     apps |= look(draft)
     reasons: dict[str, tuple[Reason, ...]] = {}
     pending: set[str] = set()
-    turn, unmet = apps, set[str]()
+    turn, unmet = apps, dict[str, int]()
     while turn:
-        freed = draft.freed
         draft.displaced.clear()
+        draft.rooms.doubted.clear()
         for app in _in_order(state, turn):
             tended = tend(draft, app)
             reasons[app] = tended.reasons
             (pending.add if tended.pending else pending.discard)(app)
-            (unmet.add if tended.unmet else unmet.discard)(app)
+            unmet.pop(app, None)
+            if tended.unmet is not None:
+                unmet[app] = tended.unmet
         # Room that came free after somebody had been turned away is offered once more, so that deciding ends at rest.
         # Only when there is none left may those that fit nowhere displace others; who was displaced is tended at once.
-        if draft.freed > freed:
-            draft.may_preempt, turn = False, unmet | draft.displaced
+        # So do those look again on whose room somebody else was placed.
+        again = {app for app, freed in unmet.items() if draft.freed > freed} | draft.displaced | draft.rooms.doubted
+        if again:
+            draft.may_preempt, turn = False, again
         elif not draft.may_preempt:
             draft.may_preempt, turn = True, above_others(draft, unmet)
         else:
             turn = set()
+    draft.rooms.clear()
     if (at := draft.next_look()) is not None:
         draft.wake(at)
     changes = sorted(draft.decided() + assemble(draft, sites), key=lambda c: (c.table, c.key))

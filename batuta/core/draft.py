@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING, TypeVar
 from batuta.core.decided import Capture, Fence, Instance, Release, fence_key, release_key
 from batuta.core.liveness import Ears, heard_at, missed_ms
 from batuta.core.load import load_of
-from batuta.core.standing import Displaced, Looked, Moving, Scaled, Standing
+from batuta.core.rooms import Rooms
+from batuta.core.standing import Awaited, Displaced, Looked, Moving, Scaled, Standing
 from batuta.core.state import Change, Held
 
 if TYPE_CHECKING:
+    from batuta.core.budget import Books
     from batuta.core.fleet import Fleet
     from batuta.core.load import Load
     from batuta.core.observed import InstanceReport
@@ -53,6 +55,9 @@ class Draft:
         """Sites whose captures must be looked at, whether or not a node of theirs was drafted."""
         self.wakes: set[int] = set()
         """Instants at which an answer given in this decision could change by time alone."""
+        self.books: dict[tuple[str, str], Books | None] = {}
+        """By application and component: what of it is missing, where somebody asked (`core.budget`)."""
+        self.rooms = Rooms(self)
         self._instances: dict[str, list[Instance]] = {}
         self._insisted: dict[str, int] = {}
         self._held: dict[str, list[Held]] = {}
@@ -84,13 +89,19 @@ class Draft:
         place = bisect_left(drafted, name, key=_name)
         assert place == len(drafted) or drafted[place].name != name, f"{name} is given to {node} twice"
         drafted.insert(place, instance)
-        self._holders(instance.app).append(Held(node, instance))
+        held = Held(node, instance)
+        self._holders(instance.app).append(held)
+        if (books := self.books.get((instance.app, instance.component))) is not None:
+            books.gave(held)
+        self.rooms.doubt(node, instance.app)
         self._shift(node, instance, 1, load)
 
     def take(self, held: Held) -> None:
         drafted, name = self._drafted(held.node), held.instance.name
         del drafted[next(i for i, instance in enumerate(drafted) if instance.name == name)]
         self._holders(held.instance.app).remove(held)
+        if (books := self.books.get((held.instance.app, held.instance.component))) is not None:
+            books.took(held)
         self._shift(held.node, held.instance, -1)
         self.freed += 1
 
@@ -288,10 +299,18 @@ class Draft:
 
     def displacement(self, app: str, component: str, slot: str) -> Displaced | None:
         """What a slot gave way to, while it is not filled again."""
-        if app not in self._standing and app not in self.state.standing:
-            return None
-        rows = self.standing(app, Displaced)
-        return next((row for row in rows if (row.component, row.slot) == (component, slot)), None)
+        found = self.standing_row(app, f"displaced.{app.replace('/', '.')}.{component}.{slot}")
+        return found if isinstance(found, Displaced) else None
+
+    def awaited(self, app: str, component: str, slot: str) -> Awaited | None:
+        """Where a slot was that was emptied before its next instance could start, while that is not ready."""
+        found = self.standing_row(app, f"awaited.{app.replace('/', '.')}.{component}.{slot}")
+        return found if isinstance(found, Awaited) else None
+
+    def standing_row(self, app: str, key: str) -> Standing | None:
+        """One row, as drafted."""
+        drafted = self._standing.get(app, {})
+        return drafted[key] if key in drafted else self.state.standing.get(app, {}).get(key)
 
     def decided(self) -> list[Change]:
         """The releases, fences and standing rows that differ from what is decided already."""

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from batuta.core.budget import spare
 from batuta.core.liveness import RECONNECT_MS
 from batuta.core.optimize import Terms, Trial
-from batuta.core.preempt import spare
 from batuta.core.standing import Looked, Moved, Moving
 from batuta.core.traits import ruling
 from batuta.core.unasked import barred, forget_moved, may_move, moved, note_moved

@@ -28,10 +28,10 @@ def towards(care: Care, wish: Wish) -> Wish:
     return wish if to is None or to in wish.own else wish._replace(only=to)
 
 
-def wait_for_room(care: Care, wish: Wish) -> None:
+def wait_for_room(care: Care, wish: Wish, budget: str = "") -> None:
     asked = care.draft.asked_move(care.ask.app, care.ask.component.name, wish.slot.name)
     if asked is not None:
-        why = ", ".join(refusals(wish, care.fleet)) or "its budget"
+        why = ", ".join(refusals(wish, care.fleet)) or budget
         care.say("move_waits", wish.slot, f"{asked.node} to {asked.to}: {why}; {asked.said}")
         care.draft.wake(asked.at + ASKED_MS)
 

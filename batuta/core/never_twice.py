@@ -9,16 +9,20 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from batuta.core.budget import in_the_way
 from batuta.core.care import fence_of, lift
 from batuta.core.heal import ASKED, is_gone
 from batuta.core.moves import towards, wait_for_room, who_asked
 from batuta.core.place import choose
-from batuta.core.preempt import make_way, spare
+from batuta.core.preempt import make_way
+from batuta.core.rooms import choose_from_changes, give_up_room, keep_room
+from batuta.core.standing import Awaited
 from batuta.core.wish import Wish
 
 if TYPE_CHECKING:
     from batuta.core.care import Care, Holder
     from batuta.core.decided import Fence
+    from batuta.core.rank import Choice
     from batuta.core.wish import Slot
 
 
@@ -31,7 +35,9 @@ def refill_never_twice(care: Care, slot: Slot, holders: list[Holder], *, may_rep
         if fence.released_at is None:
             fence = lift(draft, fence)
         if not is_gone(fence, draft, after_ms):
-            care.notes.say_fenced(care.subject(slot), fence, after_ms)
+            wish = Wish(ask, slot, before=care.fleet.row_of.get(fence.node))
+            kept = "" if holders else _await(care, wish, fence.node)
+            care.notes.say_fenced(care.subject(slot), fence, after_ms, kept)
             care.take_turn(f"{fence.node} to say that {care.subject(slot)} is gone")
             return True
     if len(holders) > 1:
@@ -40,14 +46,17 @@ def refill_never_twice(care: Care, slot: Slot, holders: list[Holder], *, may_rep
         if first is None:
             care.say_held(slot, holders[0])
             return True
-        care.take(first.held, fenced=True)
-        care.say("may_be_alive", slot, f"{first.node} is stopping it")
+        if care.may_stop(slot, first):
+            care.take(first.held, fenced=True)
+            care.say("may_be_alive", slot, f"{first.node} is stopping it")
         return True
     if holders:
         return _tend_holder(care, slot, holders[0], fence, may_replace=may_replace)
     wish = Wish(ask, slot, before=care.fleet.row_of.get(fence.node) if fence is not None else None)
     epoch = fence.epoch + 1 if fence is not None else 1
-    found = choose(towards(care, wish), care.fleet) or choose(wish, care.fleet) or make_way(care, wish)
+    with draft.rooms.without(_awaited(care, wish, "").key):
+        found = choose(towards(care, wish), care.fleet) or choose(wish, care.fleet) or make_way(care, wish)
+    give_up_room(care, slot.name)
     if found is None:
         care.say_unfilled(wish, None)
     else:
@@ -71,7 +80,8 @@ def _tend_holder(care: Care, slot: Slot, holder: Holder, fence: Fence | None, *,
         return True
     if row is None:
         care.take(holder.held, fenced=True)
-        care.say("may_be_alive", slot, f"{holder.node} was removed")
+        kept = _await(care, Wish(care.ask, slot), holder.node)
+        care.say("may_be_alive", slot, f"{holder.node} was removed{kept}")
         return True
     if holder.verdict == "replace":
         if not may_replace:
@@ -82,7 +92,7 @@ def _tend_holder(care: Care, slot: Slot, holder: Holder, fence: Fence | None, *,
     wish = Wish(care.ask, slot, before=row, own=(row,))
     if holder.verdict == "lost":
         epoch = max(holder.instance.epoch, fence.epoch if fence is not None else 0) + 1
-        found = choose(wish, care.fleet) or make_way(care, wish)
+        found = choose(wish, care.fleet) or choose_from_changes(care, wish) or make_way(care, wish)
         if found is None:
             care.say_unfilled(wish, holder)
         else:
@@ -91,17 +101,34 @@ def _tend_holder(care: Care, slot: Slot, holder: Holder, fence: Fence | None, *,
         return True
     if holder.rule.sentence == ASKED:
         wish = towards(care, wish)
-        if wish.only is None or spare(draft, holder.held) == 0 or care.choose_without(wish, holder) is None:
-            wait_for_room(care, wish)
+        if wish.only is None or in_the_way(draft, holder.held) or care.choose_without(wish, holder) is None:
+            wait_for_room(care, wish, in_the_way(draft, holder.held) or "")
             return True
-    # Replaced or moved: taken away only when there will be a place for it.
-    if care.choose_without(wish, holder) is None:
+    # Replaced or moved: taken away only when there will be a place for it, and that place is kept.
+    found = care.choose_without(wish, holder)
+    if found is None:
         care.say_unfilled(wish, holder)
-    else:
+    elif care.may_stop(slot, holder):
         care.take(holder.held, fenced=True)
+        kept = _await(care, wish._replace(own=()), holder.node, found)
         care.take_turn(f"{holder.node} to say that {care.subject(slot)} is gone")
-        care.say("may_be_alive", slot, f"{holder.node} is stopping it{who_asked(care, slot)}")
+        care.say("may_be_alive", slot, f"{holder.node} is stopping it{kept}{who_asked(care, slot)}")
     return True
+
+
+def _await(care: Care, wish: Wish, left: str, found: Choice | None = None) -> str:
+    """Keep room for the successor of what was taken from a node; returns where, to be said after something else."""
+    wish = wish._replace(only=None)
+    row = keep_room(care, wish, _awaited(care, wish, left), found)
+    return f"; room for it is kept on {row.node}" if row.node else ""
+
+
+def _awaited(care: Care, wish: Wish, left: str) -> Awaited:
+    ask = care.ask
+    return Awaited(
+        namespace=ask.namespace, application=ask.application, component=ask.component.name, slot=wish.slot.name,
+        left=left,
+    )  # fmt: skip
 
 
 def _stands_for(fence: Fence, holder: Holder) -> bool:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from batuta.core.budget import spare
 from batuta.core.care import fence_of
 from batuta.core.constraints import FILTERS, fitting
 from batuta.core.load import load_of
@@ -122,14 +123,14 @@ def _displace(draft: Draft, held: Held, by: str, priority: int) -> None:
         return
     if instance.lease_ms is not None:
         draft.write_fence(fence_of(draft, held.node, instance, released_at=draft.now))
-    draft.take(held)
-    draft.displaced.add(instance.app)
     row = Displaced(
         namespace=instance.namespace, application=instance.application, component=instance.component,
         slot=instance.slot, node=held.node, priority=priority_of(draft.state, instance.app),
         by=by, by_priority=priority, at=draft.now,
     )  # fmt: skip
     draft.write_standing(row)
+    draft.take(held)
+    draft.displaced.add(instance.app)
 
 
 # --- Whom, and where --------------------------------------------------------------------------------------------------
@@ -146,32 +147,6 @@ def _below(draft: Draft, priority: int) -> dict[int, list[Held]]:
             if row is not None and spare(draft, held) != 0:
                 found.setdefault(row, []).append(held)
     return found
-
-
-def spare(draft: Draft, held: Held) -> int | None:
-    """How many more of its component its budget lets go at its site; None for any number."""
-    application = draft.state.application(held.instance.app)
-    budget = application.spec.rollout.disruption.per_site if application is not None else None
-    if budget is None:
-        return None
-    site = _site(draft, held.node)
-    i = held.instance
-    beside = [h for h in draft.held(i.app) if h.instance.component == i.component and _site(draft, h.node) == site]
-    ready = {h.instance.slot for h in beside if _is_ready(draft, h)}
-    if i.slot not in ready:
-        return 1  # It is missing already.
-    missing = len({h.instance.slot for h in beside} - ready)
-    # Taken away and not yet given again: what must never run twice is nowhere for a while.
-    taken = {
-        f.slot: f.node for f in draft.fences(i.app).values() if f.component == i.component and f.released_at is not None
-    }
-    missing += sum(
-        slot not in {h.instance.slot for h in beside} and _site(draft, n) == site for slot, n in taken.items()
-    )
-    missing += sum(
-        r.component == i.component and _site(draft, r.node) == site for r in draft.standing(i.app, Displaced)
-    )
-    return max(0, budget - missing)
 
 
 def _rows(care: Care, wish: Wish, below: dict[int, list[Held]]) -> list[int]:
@@ -269,11 +244,6 @@ def _ready_beside(draft: Draft, held: Held) -> int:
 def _is_ready(draft: Draft, held: Held) -> bool:
     report = draft.reported(held.node, held.instance)
     return report is not None and report.phase == "ready"
-
-
-def _site(draft: Draft, node: str) -> str:
-    resource = draft.state.nodes.get(node)
-    return resource.spec.site if resource is not None else ""
 
 
 def settle_displaced(draft: Draft, app: str, wanted: set[str]) -> None:

@@ -125,6 +125,11 @@ CATALOGUE: dict[str, Entry] = {
     "move_unknown": Entry("there is no such move to make", "see where it is: `batuta why APP`"),
     "making_room": Entry("the old instance stops first: both do not fit", "wait", waits=True),
     # On the node.
+    "disruption_budget": Entry(
+        "no more of it may be missing there by our own doing",
+        "bring back what is missing, or allow more in rollout.disruption of the application",
+        waits=True,
+    ),
     "fetching": Entry("its artifact is on the way", "wait", waits=True),
     "window_closed": Entry(
         "its artifact waits for the hours in which the uplink takes it",

@@ -9,6 +9,7 @@ from batuta.core.moves import towards, wait_for_room, who_asked
 from batuta.core.place import choose
 from batuta.core.preempt import make_way
 from batuta.core.rearrange import rearrange
+from batuta.core.rooms import choose_from_changes
 from batuta.core.wish import Wish
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ def refill(care: Care, slot: Slot, holders: list[Holder], *, may_replace: bool) 
             return False
         if care.waits_for:
             care.say("replacing", slot, f"waits for {care.waits_for}")
+            care.next_one = care.next_one or _wish(care, slot, before, left)
             return True
     _fill(care, slot, before, left)
     return True
@@ -68,6 +70,7 @@ def _keep(care: Care, slot: Slot, best: Holder, left: list[Holder]) -> None:
             care.say_held(slot, other)
         else:
             code = "moving" if other.verdict == "move" else "replacing"
+            care.in_flight = care.in_flight or other.verdict == "replace"
             until = f"until {best.instance.name} on {best.node} is ready"
             care.say(code, slot, f"{other.node}: {until}{who_asked(care, slot)}")
 
@@ -77,25 +80,33 @@ def _predecessor(left: list[Holder]) -> Holder | None:
     return max(left, key=lambda h: (h.verdict != "lost", h.ready, h.instance.epoch), default=None)
 
 
+def _wish(care: Care, slot: Slot, before: Holder | None, left: list[Holder]) -> Wish:
+    rows = tuple(row for h in left if (row := care.row(h)) is not None)
+    row_before = care.row(before) if before is not None else None
+    return Wish(care.ask, slot, before=row_before, own=rows, shun=row_before if care.ask.claims_port else None)
+
+
 def _fill(care: Care, slot: Slot, before: Holder | None, left: list[Holder]) -> None:
     ask, fleet, draft = care.ask, care.fleet, care.draft
     if before is None and slot.is_free and ask.turned_away:
         # Another slot, with nothing to set it apart, was turned away everywhere: so would this one be.
         care.say("nothing_fits", slot, ask.turned_away)
         return
-    rows = tuple(row for h in left if (row := care.row(h)) is not None) if left else ()
-    row_before = care.row(before) if before is not None else None
-    wish = Wish(ask, slot, before=row_before, own=rows, shun=row_before if ask.claims_port else None)
+    wish = _wish(care, slot, before, left)
     epoch = 1 + max((h.instance.epoch for h in left), default=0) if left else 1
     asked = before is not None and before.rule.sentence == ASKED
     pinned = towards(care, wish)
     found = choose(pinned, fleet) if pinned.only is not None else None
     if found is None and not asked:
         found = choose(wish, fleet)
+    if found is None and before is not None and before.verdict == "lost":
+        found = choose_from_changes(care, wish)
     keeps = before if before is not None and before.verdict in ("replace", "move") else None
     if found is None and keeps is not None and keeps.verdict == "replace":
         found = care.choose_without(wish._replace(shun=None), keeps)
         if found is not None:
+            if not care.may_stop(slot, keeps):
+                return
             care.say("making_room", slot, keeps.node)
             keeps = None
     elif found is not None and keeps is not None:
@@ -118,5 +129,6 @@ def _fill(care: Care, slot: Slot, before: Holder | None, left: list[Holder]) -> 
         elif holder is not keeps:
             care.take(holder.held)
     care.give(slot, found, epoch)
+    care.in_flight = care.in_flight or (keeps is not None and keeps.verdict == "replace")
     if not left and slot.node is None:
         draft.note_fresh(ask, slot, found.row)

@@ -1,16 +1,19 @@
 """Standing: what the hub remembers of a slot or a component beside who holds it. One writer, the hub.
 
 Each row explains itself to whoever asks why, and each has an end: a deed that makes it pointless, looked for whenever
-its application is tended. Keys of the decided table: `displaced.…`, `scaled.…`, `moving.…`, `moved.…`, each
-followed by namespace, application, component and, where it is about one, the slot; and `looked.…`, by policy.
+its application is tended. Keys of the decided table: `displaced.…`, `scaled.…`, `moving.…`, `moved.…`, `awaited.…`,
+`surge.…`, each followed by namespace, application, component and, where it is about one, the slot; and `looked.…`, by
+policy.
 """
 
 from __future__ import annotations
 
 from typing import Any, Literal
 
+import msgspec
+
 from batuta.core.decided import Assignment, Commons, Fence, Release
-from batuta.kinds.base import Record
+from batuta.kinds.base import Bytes, Millicores, Record
 from batuta.kinds.policy import Moves
 
 
@@ -88,6 +91,31 @@ class Moving(Standing, kw_only=True):
 
 
 class Left(Record):
+class Room(Standing, kw_only=True):
+    """Room that is kept free on a node for an instance to come: others of its priority or a lower one see it taken."""
+
+    node: str = ""
+    """Where; empty while there is none, or none is needed any more."""
+    cpu_millis: Millicores = msgspec.field(default_factory=lambda: Millicores(0), name="cpu")
+    memory_bytes: Bytes = msgspec.field(default_factory=lambda: Bytes(0), name="memory")
+    disk_bytes: Bytes = msgspec.field(default_factory=lambda: Bytes(0), name="disk")
+    ports: tuple[int, ...] = ()
+    devices: tuple[str, ...] = ()
+    cards: tuple[tuple[int, int], ...] = ()
+    """Of accelerators: which, and how much of its memory; -1 for all of it."""
+
+
+class Awaited(Room, kw_only=True):
+    """A slot that was emptied before its next instance could start, until that one is ready."""
+
+    left: str
+    """Where it was."""
+
+
+class Surge(Room, kw_only=True):
+    """Room for the next new instance of a component that is being replaced one by one."""
+
+
     """A node that a policy moved a slot away from."""
 
     node: str
@@ -137,7 +165,7 @@ class Looked(Record):
 
 
 _WORDS: dict[type[Standing], str] = {
-    Displaced: "displaced", Scaled: "scaled", Moving: "moving", Moved: "moved",
+    Displaced: "displaced", Scaled: "scaled", Moving: "moving", Moved: "moved", Awaited: "awaited", Surge: "surge",
 }  # fmt: skip
 DECIDED: dict[str, type[Any]] = {
     "assignment": Assignment, "commons": Commons, "release": Release, "fence": Fence, "looked": Looked,

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeGuard
 
 from batuta.core.decided import Assignment, Commons, Fence, Instance, Release
 from batuta.core.observed import Report, Sighting
-from batuta.core.standing import Looked, Standing
+from batuta.core.standing import Looked, Room, Standing
 from batuta.core.trail import Trail
 from batuta.kinds.application import Application
 from batuta.kinds.base import DEFAULT_NAMESPACE, Ref, Resource
@@ -69,6 +69,7 @@ class State:
         "releases",
         "sightings",
         "standing",
+        "rooms",
         "step",
         "strays",
         "trail",
@@ -111,6 +112,8 @@ class State:
         """By `namespace/application`, then the row's key: what is remembered beside who holds what."""
         self.looks: Mapping[str, Looked] = _EMPTY
         """By policy: when it last looked for moves."""
+        self.rooms: Mapping[str, Room] = _EMPTY
+        """By key: those of the above for which a node keeps room."""
         self.held: Mapping[str, tuple[Held, ...]] = _EMPTY
         """By `namespace/application`: every instance in any assignment, sorted."""
         self.users_of_model: Mapping[str, frozenset[str]] = _EMPTY
@@ -288,6 +291,8 @@ class State:
         fenced: dict[str, dict[str, Fence]] = {}
         gone: dict[str, set[tuple[str, int]]] = {}
         come: dict[str, list[Held]] = {}
+        stood: dict[str, dict[str, Standing]] = {}
+        rooms: dict[str, Room] | None = None
         for key in keys:
             old, new = before.get(key), self.decided.get(key)
             if old is new or old == new:
@@ -334,16 +339,23 @@ class State:
                     fenced[app][f"{row.component}/{row.slot}"] = row
             elif isinstance(row, Standing):
                 standing = dict(self.standing) if standing is None else standing
-                kept_rows = {k: r for k, r in standing.get(row.app, {}).items() if k != key}
-                kept_rows |= {key: new} if isinstance(new, Standing) else {}
-                standing[row.app] = kept_rows
-                if not kept_rows:
-                    del standing[row.app]
+                if row.app not in stood:
+                    standing[row.app] = stood[row.app] = dict(standing.get(row.app, {}))
+                stood[row.app].pop(key, None)
+                if isinstance(new, Standing):
+                    stood[row.app][key] = new
+                if key in self.rooms or isinstance(new, Room):
+                    rooms = dict(self.rooms) if rooms is None else rooms
+                    rooms.pop(key, None)
+                    if isinstance(new, Room) and new.node:
+                        rooms[key] = new
             elif isinstance(row, Looked):
                 others = {name: look for name, look in self.looks.items() if name != row.policy}
                 self.looks = others | ({row.policy: new} if isinstance(new, Looked) else {})
         if standing is not None:
-            self.standing = standing
+            self.standing = {app: mine for app, mine in standing.items() if mine}
+        if rooms is not None:
+            self.rooms = rooms
         if assignments is not None:
             self.assignments = assignments
             self._find_strays(key.removeprefix("assignment.") for key in keys)

@@ -21,6 +21,8 @@ from batuta.core.place import refusals
 from batuta.core.preempt import settle_displaced
 from batuta.core.refill import refill
 from batuta.core.release import release
+from batuta.core.rooms import keep_room, settle_rooms
+from batuta.core.standing import Surge
 from batuta.core.talks import in_order, listen
 from batuta.core.unasked import settle_moved
 from batuta.core.wish import Ask, Slot, Wish, slots_of
@@ -36,8 +38,8 @@ class Tended(NamedTuple):
 
     reasons: tuple[Reason, ...]
     """What is not as wished, and why."""
-    unmet: bool
-    """Somebody was turned away who might fit once room is freed."""
+    unmet: int | None
+    """Somebody was turned away who might fit once more is freed than was by then (`Draft.freed`)."""
     pending: bool
     """Not at rest: look again when anything changes."""
 
@@ -47,7 +49,8 @@ def tend(draft: Draft, app: str) -> Tended:
     resolved = release(draft, app)
     expire_moves(draft, app)
     if not resolved.reasons and is_at_rest(draft, app, resolved.release):
-        return Tended((), False, False)
+        return Tended((), None, False)
+    draft.rooms.show_to(app)
     notes = Notes(draft)
     notes.reasons += resolved.reasons
     notes.pending = bool(resolved.reasons)
@@ -70,9 +73,10 @@ def tend(draft: Draft, app: str) -> Tended:
     settle_displaced(draft, app, notes.wanted)
     settle_scaled(draft, app, autoscaled)
     settle_moving(notes, app)
+    settle_rooms(notes, app)
     settle_moved(draft, app, notes.wanted)
     draft.watch_fences(app)
-    if not (notes.reasons or notes.pending or notes.unmet):
+    if not (notes.reasons or notes.pending or notes.unmet is not None):
         note_rest(draft, app, resolved.release)
     return Tended(tuple(notes.reasons), notes.unmet, notes.pending)
 
@@ -100,10 +104,15 @@ def _tend_component(care: Care, held: list[Held]) -> set[str]:
         every = dict(judged) | {s: judge_slot(care.draft, ask, s, held_by[s.name]) for s in slots if s.name in well}
         care.waits_for = _unready(ask, [(slot, every[slot]) for slot in slots])
     fill = refill_never_twice if ask.never_twice else refill
-    later = [entry for entry in judged if not fill(care, *entry, may_replace=False)]
-    # Those that do not work anyway cost nothing to replace: they go first, and a repaired version reaches them.
-    for entry in sorted(later, key=lambda entry: any(h.ready for h in entry[1])):
-        fill(care, *entry, may_replace=True)
+    surge = Surge(namespace=ask.namespace, application=ask.application, component=ask.component.name)
+    with care.draft.rooms.without(surge.key):
+        later = [entry for entry in judged if not fill(care, *entry, may_replace=False)]
+        # Those that do not work anyway cost nothing to replace: they go first, and a repaired version reaches them.
+        for entry in sorted(later, key=lambda entry: any(h.ready for h in entry[1])):
+            fill(care, *entry, may_replace=True)
+        # Between two that are replaced: the room for one more is not for others.
+        if care.next_one is not None and not care.in_flight and keep_room(care, care.next_one, surge).node:
+            care.notes.surging.add(ask.component.name)
     return {f"{ask.component.name}/{slot.name}" for slot in slots} if ask.never_twice else set()
 
 

@@ -17,7 +17,7 @@ from batuta.core.decided import Assignment
 from batuta.core.fleet import Fleet
 from batuta.core.liveness import heard_at, sighted, silent_ms
 from batuta.core.observed import Flow, InstanceReport, Measures
-from batuta.core.standing import Looked, Moving, Scaled
+from batuta.core.standing import Moving, Scaled
 from batuta.core.state import Change, State
 from batuta.core.touched import touched
 from batuta.kinds.application import Disruption, Replicas, Rollout, Toleration
@@ -26,6 +26,7 @@ from batuta.kinds.base import Millis
 from batuta.kinds.instants import Instant
 from batuta.kinds.node import Hold, Taint
 from batuta.kinds.policy import Hours, Moves
+from batuta.twin.budget_law import exceeded
 from tests.core.fleets import MIB, NOW, application, component, model, no_application, node, policy, report, site
 from tests.laws import preempting
 
@@ -61,9 +62,9 @@ components = st.builds(
 )
 
 
-def _application(name: str, parts: list[Any], priority: int, budget: int | None) -> Change:
+def _application(name: str, parts: list[Any], priority: int, budget: int | None, zone: int | None = None) -> Change:
     change = application(*parts, name=name)
-    rollout = Rollout(disruption=Disruption(per_site=budget))
+    rollout = Rollout(disruption=Disruption(per_site=budget, per_domain={} if zone is None else {"zone": zone}))
     spec = msgspec.structs.replace(change.value.spec, priority=priority, rollout=rollout)
     return change._replace(value=msgspec.structs.replace(change.value, spec=spec))
 
@@ -104,6 +105,7 @@ applications = st.builds(
     st.sampled_from(APPS),
     st.lists(components, min_size=1, max_size=2, unique_by=lambda c: c.name),
     st.sampled_from([0, 0, -5, 10, 20]),
+    st.sampled_from([None, None, 0, 1]),
     st.sampled_from([None, None, 0, 1]),
 )
 crowds = st.builds(
@@ -417,6 +419,8 @@ class World:
         self._capacity_is_kept(before)
         self._holds_are_kept(before)
         preempting.check(before, self.state)
+        assert not (broken := exceeded(before, self.state, self.now)), "; ".join(map(str, broken))
+        self._rooms_are_kept(before)
         again = decide(self.state, self.now, None, Fleet())
         assert again.changes == (), f"not idle: {[c.key for c in again.changes]}"
         if again.wake_at is not None:
@@ -440,6 +444,19 @@ class World:
                 assert inventory is not None
                 assert sum(i.cpu_millis for i in assignment.instances) <= inventory.cpu_millis
                 assert sum(i.memory_bytes for i in assignment.instances) <= inventory.memory_bytes
+
+    def _rooms_are_kept(self, before: State) -> None:
+        """Wherever something new is placed, there is room beside it for all that room is kept for."""
+        for name, assignment in self.state.assignments.items():
+            known = before.assignments.get(name)
+            if known is not None and all(i in known.instances for i in assignment.instances):
+                continue
+            rooms = [room for room in self.state.rooms.values() if room.node == name]
+            inventory = self.state.observed[name].inventory
+            cpu = sum(i.cpu_millis for i in assignment.instances) + sum(room.cpu_millis for room in rooms)
+            memory = sum(i.memory_bytes for i in assignment.instances) + sum(room.memory_bytes for room in rooms)
+            assert cpu <= inventory.cpu_millis, f"{name}: {rooms} taken"
+            assert memory <= inventory.memory_bytes, f"{name}: {rooms} taken"
 
     def _holds_are_kept(self, before: State) -> None:
         """Nothing comes to a node that its owner holds; and while it is heard, nothing on it is changed or taken."""
