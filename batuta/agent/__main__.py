@@ -10,9 +10,10 @@ import sys
 # Whoever ends us while we load our modules means it; the agent hears of it as soon as it can act on it.
 signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
 
-# nats-py imports this optional transport when it is installed for somebody else; it costs ten megabytes, and links here
-# are plain TCP on loopback.
-sys.modules.setdefault("aiohttp", None)  # type: ignore[arg-type]
+from batuta.agent.light import keep_little, leave_out  # noqa: E402
+
+leave_out()
+keep_little()
 
 from batuta.agent.agent import main  # noqa: E402
 from batuta.agent.config import AgentConfig  # noqa: E402

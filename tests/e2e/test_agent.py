@@ -39,6 +39,8 @@ HEAVY = (
     "rich",
     "pydantic",
     "aiohttp",
+    "ssl",
+    "_ssl",
     "cryptography",
     "click",
 )
