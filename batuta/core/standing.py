@@ -90,7 +90,6 @@ class Moving(Standing, kw_only=True):
         return f"asked by {self.by}" + (f": {self.why}" if self.why else "")
 
 
-class Left(Record):
 class Room(Standing, kw_only=True):
     """Room that is kept free on a node for an instance to come: others of its priority or a lower one see it taken."""
 
@@ -116,6 +115,7 @@ class Surge(Room, kw_only=True):
     """Room for the next new instance of a component that is being replaced one by one."""
 
 
+class Left(Record):
     """A node that a policy moved a slot away from."""
 
     node: str

@@ -67,9 +67,9 @@ class State:
         "observed",
         "policies",
         "releases",
+        "rooms",
         "sightings",
         "standing",
-        "rooms",
         "step",
         "strays",
         "trail",
@@ -110,10 +110,10 @@ class State:
         """By `namespace/application`, then `component/slot`."""
         self.standing: Mapping[str, Mapping[str, Standing]] = _EMPTY
         """By `namespace/application`, then the row's key: what is remembered beside who holds what."""
-        self.looks: Mapping[str, Looked] = _EMPTY
-        """By policy: when it last looked for moves."""
         self.rooms: Mapping[str, Room] = _EMPTY
         """By key: those of the above for which a node keeps room."""
+        self.looks: Mapping[str, Looked] = _EMPTY
+        """By policy: when it last looked for moves."""
         self.held: Mapping[str, tuple[Held, ...]] = _EMPTY
         """By `namespace/application`: every instance in any assignment, sorted."""
         self.users_of_model: Mapping[str, frozenset[str]] = _EMPTY
@@ -287,12 +287,12 @@ class State:
         releases: dict[str, tuple[Release, ...]] | None = None
         fences: dict[str, Mapping[str, Fence]] | None = None
         standing: dict[str, Mapping[str, Standing]] | None = None
+        stood: dict[str, dict[str, Standing]] = {}
+        rooms: dict[str, Room] | None = None
         commons: dict[str, Commons] | None = None
         fenced: dict[str, dict[str, Fence]] = {}
         gone: dict[str, set[tuple[str, int]]] = {}
         come: dict[str, list[Held]] = {}
-        stood: dict[str, dict[str, Standing]] = {}
-        rooms: dict[str, Room] | None = None
         for key in keys:
             old, new = before.get(key), self.decided.get(key)
             if old is new or old == new:
