@@ -11,6 +11,7 @@
     │   └── Silent             wire: a stream that had begun said nothing for too long
     ├── EnrolmentRefused       a node may not join; carries a Reason code and the next step
     ├── RuntimeFailure         an instance could not be prepared, started, inspected or stopped
+    │   └── EngineRefused      runtimes.container_http: Podman or Docker answered, and said no
     ├── ArtifactRefused        bytes that are not what their digest says, or cannot be fetched or kept
     ├── FieldConflict          web.applying: others hold fields that an apply would change; carries each of them
     ├── LedgerCorrupt          what a node wrote down about itself cannot be read back

@@ -179,6 +179,12 @@ class Engine:
         self._service.kill()
         self._service.wait()
 
+    def revive(self) -> None:
+        """Some test has left it dead."""
+        assert self._service is not None
+        if self._service.poll() is not None:
+            self.start()
+
     def ask(self, method: str, path: str, **more: Any) -> Any:
         with httpx.Client(transport=httpx.HTTPTransport(uds=str(self.socket)), timeout=60) as client:
             answer = client.request(method, f"http://engine/v1.41{path}", **more)
@@ -253,8 +259,11 @@ def podman() -> Iterator[Engine]:
 
 @pytest.fixture
 def engine(podman: Engine) -> Iterator[Engine]:
-    yield podman
-    podman.clear()
+    try:
+        yield podman
+    finally:
+        podman.revive()
+        podman.clear()
 
 
 def _digest(data: bytes) -> str:

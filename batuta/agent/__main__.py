@@ -28,6 +28,10 @@ def config() -> AgentConfig:
     parser.add_argument("--listen", default="127.0.0.1", metavar="ADDRESS", help="of the SITE and MQTT listeners")
     parser.add_argument("--via", default="", metavar="HOST:PORT", help="reach the hub's broker through this address")
     parser.add_argument("--mqtt-port", type=int, default=1883)
+    parser.add_argument("--engine", default="", metavar="SOCKET", help="of Podman or Docker; `none` for none")
+    parser.add_argument("--allow-mount", action="append", default=[], metavar="PATH", help="containers may mount it")
+    parser.add_argument("--no-pull", action="store_true", help="pull no images from registries")
+    parser.add_argument("--measure-below", type=float, default=50.0, metavar="PERCENT", help="busier, measure nothing")
     parser.add_argument("--debug-modules", default="", metavar="FILE", help=argparse.SUPPRESS)
     said = parser.parse_args()
     return AgentConfig(
@@ -37,6 +41,10 @@ def config() -> AgentConfig:
         listen=said.listen,
         via=said.via,
         mqtt_port=said.mqtt_port,
+        engine=said.engine,
+        mountable=tuple(said.allow_mount),
+        pulls_images=not said.no_pull,
+        busy_percent_max=said.measure_below,
         debug_modules=said.debug_modules,
     )
 

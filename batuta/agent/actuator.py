@@ -15,7 +15,7 @@ from batuta.core.lease import grace_ms
 from batuta.core.proving import NEVER_REMEMBERED, Proven
 from batuta.core.reasons import CATALOGUE, Reason
 from batuta.errors import ArtifactRefused, RuntimeFailure
-from batuta.runtimes.base import Order
+from batuta.runtimes.base import Order, Sweeper
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -83,7 +83,21 @@ class Actuator:
 
     async def recover(self, locals_: Iterable[core.Local]) -> None:
         """Ask the runtimes about every Local of the ledger, before the first step; answers through `tell`."""
-        await asyncio.gather(*(self._lane(local.instance).recover(local) for local in locals_))
+        remembered = tuple(locals_)
+        await asyncio.gather(*(self._lane(local.instance).recover(local) for local in remembered))
+        await self.sweep(local.instance for local in remembered)
+
+    async def sweep(self, needed: Iterable[Instance]) -> None:
+        """Let runtimes that keep things outside of our directories remove what nobody remembers."""
+        remembered = tuple(needed)
+        for runtime in set(self.runtimes.values()):
+            if isinstance(runtime, Sweeper):
+                try:
+                    await runtime.sweep(remembered)
+                except RuntimeFailure as error:
+                    self.faults[runtime.name] = error.message
+                else:
+                    self.faults.pop(runtime.name, None)
 
     def keep_only(self, names: Iterable[str]) -> None:
         """End the lanes of what is not remembered any more: a fetch nobody waits for, a watch on nothing."""

@@ -25,6 +25,7 @@ from typing import IO, TYPE_CHECKING, Final
 from batuta.agent import neighbours, steady
 from batuta.agent.door import Door
 from batuta.agent.doubt import Doubt
+from batuta.agent.engines import Engines
 from batuta.agent.enrolling import Renewal, join
 from batuta.agent.exchange import Exchange
 from batuta.agent.gravity import Gravity
@@ -33,6 +34,7 @@ from batuta.agent.neighbours import Neighbours
 from batuta.agent.node import Node, Parts
 from batuta.agent.probe import Probe
 from batuta.agent.station import Station
+from batuta.core.decided import CONTAINER
 from batuta.core.proving import Bench
 from batuta.dataflow.connect import connect
 from batuta.dataflow.flows import Flows
@@ -49,7 +51,7 @@ if TYPE_CHECKING:
 
     from batuta.agent.config import AgentConfig
     from batuta.agent.identity import Identity
-    from batuta.agent.news import Ailing
+    from batuta.agent.news import Ailing, Looked
     from batuta.core.decided import Assignment, Commons
     from batuta.runtimes.base import Runtime
 
@@ -78,7 +80,7 @@ async def run(config: AgentConfig) -> int:
 
 
 async def _run(config: AgentConfig, identity: Identity, ending: Ending) -> int:
-    said: list[Ailing] = []
+    said: list[Ailing | Looked] = []
     station = Station(config, identity, said.append)
     opened = Ledger(config.home, identity.node).open()
     birth = await station.open(neighbours.links(opened.page.assignment))
@@ -91,6 +93,8 @@ async def _run(config: AgentConfig, identity: Identity, ending: Ending) -> int:
         clock = steady.Steady(steady.MachineClock())
         runtimes = _runtimes()
         probe = Probe(config.home, runtimes=runtimes, cpu_millis=config.cpu_millis, memory_bytes=config.memory_bytes)
+        engines = Engines(config, identity.node, runtimes, said.append)
+        await engines.open(is_needed=any(x.instance.runtime == CONTAINER for x in opened.page.locals))
         inventory = probe.inventory()
 
         flows, gravity = Flows(client, identity.node, _up(control)), Gravity(site)
@@ -111,7 +115,7 @@ async def _run(config: AgentConfig, identity: Identity, ending: Ending) -> int:
                 home=config.home,
                 boot=secrets.token_hex(8),
                 machine_boot=steady.machine_boot(),
-                inventory=lambda: inventory,
+                inventory=lambda: engines.beside(inventory),
                 vitals=lambda: probe.vitals(station.broker.pid or None),
                 broker={**station.for_instances(), "inference": door.url},
                 neighbours=heard,
@@ -134,7 +138,7 @@ async def _run(config: AgentConfig, identity: Identity, ending: Ending) -> int:
             ),
             opened,
         )
-        station.tell = door.tell = node.loop.tell
+        station.tell = door.tell = engines.tell = node.loop.tell
         for news in said:
             node.loop.tell(news)
         renewal = Renewal(config, identity, control, station.renew, node.loop.tell)
@@ -142,7 +146,7 @@ async def _run(config: AgentConfig, identity: Identity, ending: Ending) -> int:
         node.besides = {
             "broker": station.watch, "flows": flows.run, "gravity": gravity.run, "renewal": renewal.run,
             "gateway": door.run,
-            "doubt": doubt.run, "settle": lambda: _settle(config),
+            "doubt": doubt.run, "engines": engines.run, "settle": lambda: _settle(config),
         }  # fmt: skip
         ending.tell(node)
         try:

@@ -39,8 +39,16 @@ class AgentConfig(Record):
     """Time between heartbeats until the hub says otherwise."""
     report_every_ms: int = 15_000
     """Time between reports when nothing changes."""
+    engine: str = ""
+    """The socket of Podman or Docker; found by itself when left out, and `none` for no containers."""
+    mountable: tuple[str, ...] = ()
+    """Paths of this machine that containers may mount, with all that is below them."""
+    pulls_images: bool = True
+    """May images be pulled from registries? Where not, only those that the hub keeps can run."""
     addresses: tuple[str, ...] = ()
     """Names and addresses of this machine that go into its certificate, so that neighbours can check it."""
+    busy_percent_max: float = 50.0
+    """A machine whose processors are busier measures no models for the hub; 0: it never does."""
     tied: bool = False
     """The broker dies with the agent, however that ends: for demonstrations, never for a machine that matters."""
     debug_modules: str = ""

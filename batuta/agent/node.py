@@ -346,4 +346,5 @@ def remove_ended(directory: Path, present: frozenset[str], keep_s: float = ENDED
         if name not in present and path.is_dir() and path.stat().st_mtime < time.time() - keep_s:
             shutil.rmtree(path, ignore_errors=True)
             gone += 1
+            await self.actuator.sweep(local.instance for local in self.loop.locals.values())
     return gone

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import click
 
@@ -33,6 +33,16 @@ ASK_SLOWEST_S = 15.0
     show_default=True,
     type=click.IntRange(0, 65_535),
     help="0 takes any; if taken, the next.",
+)
+@click.option("--engine", default="", metavar="SOCKET", help="Podman's or Docker's; found by itself, `none` for none.")
+@click.option("--allow-mount", multiple=True, metavar="PATH", help="Let containers mount this path; several times.")
+@click.option("--no-pull", is_flag=True, help="Pull no images from registries: only what the hub keeps runs here.")
+@click.option(
+    "--measure-below",
+    default=50.0,
+    show_default=True,
+    metavar="PERCENT",
+    help="While processors are less busy than this, measure models for the hub; 0: never.",
 )
 @click.option("--print-unit", is_flag=True, help="Print a systemd unit instead of running; nothing is installed.")
 def join(token: str, *, state: str | None, print_unit: bool, **options: object) -> None:
@@ -114,6 +124,10 @@ def _config(home: object, token: str, options: dict[str, object]) -> AgentConfig
         listen=str(options["listen"]),
         via=str(options["via"]),
         mqtt_port=int(str(options["mqtt_port"])),
+        engine=str(options["engine"]),
+        mountable=tuple(str(path) for path in cast("tuple[str, ...]", options["allow_mount"])),
+        pulls_images=not options["no_pull"],
+        busy_percent_max=float(str(options["measure_below"])),
     )
 
 
@@ -135,6 +149,13 @@ def _become_the_agent(config: AgentConfig) -> None:
     words = ["--state", config.state, "--listen", config.listen, "--mqtt-port", str(config.mqtt_port)]
     if config.via:
         words += ["--via", config.via]
+    if config.engine:
+        words += ["--engine", config.engine]
+    for path in config.mountable:
+        words += ["--allow-mount", path]
+    if not config.pulls_images:
+        words += ["--no-pull"]
+    words += ["--measure-below", str(config.busy_percent_max)]
     if config.cpu_millis is not None:
         words += ["--cpu", str(config.cpu_millis)]
     if config.memory_bytes is not None:

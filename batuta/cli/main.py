@@ -42,6 +42,7 @@ VERBS: dict[str, Verb] = {
     "logs": Verb("logs", "What instances printed."),
     "top": Verb("top", "What nodes and instances use and do, live."),
     "model": Verb("model", "Models: push, pack, sign, verify, name, list."),
+    "image": Verb("image", "Images of containers: push."),
     "node": Verb("node", "Machines: approve, hold, drain, release, remove."),
     "twin": Verb("twin", "Play fleets in virtual time: what if?"),
     "doctor": Verb("doctor", "Check this machine and its hub, and say what mends them."),
@@ -53,7 +54,7 @@ VERBS: dict[str, Verb] = {
 SYNONYMS = {
     "create": "apply", "ls": "get", "list": "get", "rm": "delete", "remove": "delete", "log": "logs", "start": "up",
     "serve": "up", "check": "doctor", "status": "get", "show": "describe", "install": "join", "tokens": "token",
-    "models": "model", "push": "model push", "simulate": "twin run", "scenario": "twin run",
+    "models": "model", "images": "image", "push": "model push", "simulate": "twin run", "scenario": "twin run",
     "rehearse": "twin rehearse", "plan": "twin rehearse", "replay": "twin replay", "record": "twin record",
 }  # fmt: skip
 
@@ -61,7 +62,7 @@ SYNONYMS = {
 # How `batuta --help` groups them; a verb of no group is shown among the last.
 GROUPS: dict[str, tuple[str, ...]] = {
     "Begin": ("demo", "up", "join", "token", "kubeconfig"),
-    "Declare": ("apply", "diff", "delete", "model"),
+    "Declare": ("apply", "diff", "delete", "model", "image"),
     "Look": ("get", "describe", "why", "moves", "explain", "logs", "top", "query"),
     "Keep it running": ("node", "rollout", "doctor", "audit"),
     "More": ("twin", "completion", "version"),

@@ -43,6 +43,8 @@ class Inventory(Record):
     """Paths of what is attached: cameras, serial lines, buses."""
     opsets: dict[str, int] = {}
     """By runtime: the newest operator set it knows, where that can be told."""
+    engines: dict[str, str] = {}
+    """By runtime: the program that runs it here, and its version: `podman 4.3.1`."""
     link: str = ""
     """The interface of the default route, its kind and speed: `eth0 ethernet 1000 Mbit/s`."""
     agent_version: str = ""

@@ -62,7 +62,9 @@ CATALOGUE: dict[str, Entry] = {
     "residency_wrong": Entry(
         "its data must not go there", "change its residency or the site's; or add nodes where the data may live"
     ),
-    "runtime_missing": Entry("the node lacks the runtime", "install batuta[model] on the node"),
+    "runtime_missing": Entry(
+        "the node lacks the runtime", "for models, install batuta[model] on the node; for containers, Podman or Docker"
+    ),
     "architecture_wrong": Entry(
         "it was not built for the node's processor", "build it for that one too, and say so in architectures"
     ),
@@ -152,6 +154,18 @@ CATALOGUE: dict[str, Entry] = {
     ),
     "backing_off": Entry("it failed and waits before the next try", "see `batuta logs`", waits=True),
     "exited": Entry("its process ended", "see `batuta logs`"),
+    "engine_unreachable": Entry(
+        "the node's container engine does not answer; what it runs may go on",
+        "start Podman's or Docker's socket on the node",
+        waits=True,
+    ),
+    "image_missing": Entry(
+        "the image is neither on the node nor to be had",
+        "push it to the hub: `batuta image push`; or check its registry",
+    ),
+    "mount_refused": Entry(
+        "the node lets no container mount that path", "start the node with `--allow-mount PATH`; or use a volume"
+    ),
     "start_failed": Entry("it could not be started", "see `batuta logs`"),
     "not_live": Entry("its liveness probe failed", "see `batuta logs`"),
     "not_ready": Entry("its readiness probe has not passed", "see `batuta logs`", waits=True),

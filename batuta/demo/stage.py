@@ -89,10 +89,11 @@ class Stage:
 
     # --- Nodes ---
 
-    def start_node(self, name: str, site: str, *, via: int | None = None) -> None:
-        """`batuta join` with a token as its own process; `via` is a port of loopback that leads to the hub's broker."""
+    def start_node(self, name: str, site: str, *, via: int | None = None, more: Sequence[str] = ()) -> None:
+        """`batuta join` with a token as its own process, and `more` options; `via` is a port of loopback that leads to
+        the hub's broker."""
         token = self.client.create_token(site, name=name).token
-        options = ["--name", name, "--cpu", "1", "--memory", "512Mi", "--mqtt-port", "0"]
+        options = ["--name", name, "--cpu", "1", "--memory", "512Mi", "--mqtt-port", "0", *more]
         options += ["--via", f"127.0.0.1:{via}"] if via is not None else []
         self._join(Actor(name, site, self.directory / name, tuple(options)), token)
 

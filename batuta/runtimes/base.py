@@ -7,10 +7,10 @@ Every tenant passes the one suite in `tests/contracts/test_runtime.py`.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
     from pathlib import Path
 
     from batuta.core.decided import Instance
@@ -81,4 +81,15 @@ class Runtime(Protocol):
 
     async def close(self) -> None:
         """Stop watching; what runs goes on running."""
+        ...
+
+
+@runtime_checkable
+class Sweeper(Protocol):
+    """A runtime that keeps things where the node agent does not see them: with an engine, which outlives both."""
+
+    name: str
+
+    async def sweep(self, needed: Collection[Instance]) -> None:
+        """Remove what is ours and of none of these instances. Raises RuntimeFailure."""
         ...
