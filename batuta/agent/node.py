@@ -335,6 +335,7 @@ class Node:
         while True:
             await asyncio.sleep(SWEEP_EVERY_S)
             self.artifacts.collect(self.loop.needed())
+            await self.actuator.sweep(local.instance for local in self.loop.locals.values())
             remove_ended(self.parts.home / "instances", frozenset(self.loop.locals))
 
 
@@ -346,5 +347,4 @@ def remove_ended(directory: Path, present: frozenset[str], keep_s: float = ENDED
         if name not in present and path.is_dir() and path.stat().st_mtime < time.time() - keep_s:
             shutil.rmtree(path, ignore_errors=True)
             gone += 1
-            await self.actuator.sweep(local.instance for local in self.loop.locals.values())
     return gone
