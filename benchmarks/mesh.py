@@ -6,8 +6,9 @@ Node m1 has no instance; m2 and m3 have one each of a model trained here. A stea
 (open loop: each call is sent at its time, however slow the others are). After a third of the time m2 loses its power:
 node agent, broker and worker are killed at once. Counted are calls that failed, calls that took another attempt, and
 how long the p99 of half-second windows stayed above three times what it was (and above 25 ms, the noise of a busy
-machine). Then the same with the hub's machine dead. Baseline in the same run: the same stream straight to the Unix
-socket of the instance on m3, without a gateway.
+machine). Then the same with the hub's machine dead; and then the hard case, also without a hub: m3 calls instances on
+m1 and m2, and m1 dies, to which the others are linked, so that m3 and m2 have to find each other first. Baseline in the
+same run: the same stream straight to the Unix socket of the instance on m3, without a gateway.
 """
 
 from __future__ import annotations
@@ -31,16 +32,18 @@ from batuta.model_push import push
 MANIFEST = """\
 apiVersion: batuta.dev/v1
 kind: Application
-metadata: {name: reader}
+metadata: {name: APPLICATION}
 spec:
   components:
   - name: read
     model: {name: digits, version: "1"}
     replicas: {count: 2}
-    placement: {where: 'node.name != "m1"', spread: node}
+    placement: {where: 'node.name != "CALLER"', spread: node}
     resources: {cpu: 200m, memory: 128Mi}
     failover: {after: 60s}
 """
+APPLICATIONS = {"leaf-dies": "m1", "root-dies": "m3"}
+"""Application, and the node that calls it and has no instance of it."""
 NODES = ("m1", "m2", "m3")
 WINDOW_S = 0.5
 NOISE_MS = 25.0
@@ -142,6 +145,7 @@ class Bench:
     def __init__(self, directory: Path) -> None:
         self.stage = Stage(directory)
         self.directory = directory
+        self.ports: dict[str, int] = {}
 
     def open(self) -> None:
         stage = self.stage
@@ -152,7 +156,8 @@ class Bench:
             stage.start_node(name, "yard")
             wait_for(name, lambda name=name: stage.online(name), 60)  # type: ignore[misc]
         push(stage.client, digits.first, name="digits", version="1")
-        stage.client.apply(MANIFEST)
+        for application, caller in APPLICATIONS.items():
+            stage.client.apply(MANIFEST.replace("APPLICATION", application).replace("CALLER", caller))
         self.ready()
         pixels = list(digits.held_out[0].pixels)
         self.body = json.dumps(
@@ -160,17 +165,24 @@ class Bench:
         ).encode()
 
     def ready(self) -> None:
-        wait_for("two instances", lambda: self._ready() == 2 or None, 90)
+        wait_for("four instances", lambda: self._ready() == 4 or None, 120)
 
     def _ready(self) -> int:
-        return sum(i.get("phase") == "ready" for i in self.stage.instances("reader"))
+        return sum(i.get("phase") == "ready" for a in APPLICATIONS for i in self.stage.instances(a))
+
+    def restart(self, name: str) -> None:
+        self.stage.restart_node(name)
+        wait_for(name, lambda: self.stage.online(name), 60)
+        self.ready()
 
     def port(self, node: str) -> int:
         return int(str(self.stage.node_status(node)["inference"]).rpartition(":")[2])
 
-    def request(self, model: str) -> bytes:
-        head = f"POST /v2/models/{model}/infer HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
-        head += f"Batuta-Deadline-Ms: 5000\r\nContent-Length: {len(self.body)}\r\n\r\n"
+    def request(self, application: str) -> bytes:
+        head = "POST /v2/models/digits/infer HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+        head += (
+            f"Batuta-Application: {application}\r\nBatuta-Deadline-Ms: 5000\r\nContent-Length: {len(self.body)}\r\n\r\n"
+        )
         return head.encode() + self.body
 
     async def known(self, port: int, count: int) -> None:
@@ -185,28 +197,30 @@ class Bench:
                     return
                 await asyncio.sleep(0.1)
 
-    def stream(self, port: int) -> Stream:
-        return Stream(lambda: asyncio.open_connection("127.0.0.1", port), self.request("digits"))
+    async def with_a_death(self, application: str, victim: str, rate: float, seconds: float) -> dict[str, Any]:
+        port = self.ports[APPLICATIONS[application]]
 
-    async def with_a_death(self, port: int, rate: float, seconds: float) -> dict[str, Any]:
-        await self.known(port, 2)
-        stream = self.stream(port)
-        await self.stream(port).run(50, 1)  # connections and caches are warm
+        def stream_of() -> Stream:
+            return Stream(lambda: asyncio.open_connection("127.0.0.1", port), self.request(application))
+
+        await self.known(port, 4)
+        stream = stream_of()
+        await stream_of().run(50, 1)  # connections and caches are warm
         killed_s = seconds / 3
         running = asyncio.create_task(stream.run(rate, seconds))
         await asyncio.sleep(killed_s)
         # What is killed is looked up first: on a machine, power fails at once.
-        victims = await asyncio.to_thread(processes_in, self.stage.nodes["m2"].state)
+        victims = await asyncio.to_thread(processes_in, self.stage.nodes[victim].state)
         at_s = time.perf_counter() - stream.began_s
-        for victim in victims:
-            victim.kill()
+        for each in victims:
+            each.kill()
         await running
-        await asyncio.to_thread(self.stage.kill_node, "m2")
+        await asyncio.to_thread(self.stage.kill_node, victim)
         return judged(stream.calls, at_s)
 
     async def direct(self, rate: float, seconds: float) -> dict[str, Any]:
-        [path] = (self.stage.nodes["m3"].state / "node" / "instances").glob("*/*/*/oip.sock")
-        stream = Stream(lambda: asyncio.open_unix_connection(sock=connect_unix(path)), self.request("digits"))
+        path, *_ = (self.stage.nodes["m3"].state / "node" / "instances").glob("*/*/*/oip.sock")
+        stream = Stream(lambda: asyncio.open_unix_connection(sock=connect_unix(path)), self.request("leaf-dies"))
         await stream.run(rate, seconds)
         took = [c.took_ms for c in stream.calls if c.at_s >= seconds / 4]
         return {"p50_ms": round(quantile(took, 0.5), 2), "p99_ms": round(quantile(took, 0.99), 2)}
@@ -223,16 +237,16 @@ def run(rate: float, seconds: float) -> dict[str, Any]:
     bench = Bench(directory)
     try:
         bench.open()
-        port = bench.port("m1")
+        bench.ports = {name: bench.port(name) for name in NODES}
         found: dict[str, Any] = {"rate": rate, "cores": psutil.cpu_count()}
         found["direct"] = asyncio.run(bench.direct(rate, 3))
-        found["with_hub"] = asyncio.run(bench.with_a_death(port, rate, seconds))
+        found["with_hub"] = asyncio.run(bench.with_a_death("leaf-dies", "m2", rate, seconds))
         found["gateway_rss_mb"] = bench.gateway_rss_mb("m1")
-        bench.stage.restart_node("m2")
-        wait_for("m2", lambda: bench.stage.online("m2"), 60)
-        bench.ready()
+        bench.restart("m2")
         bench.stage.kill_hub()
-        found["without_hub"] = asyncio.run(bench.with_a_death(port, rate, seconds))
+        found["without_hub"] = asyncio.run(bench.with_a_death("leaf-dies", "m2", rate, seconds))
+        bench.stage.restart_node("m2")
+        found["without_hub_root"] = asyncio.run(bench.with_a_death("root-dies", "m1", rate, seconds))
         return found
     finally:
         bench.stage.close()

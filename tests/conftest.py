@@ -83,6 +83,7 @@ class Town:
             mqtt_port=broker.free_port(HERE),
             agent_password="agent-secret",
             site_password="site-secret",
+            gateway_password="gateway-secret",
             tls=self.write(name, chain, key, self.root.certificate_pem),
             hub_urls=(f"tls://{HERE}:{self.hub.leaf_port}",) if with_hub else (),
             site_port=broker.free_port(HERE),

@@ -87,9 +87,10 @@ async def _run(config: AgentConfig, identity: Identity, ending: Ending) -> int:
     log.info("broker %s, process %d; MQTT at %s", birth, station.broker.pid, station.mqtt)
     door = Door(config, identity.node, said.append)
     door.open()
-    door.broker = station.for_instances()
+    door.broker, door.far = station.for_instances(), station.for_gateway()
 
     async with _connections(identity.node, station) as (control, site, client):
+        door.control = control
         clock = steady.Steady(steady.MachineClock())
         runtimes = _runtimes()
         probe = Probe(config.home, runtimes=runtimes, cpu_millis=config.cpu_millis, memory_bytes=config.memory_bytes)

@@ -1,9 +1,9 @@
 """Door: the node's inference gateway, as the agent keeps it.
 
 The agent holds the listening socket; the gateway itself is a process of its own that runs only while somebody uses it.
-The first caller's knock starts it, and it ends by itself after ten idle minutes, so a small node whose programs ask
-nothing spends nothing on it. Killed, it starts again at the next knock: callers wait in the socket's line meanwhile,
-and none is refused. It outlives the agent, and the next one adopts it.
+The first caller's knock starts it, or the first call from another site, and it ends by itself after ten idle minutes,
+so a small node whose programs ask nothing spends nothing on it. Killed, it starts again at the next knock: callers wait
+in the socket's line meanwhile, and none is refused. It outlives the agent, and the next one adopts it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,10 @@ from batuta.agent.news import Ailing
 from batuta.core.gateway import MEASURES_BYTES_MAX, MEASURES_FILE, GatewayOrder
 from batuta.core.observed import Mesh
 from batuta.core.reasons import Reason
-from batuta.errors import RuntimeFailure
+from batuta.core.serving import HEADER_ERROR
+from batuta.errors import FabricUnavailable, RuntimeFailure
+from batuta.fabric import subjects
+from batuta.fabric.tasks import end
 from batuta.runtimes.kept import Kept
 from batuta.runtimes.processes import until_readable
 from batuta.runtimes.sandbox import Limits, Program
@@ -28,6 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from batuta.agent.config import AgentConfig
+    from batuta.fabric.base import Fabric, Message
 
 GATEWAY: Final = "batuta.dataflow.gateway"
 BACKLOG: Final = 1_024
@@ -54,6 +58,9 @@ class Door:
         self.broker: Mapping[str, str] = {}
         """How instances reach the node's broker: as they do, so does the gateway."""
         self.far: Mapping[str, str] = {}
+        """How the gateway reaches other sites."""
+        self.control: Fabric | None = None
+        """Where calls from other sites come; whoever calls while the gateway sleeps is told to call again."""
         self._instances = config.instances
         self._tied = config.tied
         # Who takes any port for devices shares the machine with other nodes: they need no race for the usual one.
@@ -81,10 +88,6 @@ class Door:
             self.port = before
         else:
             self._listen(before or self._wanted)
-
-    def wake(self) -> None:
-        """Somebody asks by another way than the socket."""
-        self._woken.set()
 
     async def run(self) -> None:
         """Start it whenever somebody knocks, for ever."""
@@ -154,15 +157,36 @@ class Door:
             self._listen(self.port or self._wanted)
             if self._listener is None:
                 await asyncio.sleep(SHORT_LIFE_S)
-        knocking = asyncio.create_task(until_readable(self._listener.fileno()))
-        waking = asyncio.create_task(self._woken.wait())
-        try:
-            await asyncio.wait({knocking, waking}, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            knocking.cancel()
-            waking.cancel()
-            await asyncio.gather(knocking, waking, return_exceptions=True)
         self._woken.clear()
+        knocking = asyncio.create_task(until_readable(self._listener.fileno()))
+        calling = asyncio.create_task(self._until_called())
+        try:
+            await asyncio.wait({knocking, calling}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            await end(knocking, calling)
+
+    async def _until_called(self) -> None:
+        """Until another site calls. It tries again by itself, and by then the gateway is there."""
+        if (control := self.control) is None:
+            await asyncio.Event().wait()
+            return
+        while True:
+            try:
+                subscription = await control.subscribe(subjects.far_calls_to(self.node), self._called)
+                break
+            except FabricUnavailable:
+                await asyncio.sleep(SHORT_LIFE_S)
+        try:
+            await self._woken.wait()
+        finally:
+            await subscription.close()
+
+    async def _called(self, message: Message) -> None:
+        self._woken.set()
+        asker = subjects.node_of(message.subject)
+        if self.control is not None and message.reply.startswith(f"{subjects.far_answer(self.node, asker)}."):
+            said = {HEADER_ERROR: "not_ready"}
+            await self.control.publish(message.reply, b'{"error":"the gateway there is being started"}', said)
 
     # --- The process ---
 

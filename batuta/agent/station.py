@@ -29,7 +29,7 @@ from batuta.fabric.broker import (
     node_config,
     node_memory_limit,
 )
-from batuta.fabric.broker_config import HEALTH_USER
+from batuta.fabric.broker_config import GATEWAY_USER, HEALTH_USER
 from batuta.fabric.broker_health import NO_SPACE, UNSAID, Mending, ask
 from batuta.kinds.base import Record
 
@@ -56,6 +56,7 @@ class Place(Record):
     site_port: int
     agent_password: str
     site_password: str
+    gateway_password: str = ""
 
 
 class Station:
@@ -93,6 +94,10 @@ class Station:
     def _seen_as(self) -> str:
         return self.config.advertise or self.config.listen
 
+    def for_gateway(self) -> dict[str, str]:
+        """How the inference gateway reaches other sites: the same broker, by a name with few rights."""
+        return {"url": self.url, "credentials": str(self._gateway_credentials), "node": self.identity.node}
+
     def for_instances(self) -> dict[str, str]:
         """How instances reach it; the password is in a file that only this user can read."""
         return {
@@ -110,7 +115,11 @@ class Station:
         self.earlier = earlier
         self.place = self._placed()
         birth = await self._start()
-        write_private(self._credentials, msgspec.json.encode({"user": "site", "password": self.place.site_password}))
+        for path, user, password in (
+            (self._credentials, "site", self.place.site_password),
+            (self._gateway_credentials, GATEWAY_USER, self.place.gateway_password),
+        ):
+            write_private(path, msgspec.json.encode({"user": user, "password": password}))
         return birth
 
     async def _start(self) -> str:
@@ -204,12 +213,20 @@ class Station:
     def _credentials(self) -> Path:
         return self.config.broker / "site.json"
 
+    @property
+    def _gateway_credentials(self) -> Path:
+        return self.config.broker / "gateway.json"
+
     def _placed(self) -> Place:
         try:
-            return msgspec.json.decode((self.config.broker / self._file).read_bytes(), type=Place)
+            place = msgspec.json.decode((self.config.broker / self._file).read_bytes(), type=Place)
         except (OSError, msgspec.MsgspecError):
             # None yet, or damaged: then a broker that still runs gets the new passwords with its configuration.
             return self._choose(secrets.token_urlsafe(24), secrets.token_urlsafe(24))
+        if not place.gateway_password:
+            place = msgspec.structs.replace(place, gateway_password=secrets.token_urlsafe(24))
+            write_private(self.config.broker / self._file, msgspec.json.encode(place))
+        return place
 
     def _choose(self, agent_password: str, site_password: str) -> Place:
         listen = self.config.listen
@@ -222,7 +239,7 @@ class Station:
             self.tell(Ailing("mqtt", Reason(code="port_taken", subject=f"node/{self.identity.node}", detail=detail)))
         place = Place(
             client_port=client, mqtt_port=mqtt, site_port=site,
-            agent_password=agent_password, site_password=site_password,
+            agent_password=agent_password, site_password=site_password, gateway_password=secrets.token_urlsafe(24),
         )  # fmt: skip
         write_private(self.config.broker / self._file, msgspec.json.encode(place))
         return place
@@ -249,6 +266,7 @@ class Station:
                 mqtt_port=here.mqtt_port,
                 agent_password=here.agent_password,
                 site_password=here.site_password,
+                gateway_password=here.gateway_password,
                 tls=TlsFiles(credentials / self.identity.chain, credentials / "key.pem", credentials / "root.pem"),
                 hub_urls=(f"tls://{self.config.via}",) if self.config.via else self.identity.leafs,
                 site_port=here.site_port,

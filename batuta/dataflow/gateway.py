@@ -8,7 +8,6 @@ about to connect notice nothing. Started by the node agent (`agent.gateway`), wh
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import gc
 import logging
 import resource
@@ -30,6 +29,7 @@ from batuta.dataflow.connect import connect  # noqa: E402
 from batuta.dataflow.mesh.call import Calls, clock_ms  # noqa: E402
 from batuta.dataflow.mesh.cards import Cards  # noqa: E402
 from batuta.dataflow.mesh.fabric import FabricPath  # noqa: E402
+from batuta.dataflow.mesh.far import Far  # noqa: E402
 from batuta.dataflow.mesh.http import Door  # noqa: E402
 from batuta.dataflow.mesh.routes import Routes  # noqa: E402
 from batuta.dataflow.mesh.tally import Tally  # noqa: E402
@@ -56,12 +56,14 @@ log = logging.getLogger("gateway")
 class Gateway:
     """The parts of one gateway, put together."""
 
-    def __init__(self, order: GatewayOrder, site: Client) -> None:
+    def __init__(self, order: GatewayOrder, site: Client, control: Client | None = None) -> None:
+        """`control` leads to the hub, and through it to other sites; None where only the site is called."""
         self.order = order
         self.site = site
         self.tally = Tally()
         self.cards = Cards(order.node, order.instances)
-        self.calls = Calls(self.cards, self._send, self.tally)
+        self.far = Far(control, order.node, order.directory, self.cards) if control is not None else None
+        self.calls = Calls(self.cards, self._send, self.tally, self.far.look if self.far is not None else None)
         self.door = Door(Routes(self.calls, self.cards, lambda: self.site.is_connected))
         self._near = FabricPath(site, site.new_inbox())
         self._unix: dict[str, UnixPath] = {}
@@ -70,6 +72,9 @@ class Gateway:
         """Until told to stop; then those who are being answered get a while."""
         await self.site.subscribe(subjects.ALL_SERVING, cb=self._hear)
         await self._near.open()
+        if self.far is not None:
+            self.calls.why_not_far = lambda: self.far.why if self.far is not None else ""
+            await self.far.open(self.calls)
         listener = socket.socket(fileno=self.order.listener)
         await self.door.open(listener)
         telling = asyncio.create_task(self._tell(stop))
@@ -78,6 +83,8 @@ class Gateway:
             await stop.wait()
         finally:
             await self.door.close()
+            if self.far is not None:
+                await self.far.close()
             await end(telling)
             for path in self._unix.values():
                 path.close()
@@ -92,6 +99,8 @@ class Gateway:
             if path is None:
                 path = self._unix[card.socket] = UnixPath(card.socket)
             return await path.send(ask, card.version, left_ms, traceparent)
+        if known.nearness in ("region", "hub") and self.far is not None:
+            return await self.far.send(known, ask, left_ms, traceparent)
         return await self._near.send(subjects.infer(card.node, card.instance), ask, card.version, left_ms, traceparent)
 
     # --- Its books ---
@@ -99,8 +108,11 @@ class Gateway:
     async def _tell(self, stop: asyncio.Event) -> None:
         path = Path(self.order.directory) / MEASURES_FILE
         new = path.with_name(f".{path.name}.new")
+        answered = 0
         while True:
             await asyncio.sleep(TELL_EVERY_S)
+            if self.far is not None and self.far.answered != answered:
+                answered, self.door.last_at_s = self.far.answered, time.monotonic()
             if time.monotonic() - self.door.last_at_s > IDLE_END_S and not self.calls.gate.under_way:
                 log.info("nobody has asked for %.0f s", IDLE_END_S)
                 stop.set()
@@ -124,12 +136,14 @@ async def run(order: GatewayOrder) -> int:
     site = await connect(order.broker, f"gateway {order.node}", stop)
     if site is None:
         return 0
+    control = await connect(order.far, f"gateway {order.node}", stop) if order.far else None
     gc.freeze()
     try:
-        await Gateway(order, site).run(stop)
+        await Gateway(order, site, control).run(stop)
     finally:
-        with contextlib.suppress(TimeoutError):
-            await hang_up(site)
+        for client in (site, control):
+            if client is not None:
+                await hang_up(client)
     return 0
 
 

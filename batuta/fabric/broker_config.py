@@ -92,6 +92,8 @@ class NodeBroker:
     mqtt_host: str = "127.0.0.1"
     devices: tuple[Device, ...] = ()
     """MQTT users. Without any, devices on this machine need no password, and others are not let in."""
+    gateway_password: str = ""
+    """Of the inference gateway, for calls to other sites; "" for no such user."""
     site_bytes_max: int = 1 << 30
     control_bytes_max: int = 256 * MIB
     sync_interval: str = "1s"
@@ -158,7 +160,10 @@ def node_config(node: NodeBroker) -> str:
         "accounts {",
         "  CONTROL {",
         f"    jetstream: {{max_memory: {4 * MIB}, max_file: {node.control_bytes_max}}}",
-        f"    users: [{{user: agent, password: {_quoted(node.agent_password)}}}]",
+        "    users: [",
+        f"      {{user: agent, password: {_quoted(node.agent_password)}}}",
+        *_gateway(node),
+        "    ]",
         # The agent hears of its link from the broker that keeps it, within a millisecond and without asking.
         "    imports: [",
         *(f"      {{stream: {{account: SYS, subject: {_quoted(event)}}}, to: {to}}}" for event, to in _LINK_EVENTS),
@@ -201,6 +206,20 @@ _LINK_EVENTS: Final = (
     ("$SYS.ACCOUNT.CONTROL.CONNECT", subjects.LINK_UP),
     ("$SYS.ACCOUNT.CONTROL.DISCONNECT", subjects.LINK_DOWN),
 )
+
+
+GATEWAY_USER: Final = "gateway"
+
+
+def _gateway(node: NodeBroker) -> list[str]:
+    """It talks with other sites' gateways and asks the hub who they are; all else on CONTROL is not its business."""
+    if not node.gateway_password:
+        return []
+    rights = subjects.rights_of_gateway(node.node)
+    return [
+        f"      {{user: {GATEWAY_USER}, password: {_quoted(node.gateway_password)}, permissions: {{"
+        f"publish: {_list(rights.publish)}, subscribe: {_list(rights.subscribe)}}}}}"
+    ]
 
 
 # A broker that told its callers its own address would have them come back past the relay or the order they were given.

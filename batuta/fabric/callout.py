@@ -25,7 +25,7 @@ from batuta.fabric import identity
 from batuta.fabric.subjects import Rights, rights_of_node
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from nats.aio.client import Client
     from nats.aio.msg import Msg
@@ -70,6 +70,12 @@ class Grant:
     node: str
     rights: Rights
     expires_at: int
+    namespaces: tuple[str, ...] = ()
+    """In which it may call models at other sites."""
+
+
+def no_namespaces(_node: str) -> tuple[str, ...]:
+    return ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,8 +86,11 @@ class Denial:
     message: str
 
 
-def authorize(request: Request, nodes: Mapping[str, Known], now: int) -> Grant | Denial:
-    """What `request` gets. Rows in order; the first that fits is the answer."""
+def authorize(
+    request: Request, nodes: Mapping[str, Known], now: int, namespaces: Callable[[str], Sequence[str]] = no_namespaces
+) -> Grant | Denial:
+    """What `request` gets. Rows in order; the first that fits is the answer. `namespaces` says in which a node may call
+    models at other sites."""
     if request.kind != "Leafnode":
         return Denial(
             "not_a_node", f"a {request.kind or 'nameless'} connection from {request.host} is not a node's link"
@@ -101,7 +110,8 @@ def authorize(request: Request, nodes: Mapping[str, Known], now: int) -> Grant |
     _, ends = identity.validity(request.certificate_pem)
     if now >= ends:
         return Denial("certificate_expired", f"the certificate of {node} has ended")
-    return Grant(node, rights_of_node(node), min(now + GRANT_LASTS_MS, ends))
+    may_call = tuple(namespaces(node))
+    return Grant(node, rights_of_node(node, may_call), min(now + GRANT_LASTS_MS, ends), may_call)
 
 
 # --- The wire: signed JSON, as the broker wants it ------------------------------------------------------------------
@@ -185,10 +195,13 @@ class Callout:
     seed: str
     nodes: Callable[[], Mapping[str, Known]]
     clock: Clock
+    namespaces: Callable[[str], Sequence[str]] = no_namespaces
+    """In which a node may call models at other sites, this moment."""
     denied: Counter[str] = field(default_factory=Counter)
     """How often each code was the answer, since this process began."""
     granted: int = 0
     _links: dict[str, tuple[str, int]] = field(default_factory=dict)
+    _may_call: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
     async def start(self) -> None:
         await self.authority.subscribe(REQUESTS, cb=self._answer)
@@ -198,7 +211,7 @@ class Callout:
         now = self.clock.now()
         try:
             request = read_request(message.data)
-            verdict = authorize(request, self.nodes(), now)
+            verdict = authorize(request, self.nodes(), now, self.namespaces)
         except Exception:
             # No answer is a refusal too, after the broker's patience; a bug here must not let anyone in.
             log.exception("a request for authorisation could not be judged")
@@ -210,6 +223,7 @@ class Callout:
         else:
             self.granted += 1
             self._links[verdict.node] = (request.server_id, request.connection)
+            self._may_call[verdict.node] = verdict.namespaces
         await message.respond(write_answer(request, verdict, self.seed, now))
 
     async def kick(self, node: str) -> int:
@@ -227,6 +241,19 @@ class Callout:
                 ended += await self._end(*link)
         return ended
 
+    def may_call(self, node: str, namespace: str) -> bool:
+        """Whether the link of `node` was given this namespace. Of a link that an earlier process judged nothing is
+        known."""
+        return namespace in self._may_call.get(node, ())
+
+    async def relink(self, node: str) -> int:
+        """Ends the link of `node` so that it is made anew, with the rights of now. The name by which an unknown link is
+        found is the node's own word; whoever lies about it ends another's link for a second, and may as well be
+        removed."""
+        if (link := self._links.pop(node, None)) is not None:
+            return int(await self._end(*link))
+        return sum([await self._end(*link) for link in await self._all_links(named=node)])
+
     async def _end(self, server_id: str, connection: int) -> bool:
         body = msgspec.json.encode({"cid": connection})
         try:
@@ -235,7 +262,8 @@ class Callout:
             return False
         return "error" not in msgspec.json.decode(answer.data)
 
-    async def _all_links(self) -> list[tuple[str, int]]:
+    async def _all_links(self, named: str = "") -> list[tuple[str, int]]:
         answer = await self.system.request("$SYS.REQ.SERVER.PING.LEAFZ", b"", timeout=KICK_TIMEOUT_S)
         body = msgspec.json.decode(answer.data)
-        return [(body["server"]["id"], int(leaf["id"])) for leaf in body["data"].get("leafs") or ()]
+        leafs = body["data"].get("leafs") or ()
+        return [(body["server"]["id"], int(leaf["id"])) for leaf in leafs if named in ("", leaf.get("name"))]

@@ -2,6 +2,7 @@
 
 recipe, chunks   of artifacts: see `hub.shipping`, where nodes take turns
 renew            RenewRequest -> EnrolAnswer, or `{"error", "message", "nextStep"}`
+elsewhere        FarWanted -> FarAnswer: see `hub.elsewhere`
 commons          nothing -> the Commons of the site that the node is part of, or `{"error", "message"}`
 """
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from batuta.core.state import State
     from batuta.fabric.base import Fabric, Message, Subscription
     from batuta.hub.counters import Counters
+    from batuta.hub.elsewhere import Elsewhere
     from batuta.hub.enrol import Enrolment
     from batuta.hub.shipping import Shipping
 
@@ -35,7 +37,12 @@ class Asks:
     """Answers nodes."""
 
     def __init__(
-        self, shipping: Shipping, enrolment: Enrolment, counters: Counters, state: Callable[[], State]
+        self,
+        shipping: Shipping,
+        enrolment: Enrolment,
+        elsewhere: Elsewhere,
+        counters: Counters,
+        state: Callable[[], State],
     ) -> None:
         self._shipping = shipping
         self._enrolment = enrolment
@@ -47,6 +54,7 @@ class Asks:
         self._verbs: dict[str, Callable[[str, bytes], Awaitable[bytes]]] = {
             "renew": self._renew,
             "commons": self._commons,
+            "elsewhere": elsewhere.answer,
         }
 
     async def open(self, fabric: Fabric) -> None:

@@ -15,6 +15,7 @@ from batuta.hub.authority import Authorities
 from batuta.hub.bell import Bell
 from batuta.hub.counters import Counters
 from batuta.hub.declare import Declarations
+from batuta.hub.elsewhere import Elsewhere
 from batuta.hub.enrol import Enrolment
 from batuta.hub.feed import Feed
 from batuta.hub.loop import HubLoop
@@ -104,7 +105,8 @@ class Hub:
             certificate_s=config.certificate_s,
         )
         self.enrolment.keep = self.audit.accepted
-        self.asks = Asks(self.shipping, self.enrolment, self.counters, lambda: self.loop.known)
+        self.elsewhere = Elsewhere(lambda: self.loop.known, clock, self.counters)
+        self.asks = Asks(self.shipping, self.enrolment, self.elsewhere, self.counters, lambda: self.loop.known)
         self.questions = Questions(fabric, clock)
         self.tails = Tails(config.directory / "tails", self.questions, clock, self.counters, lambda: self.loop.state)
         self.up = UpReader(fabric)

@@ -6,6 +6,7 @@ and no node can listen, `system` to end a link and to hear of ended ones.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from typing import TYPE_CHECKING, Any, Final
 
@@ -14,12 +15,12 @@ import nats
 from nats.errors import Error as NatsError
 
 from batuta.errors import FabricUnavailable
-from batuta.fabric.callout import Callout, Known
+from batuta.fabric.callout import Callout, Known, no_namespaces
 from batuta.fabric.subjects import UP_CLASSES
-from batuta.fabric.tasks import hang_up
+from batuta.fabric.tasks import end, hang_up
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from nats.aio.client import Client
     from nats.aio.msg import Msg
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 LINK_CLOSED: Final = "$SYS.ACCOUNT.CONTROL.DISCONNECT"
+ANSWERED_S: Final = 0.2
 UP_DUPLICATES_S: Final = 3_600
 """A node that was cut off right after it forwarded sends the same again; for so long that is recognised."""
 
@@ -42,7 +44,10 @@ class Links:
     def __init__(self, clock: Clock, link_closed: Callable[[str], None]) -> None:
         self._clock = clock
         self._link_closed = link_closed
+        self.namespaces: Callable[[str], Sequence[str]] = no_namespaces
+        """In which a node may call models at other sites."""
         self._clients: list[Client] = []
+        self._relinking: dict[str, asyncio.Task[None]] = {}
         self._callout: Callout | None = None
 
     async def open(self, url: str, secrets: Secrets, enrolment: Enrolment) -> None:
@@ -52,11 +57,14 @@ class Links:
         def nodes() -> dict[str, Known]:
             return {node: Known(enrolled.key_id) for node, enrolled in enrolment.known.items()}
 
-        self._callout = Callout(authority, system, secrets.callout_seed, nodes, self._clock)
+        self._callout = Callout(
+            authority, system, secrets.callout_seed, nodes, self._clock, self.namespaces
+        )
         await self._callout.start()
         await system.subscribe(LINK_CLOSED, cb=self._closed)
 
     async def close(self) -> None:
+        await end(*self._relinking.values())
         for client in self._clients:
             await hang_up(client)
 
@@ -64,6 +72,23 @@ class Links:
         """Ends the link of a node that enrolment knows no more."""
         if self._callout is not None:
             await self._callout.kick(node)
+
+    def widen(self, node: str, namespace: str) -> bool:
+        """Makes a node's link anew if it may not call this namespace; says whether it does. Whoever asked is answered
+        before its link goes."""
+        if self._callout is None or self._callout.may_call(node, namespace):
+            return False
+        if node not in self._relinking:
+            task = self._relinking[node] = asyncio.create_task(self._relink(self._callout, node))
+            task.add_done_callback(lambda _: self._relinking.pop(node, None))
+        return True
+
+    async def _relink(self, callout: Callout, node: str) -> None:
+        await asyncio.sleep(ANSWERED_S)
+        try:
+            await callout.relink(node)
+        except (NatsError, OSError, TimeoutError) as error:
+            log.warning("the link of %s could not be made anew: %s", node, error or type(error).__name__)
 
     @property
     def denied(self) -> dict[str, int]:

@@ -70,6 +70,7 @@ async def serve(run: Run) -> None:
     try:
         await hub.start()
         hub.links_denied = lambda: links.denied
+        links.namespaces, hub.elsewhere.relink = hub.elsewhere.namespaces, links.widen
         await links.open(url, secrets, hub.enrolment)
         await _listen(run, hub, clock)
     finally:

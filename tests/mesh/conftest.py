@@ -14,6 +14,8 @@ import pytest
 
 from batuta.core.gateway import GatewayOrder
 from batuta.dataflow.gateway import Gateway
+from batuta.fabric import subjects
+from batuta.fabric.broker_config import GATEWAY_USER
 from batuta.fabric.tasks import end
 from tests.mesh.instances import Instance
 
@@ -37,16 +39,21 @@ class Yard:
         made.mkdir(exist_ok=True)
         return made
 
-    async def gateway(self, node: str) -> Gateway:
+    async def gateway(self, node: str, *, far: bool = False) -> Gateway:
         listener = socket.socket()
         listener.bind(("127.0.0.1", 0))
+        listener.listen(128)
         listener.setblocking(False)
         self.ports[node] = listener.getsockname()[1]
         order = GatewayOrder(
             node=node, directory=str(self.home(node)), instances=str(self.home(node) / "instances"),
             listener=listener.detach(), broker={},
         )  # fmt: skip
-        made = self.gateways[node] = Gateway(order, await self.town.site_client(node))
+        control = None
+        if far:
+            port = self.town.nodes[node].client_port
+            control = await self.town.client(port, GATEWAY_USER, "gateway-secret", subjects.gateway_inbox(node))
+        made = self.gateways[node] = Gateway(order, await self.town.site_client(node), control)
         self.tasks.append(asyncio.create_task(made.run(asyncio.Event())))
         return made
 

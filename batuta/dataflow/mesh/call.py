@@ -61,6 +61,8 @@ class Calls:
         self.gate: Gate[asyncio.Future[bool]] = Gate(AT_ONCE, ROOM)
         self._send = send
         self._look_far = look_far
+        self.why_not_far: Callable[[], str] = str
+        """Why nobody at other sites was found, in words; "" when there is nothing to say."""
         self._born = clock_ms()
         self._stirred: asyncio.Future[None] | None = None
         cards.stir = self.stir
@@ -228,7 +230,7 @@ class _Attempts:
                 next_at = clock_ms()
 
     def _choose(self, now: int) -> Known | None:
-        found = {known.key: known for known in self.calls.cards.of(self.wanted, now)}
+        found = {known.key: known for known in self._known(now)}
         chosen = choose(
             [
                 Candidate(
@@ -245,6 +247,10 @@ class _Attempts:
             self.tried,
         )
         return found[chosen.key] if chosen is not None else None
+
+    def _known(self, now: int) -> list[Known]:
+        found = self.calls.cards.of(self.wanted, now)
+        return found if self.ask.reach == "any" else [known for known in found if known.nearness == "local"]
 
     def _begin(self, known: Known, now: int) -> None:
         if self.sent:
@@ -345,13 +351,18 @@ class _Attempts:
 
     async def _nobody(self, now: int, waited_ms: int) -> Reply | None:
         """There is nobody to ask this moment: wait a little, or say why there never will be."""
-        known = self.calls.cards.of(self.wanted, now)
-        is_spent = all(k.key in self.tried or not k.card.ready for k in known)
-        if is_spent and not self._has_looked_far:
-            # Nobody near is left: the hub may know of somebody further away.
+        known = self._known(now)
+        if not self._has_looked_far and self.ask.reach == "any":
+            # Nobody near can be asked: the hub may know of somebody further away.
             self._has_looked_far = True
-            if await self.calls.look_far(self.wanted):
-                return None
+            left_s = mesh_deadline.left_ms(self.ask.deadline, now) / 1000
+            try:
+                async with asyncio.timeout(left_s):
+                    if await self.calls.look_far(self.wanted):
+                        return None
+            except TimeoutError:
+                return None  # the deadline has passed, and is dealt with as such
+            known = self._known(clock_ms())
         if not known and not self.calls.is_settling:
             return self._unknown()
         if self.last is not None and self.last.code in FINAL and all(k.key in self.tried for k in known):
@@ -369,7 +380,8 @@ class _Attempts:
         what = f"model {ask.model!r}" + (f" version {ask.version!r}" if ask.version else "")
         what += f" of application {ask.application!r}" if ask.application else ""
         hint = f"; versions that can: {', '.join(others)}" if others else ""
-        where = f"namespace {ask.namespace!r}"
+        further = self.calls.why_not_far()
+        where = f"namespace {ask.namespace!r}" + (f"; {further}" if further else "")
         return refusal("model_unknown", f"nobody within reach serves {what} in {where}{hint}")
 
     def _nobody_well(self, known: list[Known]) -> Reply:

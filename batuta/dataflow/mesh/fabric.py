@@ -36,24 +36,28 @@ class FabricPath:
         self.inbox = inbox
         """Prefix of where answers come, without the last level."""
         self.late = 0
-        """Answers that came when nobody waited any more."""
-        self._waiting: dict[str, asyncio.Future[Msg]] = {}
+        """Answers that came when nobody waited for them any more, or from somebody else than was asked."""
+        self._waiting: dict[str, tuple[str, asyncio.Future[Msg]]] = {}
+        """By number: under which subject the answer must come, and who waits for it."""
         self._numbers = itertools.count(1)
 
     async def open(self) -> None:
-        await self.client.subscribe(f"{self.inbox}.*", cb=self._hear)
+        await self.client.subscribe(f"{self.inbox}.*", cb=self.hear)
 
     async def ask(self, subject: str, data: bytes, headers: Mapping[str, str], inbox: str = "") -> Msg:
-        """One question. Waits for ever: whoever asks has a deadline, and cancels."""
+        """One question. Waits for ever: whoever asks has a deadline, and cancels. `inbox` is where the answer comes, if
+        not with all others: who may answer there is a right of the broker's."""
         if not self.client.is_connected:
             raise Unreached("the node's own broker is away")
         if len(data) + HEADERS_SLACK_BYTES > self.client.max_payload:
             raise TooLarge(f"{len(data)} bytes; the fabric carries {self.client.max_payload}")
         number = str(next(self._numbers))
-        answer = self._waiting[number] = asyncio.get_running_loop().create_future()
+        reply = f"{inbox or self.inbox}.{number}"
+        answer: asyncio.Future[Msg] = asyncio.get_running_loop().create_future()
+        self._waiting[number] = (reply, answer)
         try:
-            await self.client.publish(subject, data, f"{inbox or self.inbox}.{number}", headers=dict(headers))
-            message: Msg = await answer
+            await self.client.publish(subject, data, reply, headers=dict(headers))
+            message = await answer
         except NatsError as error:
             raise Unreached(str(error) or type(error).__name__) from None
         finally:
@@ -66,9 +70,9 @@ class FabricPath:
         """One call to an instance of the site."""
         return reply_of(await self.ask(subject, ask.body, headers_of(ask, version, left_ms, traceparent)))
 
-    async def _hear(self, message: Msg) -> None:
-        waiting = self._waiting.get(message.subject.rpartition(".")[2])
-        if waiting is None or waiting.done():
+    async def hear(self, message: Msg) -> None:
+        reply, waiting = self._waiting.get(message.subject.rpartition(".")[2], ("", None))
+        if waiting is None or waiting.done() or message.subject != reply:
             self.late += 1
             return
         waiting.set_result(message)

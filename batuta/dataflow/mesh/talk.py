@@ -47,6 +47,8 @@ class Ask(NamedTuple):
     content_type: str = JSON
     traceparent: str = ""
     tracestate: str = ""
+    reach: Literal["local", "any"] = "any"
+    """How far it may go: a call that came from another site stays on this node."""
 
 
 class Reply(NamedTuple):
