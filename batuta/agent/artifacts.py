@@ -197,6 +197,7 @@ class Artifacts:
         self.under_way[digest] = fetch
         fetch.begin()
         try:
+            self._make_room(digest, 1, 0, needed())  # for its recipe, before anything is asked
             await fetch.say_wanted()
             recipe = await self._recipe(fetch, digest)
             try:
