@@ -11,6 +11,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from batuta.core.liveness import link
+from batuta.web import mesh_metrics
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -71,6 +72,7 @@ def render(hub: Hub) -> str:
         *_plain("hub_cpu_seconds_total", sum(os.times()[:2]), "counter"),
         *_plain("incremental_differences_total", hub.counters["incremental_differences"], "counter"),
         *_counters(hub),
+        *mesh_metrics.lines(state.observed.values(), _escaped),
     ]
     return "\n".join(lines) + "\n"
 
