@@ -200,17 +200,26 @@ def witnesses(state: State, unheard_ms: Callable[[str], int]) -> frozenset[str]:
     """Nodes whose report is wanted now: the eldest that are heard at each site where a node that holds something has
     missed a heartbeat. `unheard_ms`: for how long the hub has not heard a node. So whether a node is cut from the hub
     or dead is known before its failover is due, and nobody says what he hears more often than anybody asks."""
-    late_ms, gone_ms = every_ms(state) * 5 // 4, missed_ms(state)
+    late_ms = every_ms(state) * 5 // 4
     doubted = {
         a.site
         for a in state.assignments.values()
         if a.instances and a.node in state.nodes and unheard_ms(a.node) > late_ms
     }
-    found: set[str] = set()
-    for site in doubted:
-        present = (n for n in state.nodes_of_site.get(site, ()) if unheard_ms(n) < gone_ms)
-        found.update(islice(present, WITNESSES))
-    return frozenset(found)
+    return frozenset(name for site in doubted for name in heard_first(state, site, unheard_ms))
+
+
+def is_doubted(state: State, site: str, unheard_ms: Callable[[str], int]) -> bool:
+    """Has a node of this site that holds something missed a heartbeat?"""
+    late_ms = every_ms(state) * 5 // 4
+    late = (state.assignments.get(n) for n in state.nodes_of_site.get(site, ()) if unheard_ms(n) > late_ms)
+    return any(a is not None and a.instances for a in late)
+
+
+def heard_first(state: State, site: str, unheard_ms: Callable[[str], int]) -> tuple[str, ...]:
+    """The eldest nodes of a site that are heard: those who are asked for what they hear."""
+    gone_ms = missed_ms(state)
+    return tuple(islice((n for n in state.nodes_of_site.get(site, ()) if unheard_ms(n) < gone_ms), WITNESSES))
 
 
 def sighted(before: Sighting | None, now: int, gap_ms: int = MISSED_MS, deaf_ms: int = 0) -> Sighting:

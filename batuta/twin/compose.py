@@ -39,6 +39,7 @@ _KINDS: dict[str, FaultKind] = {
     "flapping": "flapping", "reconnectStorm": "reconnect_storm", "loss": "loss", "duplication": "duplication",
     "reordering": "reordering", "delay": "delay", "skew": "clock_jump", "fullDisk": "disk_full",
     "slowDisk": "disk_slow", "hubRestart": "hub_restart", "hubTorn": "hub_torn",
+    "hubStall": "hub_stall",
 }  # fmt: skip
 
 

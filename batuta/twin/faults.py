@@ -31,6 +31,7 @@ DURATIONS_MS: dict[FaultKind, tuple[int, int]] = {
     "clock_jump": (0, 0),
     "hub_restart": (100, 30_000),
     "hub_torn": (100, 10_000),
+    "hub_stall": (200, 30_000),
     "exit": (0, 0),
     "flapping": (2_000, 60_000),
     "reconnect_storm": (500, 30_000),
@@ -228,6 +229,13 @@ def _hub_torn(play: Play, fault: Fault) -> None:
     _ends(play, fault, lambda: None)
 
 
+def _hub_stall(play: Play, fault: Fault) -> None:
+    """The hub process is held up: a long decision, a machine out of memory or asleep, a debugger."""
+    if play.broker.hub is not None:
+        play.broker.hub.attention.stall(fault.for_ms)
+    _ends(play, fault, lambda: None)
+
+
 def _exit(play: Play, fault: Fault) -> None:
     node = play.nodes[fault.target]
     for process in list(node.machine.processes.values())[:1]:
@@ -235,7 +243,7 @@ def _exit(play: Play, fault: Fault) -> None:
     _ends(play, fault, lambda: None)
 
 
-OF_ALL: frozenset[FaultKind] = frozenset({"hub_restart", "hub_torn", "reconnect_storm"})
+OF_ALL: frozenset[FaultKind] = frozenset({"hub_restart", "hub_torn", "hub_stall", "reconnect_storm"})
 BEGIN: dict[FaultKind, Callable[[Play, Fault], None]] = {
     "node_crash": _node_crash,
     "agent_crash": _agent_crash,
@@ -248,6 +256,7 @@ BEGIN: dict[FaultKind, Callable[[Play, Fault], None]] = {
     "clock_jump": _clock_jump,
     "hub_restart": _hub_restart,
     "hub_torn": _hub_torn,
+    "hub_stall": _hub_stall,
     "exit": _exit,
     "flapping": _flapping,
     "reconnect_storm": _reconnect_storm,

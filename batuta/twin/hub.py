@@ -12,9 +12,10 @@ import msgspec
 
 from batuta.core.decide import APPLICATION
 from batuta.core.decided import Assignment
-from batuta.core.liveness import missed_ms, sighted
+from batuta.core.liveness import every_ms, heard_first, is_doubted, missed_ms, sighted
 from batuta.core.observed import Report, Sighting
 from batuta.core.state import Change, State
+from batuta.twin.attention import Attention
 from batuta.twin.chance import Chance
 from batuta.twin.weights import ANSWER_BYTES, RECEIPT_BYTES, assignment_bytes
 from batuta.twin.world import ANSWER, EPOCH_MS, FOUND, PUSH, RECEIPT, Store
@@ -48,12 +49,16 @@ class Broker:
         """Of all hubs that there were."""
 
     def heartbeat(self, node: Node, boot: int, sequence: int, serial: int, sent_at: int) -> None:
-        """A request: without a hub process nobody answers."""
+        """A request: without a hub process nobody answers, and one that is stalled answers later."""
         del serial
+        if self.hub is not None and not self.hub.attention.holds_up(self._answer, node, boot, sequence, sent_at):
+            self._answer(node, boot, sequence, sent_at)
+
+    def _answer(self, node: Node, boot: int, sequence: int, sent_at: int) -> None:
         if self.hub is not None:
             newest = self.hub.hear_heartbeat(node.name)
-            number = (boot << 32) + sequence
-            node.wire.send(ANSWER, ANSWER_BYTES, node.pulse.answered, boot, sent_at, newest, number=number)
+            asks, number = self.hub.asks(node.name), (boot << 32) + sequence
+            node.wire.send(ANSWER, ANSWER_BYTES, node.pulse.answered, boot, sent_at, newest, asks, number=number)
 
     def report(self, node: Node, boot: int, report: Report) -> None:
         """Kept by the broker even while no hub listens; latest arrival wins, as in any key-value bucket."""
@@ -119,6 +124,9 @@ class Hub:
         self.pending: frozenset[str] = frozenset()
         self.fleet = rules.fleet()
         self._chance = Chance(world.seed, "hub", str(world.now))
+        self.attention = Attention(world, Chance(world.seed, "attention", str(world.now)))
+        self._calm_until: dict[str, int] = {}
+        """By site: until when nobody there can have missed a heartbeat."""
         self._decided_on, self._decided_at = self.state, world.now
         self._full_at = world.now
         self._has_decided_all = False
@@ -149,10 +157,34 @@ class Hub:
         it so is still to be written: the row that gives the slot to another may be written first.
         """
         before = self._newest(self.state.sightings, "sightings", node)
-        after = sighted(before, self.world.now, self._missed_ms)
+        after = sighted(before, self.world.now, self._missed_ms, self.attention.deaf_ms)
         self._gather(Change("sightings", node, after), before is None or before.online_since != after.online_since)
         self._watch_for(node, self.world.now)
         return self.newest_serial(node)
+
+    def asks(self, node: str) -> bool:
+        """Is its report wanted at once? So it is while a neighbour is missed: what it hears tells whether that is cut
+        off or dead."""
+        site, now = self.broker.nodes[node].plan.site, self.world.now
+        if now <= self._calm_until.get(site, 0):
+            return False
+        longest_ms = max((self._unheard_ms(n) for n in self.state.nodes_of_site.get(site, ())), default=0)
+        late_ms = every_ms(self.state) * 5 // 4
+        if longest_ms <= late_ms:
+            self._calm_until[site] = now + late_ms - longest_ms
+            return False
+        return is_doubted(self.state, site, self._unheard_ms) and node in heard_first(
+            self.state, site, self._unheard_ms
+        )
+
+    def _unheard_ms(self, node: str) -> int:
+        """One that this hub has not heard yet is not missed."""
+        known: Sighting | None = self._newest(self.state.sightings, "sightings", node)
+        return 0 if known is None else self.world.now - self._heard_at(known)
+
+    def _heard_at(self, known: Sighting) -> int:
+        """From when its silence counts."""
+        return known.last_seen + max(0, self.attention.deaf_ms - known.deaf_ms)
 
     def _watch_for(self, node: str, heard_at: int) -> None:
         """Be there when this one is missed, should it say no more."""
@@ -172,14 +204,16 @@ class Hub:
         """Is anybody really missed now? Most were heard again meanwhile."""
         if not self.is_alive or token != self._watch_token:
             return
+        if self.attention.holds_up(self._look_out, token, timer=True):
+            return
         now, missed = self.world.now, False
         while self._watch and self._watch[0][0] <= now:
             _, node = heapq.heappop(self._watch)
             known = self._newest(self.state.sightings, "sightings", node)
             if known is None or node in self.broker.resting:
                 self._watched.discard(node)
-            elif known.last_seen + self._missed_ms > now:
-                heapq.heappush(self._watch, (known.last_seen + self._missed_ms, node))
+            elif (due := self._heard_at(known) + self._missed_ms) > now:
+                heapq.heappush(self._watch, (due, node))
             else:
                 self._watched.discard(node)
                 missed = True
@@ -210,6 +244,7 @@ class Hub:
             after = msgspec.structs.replace(known, last_seen=last_seen, reported_at=at)
             self._gather(Change("sightings", node, after), is_news=False)
             self._watch_for(node, last_seen)
+            self._calm_until.pop(self.broker.nodes[node].plan.site, None)
 
     def rests(self, node: str) -> None:
         """Whoever rests is heard all the time, until it is corrected."""
@@ -220,6 +255,8 @@ class Hub:
 
     def hear_report(self, report: Report) -> None:
         """Folds it unless something newer of the same node is known already."""
+        if self.attention.holds_up(self.hear_report, report):
+            return
         known = self._newest(self.state.observed, "observed", report.node)
         if known is not None and not _is_news(known, report):
             self.world.count("stale reports")
@@ -231,12 +268,16 @@ class Hub:
             self._gather(Change("sightings", report.node, heard), is_news=False)
 
     def hear_closing(self, node: str) -> None:
+        if self.attention.holds_up(self.hear_closing, node):
+            return
         sighting: Sighting | None = self._newest(self.state.sightings, "sightings", node)
         if sighting is not None and sighting.disconnected_at is None:
             closed = msgspec.structs.replace(sighting, disconnected_at=self.world.now)
             self._gather(Change("sightings", node, closed))
 
     def hear_edit(self, key: str, resource: object) -> None:
+        if self.attention.holds_up(self.hear_edit, key, resource):
+            return
         self._gather(Change("desired", key, resource))
 
     def _newest(self, rows: Any, table: str, key: str) -> Any:
@@ -253,12 +294,12 @@ class Hub:
 
     def _gathered(self, gathering: int) -> None:
         """What gathered for it may have been taken up by another turn meanwhile."""
-        if gathering == self._gatherings:
+        if gathering == self._gatherings and not self.attention.holds_up(self._gathered, gathering, timer=True):
             self._turn()
 
     def known(self) -> State:
         """The tables with all that was heard folded in."""
-        return self.state.with_changes(self._inbox.values())
+        return self.state.with_changes(self._inbox.values()).deaf_for(self.attention.deaf_ms)
 
     # --- Deciding ---
 
@@ -266,7 +307,7 @@ class Hub:
         """Decides and commits until nothing is left to do; a commit takes its time, and then comes the next round."""
         self._gathering = False
         self._gatherings += 1
-        if not self.is_alive or self._unwritten:
+        if not self.is_alive or self._unwritten or self.attention.holds_up(self._turn, timer=True):
             return
         decision = self._decide()
         if not decision.changes and self.world.now >= self._full_at:
@@ -293,13 +334,13 @@ class Hub:
         self.world.after(max(1, until - self.world.now), self._wake, self._wake_token)
 
     def _wake(self, token: int) -> None:
-        if token == self._wake_token:
+        if token == self._wake_token and not self.attention.holds_up(self._wake, token, timer=True):
             self._turn()
 
     def _decide(self) -> Any:
         """What changed since the last decision, what it left open, and what the time that passed may change."""
         now = self.world.now
-        self.state, self._inbox = self.state.with_changes(self._inbox.values()), {}
+        self.state, self._inbox = self.known(), {}
         self._missed_ms = missed_ms(self.state)
         self.broker.decisions += 1
         since = (self._decided_on, self.state, self._decided_at, now)
@@ -323,7 +364,7 @@ class Hub:
 
     def _write_next(self) -> None:
         """Rows land one after the other, each seen by everybody at once; a hub may die between any two."""
-        if not self.is_alive:
+        if not self.is_alive or self.attention.holds_up(self._write_next, timer=True):
             return
         if self.dies_after_rows is not None and self._written >= self.dies_after_rows:
             self.world.tell(f"hub dies after {self._written} rows, before {len(self._unwritten)}")
@@ -356,6 +397,7 @@ class Hub:
     def kill(self) -> None:
         self.broker.wake_all()
         self.is_alive = False
+        self.attention.drop()
         if self.broker.hub is self:
             self.broker.hub = None
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from batuta.core.decided import Instance
     from batuta.core.local import Action
+    from batuta.core.observed import Sighting
     from batuta.core.state import Change, State
     from batuta.kinds.application import Component
     from batuta.twin import scenario
@@ -138,7 +139,7 @@ class Laws:
         component, sighting = component_of(before, instance), before.sightings.get(node)
         if component is None or sighting is None or not is_wished(before, component, instance.slot):
             return
-        heard_at = max(sighting.last_seen, before.hub_since)
+        heard_at = _heard_at(before, sighting)
         after_ms = max(MISSED_MS, int(component.failover.after_ms))
         if self.world.now - heard_at < after_ms or (node, heard_at) in self._given_up:
             return
@@ -165,7 +166,7 @@ class Laws:
         sighting = before.sightings.get(node)
         if sighting is None:
             return self.world.now - before.hub_since >= component.failover.after_ms
-        silent_ms = self.world.now - max(sighting.last_seen, before.hub_since)
+        silent_ms = self.world.now - _heard_at(before, sighting)
         return sighting.disconnected_at is not None or silent_ms >= max(MISSED_MS, component.failover.after_ms)
 
     def samples_idleness(self) -> bool:
@@ -179,6 +180,11 @@ class Laws:
 
     def full_pass_found(self, changes: Sequence[Change]) -> None:
         self.breaks("touched_is_enough", ", ".join(c.key for c in changes))
+
+
+def _heard_at(state: State, sighting: Sighting) -> int:
+    """From when its silence counts: time in which the hub could not listen is no part of it."""
+    return max(sighting.last_seen, state.hub_since) + max(0, state.deaf_ms - sighting.deaf_ms)
 
 
 def slot_of(instance: Instance) -> tuple[str, str, str]:

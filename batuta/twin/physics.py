@@ -38,7 +38,7 @@ class Physics(Record):
     """How long the hub lets changes gather before it decides."""
     report_ms: int = 200
     """How long a node lets changes gather before it reports."""
-    report_every_ms: int = 30_000
+    report_every_ms: int = 15_000
     """It reports so often though nothing changed."""
     reread_ms: int = 60_000
     """How often a node reads its assignment again without being told."""

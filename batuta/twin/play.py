@@ -138,6 +138,7 @@ class Play:
             node.start_agent()
         if self.broker.hub is not None:
             self.broker.hub.dies_after_rows = None
+            self.broker.hub.attention.end()
         self.start_hub()
 
     def _relieve(self, node: Node) -> None:

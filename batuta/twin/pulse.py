@@ -101,7 +101,8 @@ class Pulse:
         """The next beat, after a rest."""
         self.world.first(in_ms, self._beat, self.node.boots, self._token)
 
-    def answered(self, boot: int, sent_at: int, serial: int) -> None:
+    def answered(self, boot: int, sent_at: int, serial: int, asks: bool = False) -> None:
+        """`asks`: its report is wanted at once, because a neighbour is missed."""
         node = self.node
         if not node.is_running or boot != node.boots:
             return
@@ -110,6 +111,8 @@ class Pulse:
             node.plan_work()
         if serial > node.serial:
             self.read_assignment()
+        if asks:
+            self.plan_report()
 
     def wake(self) -> None:
         """Something is about to happen: from here on every beat is played again."""

@@ -30,9 +30,10 @@ def plan_faults(stage: Stage, faults: Sequence[Fault], seed: int, for_ms: int) -
             continue
         chance = Chance(seed, "rehearse", str(k))
         first, last = int(fault.at_ms), int(fault.until_ms) if fault.until_ms is not None else int(fault.at_ms)
-        if fault.fault in ("hubRestart", "hubTorn"):
+        if fault.fault in OF_THE_HUB:
             for _ in range(fault.repeat):
-                stage.time.after(min(for_ms, chance.between(first, last)), _hub_restart, stage, int(fault.for_ms))
+                at_ms = min(for_ms, chance.between(first, last))
+                stage.time.after(at_ms, OF_THE_HUB[fault.fault], stage, int(fault.for_ms))
             continue
         for node in _whom(stage, fault, chance):
             at_ms = min(for_ms, chance.between(first, last))
@@ -117,6 +118,16 @@ def _hub_restart(stage: Stage, for_ms: int) -> None:
         stage.time.after(for_ms, stage.restart_hub)
 
 
+def _hub_stall(stage: Stage, for_ms: int) -> None:
+    if stage.hub.is_alive:
+        stage.stall_hub(for_ms)
+
+
+OF_THE_HUB: Final[dict[str, Callable[[Stage, int], None]]] = {
+    "hubRestart": _hub_restart,
+    "hubTorn": _hub_restart,
+    "hubStall": _hub_stall,
+}
 BEGIN: Final[dict[str, Callable[[NodeCopy, Fault], None]]] = {
     "crash": _crash,
     "agentCrash": _agent_crash,

@@ -12,6 +12,7 @@ from batuta.core.fleet import Fleet
 from batuta.core.liveness import HEARTBEAT_MS, missed_ms, sighted
 from batuta.core.state import Change
 from batuta.core.touched import everything, touched
+from batuta.twin.attention import TICK_MS
 from batuta.twin.rehearse_pace import HUB_MS
 
 if TYPE_CHECKING:
@@ -34,6 +35,8 @@ class HubCopy:
         self.stage, self.time = stage, stage.time
         self.state = state
         self.is_alive = True
+        self.stalls = 0
+        """So many faults hold its process up at present."""
         self.restless = 0
         """Decisions that did not come to rest."""
         self.reasons: dict[str, tuple[Reason, ...]] = {}
@@ -83,6 +86,21 @@ class HubCopy:
 
     # --- Life and death ---
 
+    @property
+    def answers(self) -> bool:
+        """Does anybody answer heartbeats?"""
+        return self.is_alive and not self.stalls
+
+    def stall(self) -> None:
+        self.stalls += 1
+
+    def go_on(self, for_ms: int) -> None:
+        """A stall is over: nobody was silent for that."""
+        self.stalls -= 1
+        if self.answers:
+            self.state = self.state.deaf_for(self.state.deaf_ms + max(0, for_ms - TICK_MS))
+            self.plan(0)
+
     def start(self) -> None:
         """Listen anew; whoever is there is heard within a beat."""
         self.is_alive = True
@@ -100,7 +118,7 @@ class HubCopy:
 
     def _turn(self) -> None:
         self._planned = False
-        if not self.is_alive:
+        if not self.answers:
             return
         self.state, self._inbox = self.state.with_changes(self._inbox), []
         wake_at = None

@@ -231,7 +231,7 @@ class NodeCopy:
 
     @property
     def _in_contact(self) -> bool:
-        return self.linked and self.stage.hub.is_alive
+        return self.linked and self.stage.hub.answers
 
     @property
     def _contact_at(self) -> int:

@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from batuta.core.fleet import Fleet
+from batuta.core.liveness import HEARSAY_MS, heard_first, is_doubted
 from batuta.core.state import Change
 from batuta.kinds.base import encode_hook
+from batuta.twin.laws import component_of
 from batuta.twin.rehearse_books import Books
 from batuta.twin.rehearse_hub import HEARD_FOR_MS, HubCopy
 from batuta.twin.rehearse_links import Links
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
 HEARSAY_EVERY_MS = 15_000
 """Nodes report at least so often; it matters when their neighbours are cut off."""
 BEAT_MS = 1_000
+ASKED_FOR_MS = 10_000
+"""So long each answer to those who are asked what they hear is played."""
 
 
 class Stage:
@@ -102,11 +106,33 @@ class Stage:
             if neighbour.name not in self._telling:
                 self._telling.add(neighbour.name)
                 self._tell_again(neighbour)
+        self.time.after(BEAT_MS * 5 // 4, self._doubt, node, self.time.now + ASKED_FOR_MS)
+
+    def _doubt(self, node: NodeCopy, until: int) -> None:
+        """While somebody is missed who holds something, the eldest of his neighbours tell with every beat whom they
+        hear. What they go on telling makes a difference only once it is nearly too late, and is played so often."""
+        if node.linked:
+            return
+        if self.hub.answers and is_doubted(self.hub.state, node.site, self._unheard_ms):
+            for name in heard_first(self.hub.state, node.site, self._unheard_ms):
+                self.nodes[name].plan_report(0)
+        wait_ms = BEAT_MS if self.time.now < until else max(BEAT_MS, (self._patience_ms(node) - BEAT_MS) // 2)
+        self.time.after(wait_ms, self._doubt, node, until)
+
+    def _patience_ms(self, node: NodeCopy) -> int:
+        """With which of what it holds there is least patience."""
+        assignment = self.hub.state.assignments.get(node.name)
+        held = [component_of(self.hub.state, i) for i in (assignment.instances if assignment is not None else ())]
+        return min((int(c.failover.after_ms) for c in held if c is not None), default=HEARSAY_MS)
+
+    def _unheard_ms(self, name: str) -> int:
+        node = self.nodes.get(name)
+        return 0 if node is not None and node.linked else HEARD_FOR_MS
 
     def heard_again(self, node: NodeCopy) -> None:
         """It has its link back: it beats, and reads its assignment."""
         if not self.hub.is_alive:
-            return
+            return  # a new one hears it by itself
         self.hub.linked(node.name)
         node.plan_work()  # what waits for a lease may begin again
         assignment = self.hub.state.assignments.get(node.name)
@@ -138,6 +164,22 @@ class Stage:
         self.hub.is_alive = False
         for node in self.nodes.values():
             node.plan_lapses()
+
+    def stall_hub(self, for_ms: int) -> None:
+        """Its process is held up: it answers nobody and decides nothing until it goes on."""
+        for node in self.nodes.values():
+            node.lose_contact()
+        self.hub.stall()
+        for node in self.nodes.values():
+            node.plan_lapses()
+        self.time.after(for_ms, self._goes_on, for_ms)
+
+    def _goes_on(self, for_ms: int) -> None:
+        """What was said meanwhile is answered now."""
+        self.hub.go_on(for_ms)
+        for node in self.nodes.values():
+            if self.hub.answers and node.linked:
+                node.plan_work()  # what waits for a lease may begin again
 
     def restart_hub(self) -> None:
         """A new hub process: it has to hear everybody first."""

@@ -22,6 +22,7 @@ FaultKind = Literal[
     "clock_jump",
     "hub_restart",
     "hub_torn",
+    "hub_stall",
     "exit",
     "flapping",
     "reconnect_storm",

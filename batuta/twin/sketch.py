@@ -42,6 +42,7 @@ USUAL_RATES: dict[FaultKind, int] = {
     "clock_jump": 30,
     "hub_restart": 15,
     "hub_torn": 15,
+    "hub_stall": 15,
     "exit": 50,
     "flapping": 15,
     "reconnect_storm": 6,

@@ -223,7 +223,9 @@ def test_a_cut_from_the_hub_ends_what_must_never_run_twice_when_its_lease_does()
     [outage] = found.outages
     assert outage.from_ms == pytest.approx(1_000 + held.instance.lease_ms + STOP_MS, abs=50)
     assert outage.to_ms is None
-    assert found.reasons[APP][0]["code"] == "may_be_alive", "its neighbour hears it: it is cut off, not dead"
+    [said] = found.reasons[APP]
+    assert said["code"] == "node_silent"
+    assert "hears it: it is cut from the hub, not dead" in said["sentence"]
 
 
 def test_a_full_disk_is_said_as_the_reason_why_it_is_not_done() -> None:
@@ -328,24 +330,61 @@ def test_what_is_new_is_done_when_it_works() -> None:
     assert found.done_ms == pytest.approx(HUB_MS + LATENCY_MS + NODE_MS + START_MS, abs=3)
 
 
-def test_what_neighbours_hear_of_a_node_that_is_cut_off_counts_from_when_they_say_it() -> None:
-    state = fleet("pi-1", "pi-2", "pi-3", count=1)
+@pytest.mark.parametrize("after_ms", [2_000, 10_000])
+def test_a_node_that_is_cut_from_the_hub_and_not_from_its_neighbours_is_not_given_up(after_ms) -> None:
+    """The hub asks them, and they hear it."""
+    state = fleet("pi-1", "pi-2", "pi-3", count=1, after_ms=after_ms)
     [held] = state.held[APP]
     cut = fault("partition", 1_000, 600_000, node=(held.node,))
+    found = rehearse(state, [], NOW, for_ms=HOUR_MS, faults=[cut]).nothing
+    assert found.moves == ()
+    dead = fault("crash", 1_000, 600_000, node=(held.node,))
+    [move] = rehearse(state, [], NOW, for_ms=HOUR_MS, faults=[dead]).nothing.moves
+    assert move.ordered_ms is not None
+    assert move.ordered_ms == pytest.approx(500 + after_ms, abs=600)
 
-    def moved_at(ago_ms: int) -> int:
-        """When it is given to another, if its neighbours reported so long ago: at rest they do every 15 s."""
-        rows = [
-            Change("sightings", name, msgspec.structs.replace(sighting, reported_at=NOW - ago_ms))
-            for name, sighting in state.sightings.items()
-        ]
-        found = rehearse(state.with_changes(rows), [], NOW, for_ms=HOUR_MS, faults=[cut]).nothing
-        [move] = found.moves
-        assert move.ordered_ms is not None
-        return move.ordered_ms
 
-    assert moved_at(3_000) == pytest.approx(500 + 10_000, abs=100), "its last beat, and ten seconds of patience"
-    assert moved_at(12_000) == pytest.approx(3_000 - 500 + 10_000, abs=100), "they said at 3 s that they hear it"
+def test_what_neighbours_say_counts_from_when_they_say_it() -> None:
+    """All of a site is cut off, and comes back but for one: its neighbours say that they hear it."""
+    state = fleet("pi-1", "pi-2", "pi-3", count=1)
+    [held] = state.held[APP]
+    cut = [
+        fault("partition", 1_000, 60_000, site=("berlin",)),
+        fault("partition", 1_000, 200_000, node=(held.node,)),
+    ]
+    assert rehearse(state, [], NOW, for_ms=HOUR_MS, faults=cut).nothing.moves == ()
+
+
+def test_a_hub_that_is_held_up_takes_nobody_for_dead_and_decides_afterwards() -> None:
+    state = fleet("pi-1", "pi-2", "pi-3")
+    held_up = fault("hubStall", 500, 20_000)
+    with_it = rehearse(state, newer(), NOW, for_ms=HOUR_MS, faults=[held_up]).changed
+    without = rehearse(state, newer(), NOW, for_ms=HOUR_MS).changed
+    assert sorted(moved(with_it)) == sorted(moved(without))
+    assert with_it.done_ms is not None
+    assert without.done_ms is not None
+    assert with_it.done_ms > without.done_ms + 15_000
+
+
+def test_a_hub_that_is_held_up_answers_no_lease() -> None:
+    state = fleet("pi-1", "pi-2", count=1, never_twice=True)
+    [held] = state.held[APP]
+    assert held.instance.lease_ms is not None
+    found = rehearse(state, [], NOW, for_ms=HOUR_MS, faults=[fault("hubStall", 1_000, 30_000)]).nothing
+    [outage] = found.outages
+    assert outage.from_ms == pytest.approx(1_000 + held.instance.lease_ms + STOP_MS, abs=50)
+    assert outage.to_ms is not None
+    assert outage.to_ms > 31_000
+    assert found.moves == (), "it begins again where it was"
+
+
+def test_who_dies_while_the_hub_is_held_up_is_found_afterwards() -> None:
+    state = fleet("pi-1", "pi-2", "pi-3", count=1)
+    [held] = state.held[APP]
+    faults = [fault("hubStall", 1_000, 20_000), fault("crash", 5_000, HOUR_MS, node=(held.node,))]
+    [move] = rehearse(state, [], NOW, for_ms=HOUR_MS, faults=faults).nothing.moves
+    assert move.ordered_ms is not None
+    assert 21_000 < move.ordered_ms < 40_000
 
 
 def _fetching(*rows: Change, at_ms: int = 0, for_ms: int = 0) -> Course:
