@@ -13,6 +13,7 @@ import msgspec
 from batuta.core.liveness import link_rule
 from batuta.core.touched import below
 from batuta.core.view_application import application_status
+from batuta.core.view_drain import drain_status
 from batuta.core.view_policy import policy_status
 from batuta.core.words import WORDS, worst
 from batuta.kinds.application import Application
@@ -35,7 +36,7 @@ def status(state: State, ref: Ref, now: int, fleet: Fleet | None = None) -> dict
     """What is so about a resource; empty for one that is not there."""
     resource = state.get(ref)
     if isinstance(resource, Node):
-        return node_status(state, resource, now)
+        return node_status(state, resource, now) | drain_status(state, resource, now, fleet)
     if isinstance(resource, Site):
         return site_status(state, resource, now)
     if isinstance(resource, Model):

@@ -46,7 +46,10 @@ def changed(plural: str, before: State, after: State, was: int, now: int) -> Cha
 
 
 def is_at_rest(plural: str, status: Mapping[str, Any]) -> bool:
-    """Is this status one that only what it was made of can change? What is still to be placed hangs on every node."""
+    """Is this status one that only what it was made of can change? What is still to be placed hangs on every node, and
+    so does a node that is being emptied."""
+    if "drain" in status:
+        return not status["drain"]["left"]
     return plural != "applications" or (not status["reasons"] and status["state"] == "ok")
 
 

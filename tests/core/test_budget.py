@@ -7,6 +7,7 @@ import pytest
 
 from batuta.core.standing import Moving
 from batuta.core.state import Change, State
+from batuta.core.view import status
 from batuta.core.why import why
 from batuta.kinds.application import Disruption, Rollout
 from batuta.kinds.node import Taint
@@ -103,6 +104,20 @@ def test_why_tells_what_a_drain_waits_for():
     (entry,) = [e for e in why(state, NOW, APP) if e["slot"] == "1"]
     assert [r["code"] for r in entry["reasons"]] == ["disruption_budget"]
     assert "read/0" in entry["reasons"][0]["sentence"]
+
+
+def test_a_drained_node_tells_what_it_waits_for():
+    state = settled(state_of(machines("a"), limited(component(never_twice=True, count=2), per_site=1)))
+    state, _ = decided(state.with_changes([*machines("b"), *drained("a")]))
+    a = state.nodes["a"]
+    drain = status(state, a.ref, NOW)["drain"]
+    assert (drain["left"], drain["stays"]) == (1, 0)
+    (waits,) = drain["waits"]
+    assert (waits["instance"], waits["code"]) == ("default/app/read-1-1", "disruption_budget")
+    assert "read/0 is" in waits["detail"]
+    state = settled(obeys(state))
+    assert status(state, a.ref, NOW)["drain"] == {"left": 0, "stays": 0, "waits": []}
+    assert "drain" not in status(state, state.nodes["b"].ref, NOW)
 
 
 def test_a_change_that_does_not_fit_beside_the_old_one_waits_for_what_is_broken():

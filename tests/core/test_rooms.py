@@ -114,7 +114,7 @@ def test_a_port_is_kept_too():
     state = settled(state_of(machines("a"), application(component(never_twice=True, port=8080))))
     state, _ = decided(state.with_changes([*machines("b"), node("a", drain=True)]))
     part = component(port=8080, where='node.name == "b"')
-    state, decision = decided(state.with_changes([other(part)]))
+    state, _ = decided(state.with_changes([other(part)]))
     assert places(state, "default/other") == []
     state = settled(obeys(state))
     assert places(state) == [("read-1-0", "b")]
