@@ -50,24 +50,20 @@ def allot(
                 free[claim[1]] -= claim[2] * count
     grants: list[Grant] = []
     # Who needs whole ones has the smaller choice, and among equals who needs more.
-    for need in sorted(needs, key=lambda n: (n.is_share, -int(n.memory_bytes or 0), n.kind)):
-        memory = int(need.memory_bytes or 0)
-        for _ in range(1 if need.is_share else need.count or 1):
-            fits = [
-                i
-                for i, card in enumerate(cards)
-                if is_kind(card.kind, need.kind)
-                and i not in whole
-                and free[i] >= memory
-                and (need.is_share or i not in shared)
-            ]
-            if not fits:
+    in_order = sorted(needs, key=lambda n: (n.is_share, -int(n.memory_bytes or 0), n.kind)) if len(needs) > 1 else needs
+    for need in in_order:
+        memory, is_share = int(need.memory_bytes or 0), need.is_share
+        for _ in range(1 if is_share else need.count or 1):
+            best = -1
+            for i, card in enumerate(cards):
+                if i in whole or free[i] < memory or (i in shared and not is_share):
+                    continue
+                if (best < 0 or free[i] < free[best]) and is_kind(card.kind, need.kind):
+                    best = i
+            if best < 0:
                 return None
-            best = min(fits, key=lambda i: (free[i], i))
-            grants.append(
-                Grant(kind=cards[best].kind, card=best, memory_bytes=Bytes(memory) if need.is_share else None)
-            )
-            if need.is_share:
+            grants.append(Grant(kind=cards[best].kind, card=best, memory_bytes=Bytes(memory) if is_share else None))
+            if is_share:
                 shared.add(best)
                 free[best] -= memory
             else:

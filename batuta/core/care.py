@@ -111,7 +111,8 @@ class Care:
     def give(self, slot: Slot, found: Choice, epoch: int) -> None:
         node = self.fleet.names[found.row]
         instance = self.ask.instance(slot.name, epoch, found.variant, found.row)
-        self.draft.give(node, instance, self.ask.load(found.variant, found.row))
+        load = load_of(instance) if self.ask.needs else self.ask.load(found.variant, found.row)
+        self.draft.give(node, instance, load)
         self.ask.here[found.row] += 1
         if self.ask.never_twice:
             self.draft.write_fence(fence_of(self.draft, node, instance))

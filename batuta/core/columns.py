@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 COLUMNS_MAX = 1024
 """Questions remembered; the one asked longest ago is forgotten first."""
+CLASSES_MAX = 2**20
+"""So many combinations of facts are counted before those that nobody has are left out."""
 _NONE: Ints = np.zeros(0, np.int64)
 
 
@@ -67,13 +69,20 @@ class Columns:
         column = self._kept(key, dtype)
         stale = self._stale(column, present, versions)
         if stale.size:
-            classes = np.zeros(len(stale), np.int64)
+            classes, span = np.zeros(len(stale), np.int64), 1
             for fact in facts:
                 codes = fact[stale]
-                # Made dense again after each fact, so that many of them do not overflow.
-                _, classes = np.unique(classes * (int(codes.max()) + 1) + codes, return_inverse=True)
-            _, first, classes = np.unique(classes, return_index=True, return_inverse=True)
-            column.values[stale] = np.array([ask(row) for row in stale[first].tolist()], dtype)[classes]
+                classes, span = classes * (width := int(codes.max()) + 1) + codes, span * width
+                if span > CLASSES_MAX:
+                    # Made dense again, so that many facts do not overflow.
+                    found, classes = np.unique(classes, return_inverse=True)
+                    span = len(found)
+            row_of = np.full(span, -1, np.int64)
+            row_of[classes[::-1]] = stale[::-1]  # Of each class the first.
+            there = np.flatnonzero(row_of >= 0)
+            answers = np.zeros(span, dtype)
+            answers[there] = [ask(row) for row in row_of[there].tolist()]
+            column.values[stale] = answers[classes]
         return column.values
 
     def _kept(self, key: object, dtype: Any) -> Column:

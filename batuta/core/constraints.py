@@ -137,35 +137,37 @@ def _puzzling(wish: Wish, fleet: Fleet, row: int) -> str:
     return "; ".join(f"{policy}: {fault}" for policy, fault in said if fault)
 
 
-def _disk_bytes(wish: Wish, fleet: Fleet, rows: Ints) -> Ints:
-    """What must be free on the disk right now: what it asks for, and its model where that has yet to come."""
-    needed = np.full(len(rows), wish.ask.disk_bytes, np.int64)
-    if wish.ask.version is not None:
-        variants = wish.ask.version.variants
-        there = np.zeros(len(rows), np.bool_)
-        for variant in variants:
-            there |= fleet.has_artifact(variant.digest)[rows]
-        needed += np.where(there, 0, min(int(v.size_bytes) for v in variants))
-    container = wish.ask.component.container
-    if container is not None and container.archive is not None:
-        # Once as it travels, and once as the engine unpacks it.
-        there = fleet.has_artifact(container.archive.digest)[rows]
-        needed += np.where(there, 1, 2) * int(container.archive.size_bytes)
-    return needed
+def _disk_bytes(wish: Wish, fleet: Fleet) -> Ints:
+    """By row: what must be free on the disk right now: what it asks for, and its model where that has yet to come."""
+    ask = wish.ask
+    known: Ints | None = ask.known.get("disk")
+    if known is None:
+        known = np.full(fleet.capacity, ask.disk_bytes, np.int64)
+        if ask.version is not None:
+            there = np.zeros(fleet.capacity, np.bool_)
+            for variant in ask.version.variants:
+                there |= fleet.has_artifact(variant.digest)
+            known += np.where(there, 0, min(int(v.size_bytes) for v in ask.version.variants))
+        archive = ask.component.container.archive if ask.component.container is not None else None
+        if archive is not None:
+            # Once as it travels, and once as the engine unpacks it.
+            known += np.where(fleet.has_artifact(archive.digest), 1, 2) * int(archive.size_bytes)
+        ask.known["disk"] = known
+    return known
 
 
 def _disk_suffices(wish: Wish, fleet: Fleet, rows: Ints) -> Bools:
     """Neither promised to others, nor full of what nobody was promised."""
     now = traits.disk_now(fleet)[rows]
-    promised = (wish.ask.disk_bytes == 0) | (fleet.disk_free[rows] >= wish.ask.disk_bytes)
-    found: Bools = promised & ((now == traits.UNKNOWN) | (now >= _disk_bytes(wish, fleet, rows)))
+    found: Bools = (now == traits.UNKNOWN) | (now >= _disk_bytes(wish, fleet)[rows])
+    if wish.ask.disk_bytes:
+        found &= fleet.disk_free[rows] >= wish.ask.disk_bytes
     return found
 
 
 def disk_lacks(wish: Wish, fleet: Fleet, row: int) -> tuple[int, int]:
     """What is free of the disk and what is needed, of whichever of the two is the shorter."""
-    rows = np.array([row], np.int64)
-    needed, now = int(_disk_bytes(wish, fleet, rows)[0]), int(traits.disk_now(fleet)[row])
+    needed, now = int(_disk_bytes(wish, fleet)[row]), int(traits.disk_now(fleet)[row])
     promised = (int(fleet.disk_free[row]), wish.ask.disk_bytes)
     real = (now, needed) if now != traits.UNKNOWN else promised
     return min(promised if wish.ask.disk_bytes else real, real, key=lambda pair: pair[0] - pair[1])
@@ -205,8 +207,10 @@ def fitting(wish: Wish, fleet: Fleet, rows: Ints, *, fast: bool = True) -> Ints:
         return known[2]
     choice = np.full(len(rows), -1, np.int64)
     free = fleet.memory_free[rows]
-    for i in ask.order:
-        fits = (choice < 0) & ask.suits(i)[rows] & (free >= ask.requests[i])
+    # The best last: it has the last word.
+    for i in reversed(ask.order):
+        fits = ask.suits(i)[rows]
+        fits &= free >= ask.requests[i]
         if fast and ask.slo_us is not None:
             fits &= ask.p99_us(i)[rows] <= ask.slo_us
         choice[fits] = i
@@ -359,7 +363,8 @@ FILTERS: tuple[Filter, ...] = (
         "disk_short",
         _disk_suffices,
         _disk,
-        reach="row",
+        # What is really free is told by reports; only what is promised changes when something is placed.
+        reach=lambda ask: "row" if ask.disk_bytes else "fixed",
         if_any=lambda ask: ask.disk_bytes > 0 or ask.version is not None or bool(ask.archive),
     ),
     Filter(

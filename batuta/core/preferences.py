@@ -132,10 +132,12 @@ def _spread_reach(ask: Ask) -> Reach:
 
 def _quality(wish: Wish, fleet: Fleet, rows: Ints) -> Ints:
     """By the place of the variant that fits, among all by quality."""
-    order = wish.ask.order
-    worth = np.zeros(len(order) + 1, np.int64)
-    for place, i in enumerate(order):
-        worth[i] = 100 * (len(order) - place) // len(order)
+    worth: Ints | None = wish.ask.known.get("quality")
+    if worth is None:
+        order = wish.ask.order
+        worth = wish.ask.known["quality"] = np.zeros(len(order) + 1, np.int64)
+        for place, i in enumerate(order):
+            worth[i] = 100 * (len(order) - place) // len(order)
     found: Ints = worth[fitting(wish, fleet, rows)]
     return found
 
@@ -156,15 +158,17 @@ def _has_artifact(wish: Wish, fleet: Fleet, rows: Ints) -> Ints:
     """All of it where the artifact is; more than half where a neighbour at the site can give it."""
     if wish.ask.version is None:
         return np.zeros(len(rows), np.int64)
-    chosen = fitting(wish, fleet, rows)
-    score = np.zeros(len(rows), np.int64)
-    for i, variant in enumerate(wish.ask.version.variants):
-        there = fleet.has_artifact(variant.digest)
-        beside = np.zeros(len(fleet.site_names), np.bool_)
-        beside[fleet.site[there & fleet.fresh]] = True
-        score[(chosen == i) & beside[fleet.site[rows]]] = 60
-        score[(chosen == i) & there[rows]] = 100
-    return score
+    held: Ints | None = wish.ask.known.get("artifacts")
+    if held is None:
+        variants = wish.ask.version.variants
+        held = wish.ask.known["artifacts"] = np.zeros((len(variants) + 1, fleet.capacity), np.int64)
+        for i, variant in enumerate(variants):
+            there = fleet.has_artifact(variant.digest)
+            beside = np.zeros(len(fleet.site_names), np.bool_)
+            beside[fleet.site[there & fleet.fresh]] = True
+            held[i] = np.where(there, 100, np.where(beside[fleet.site], 60, 0))
+    found: Ints = held[fitting(wish, fleet, rows), rows]  # The last line is for those that fit nothing.
+    return found
 
 
 def _thrifty(wish: Wish, fleet: Fleet, rows: Ints) -> Ints:
@@ -180,7 +184,7 @@ def _room(wish: Wish, fleet: Fleet, rows: Ints) -> Ints:
     """What would be left: the scarcer of the two counts."""
     cpu = (fleet.cpu_free[rows] - wish.ask.cpu_millis) * 100 // np.maximum(fleet.cpu_total[rows], 1)
     memory = (fleet.memory_free[rows] - wish.ask.memory_bytes) * 100 // np.maximum(fleet.memory_total[rows], 1)
-    return np.clip(np.minimum(cpu, memory), 0, 100)
+    return np.maximum(np.minimum(np.minimum(cpu, memory), 100), 0)
 
 
 def _all_of(ask: Callable[[Fleet], Ints]) -> Callable[[Wish, Fleet, Ints], Ints]:

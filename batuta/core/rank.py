@@ -20,7 +20,7 @@ from batuta.core.wish import Slot, Wish
 
 if TYPE_CHECKING:
     from batuta.core.constraints import Reach
-    from batuta.core.fleet import Fleet, Ints
+    from batuta.core.fleet import Bools, Fleet, Ints
     from batuta.core.load import Load
     from batuta.core.wish import Ask
 
@@ -85,6 +85,8 @@ class Ranking:
         if self._moves is not self.fleet.moves:
             self.__init__(self.ask, self.fleet)  # type: ignore[misc]
         self._catch_up()
+        if wish is self.plain:
+            return self._best()
         own = [row for row in (*wish.own, wish.before, wish.shun) if row is not None]
         if not own and wish.slot.is_free and wish.only is None:
             return self._best()
@@ -102,13 +104,14 @@ class Ranking:
         self.asked += len(left)
         keys, variants = np.full(len(left), REFUSED, np.int64), np.full(len(left), -1, np.int64)
         good: Ints | None = None
+        passes: Bools | None = None
         for f in self._filters if is_plain else (*self._slot_filters, *self._filters):
-            passes = f.mask(wish, fleet, left)
-            if not passes.all():
-                good = np.flatnonzero(passes) if good is None else good[passes]
-                left = left[passes]
-                if not left.size:
-                    return keys, variants
+            passes = f.mask(wish, fleet, left) if passes is None else passes & f.mask(wish, fleet, left)
+        if passes is not None and not passes.all():
+            good = np.flatnonzero(passes)
+            left = left[good]
+            if not left.size:
+                return keys, variants
         mine = at if good is None else at[good]
         total = self._fixed[mine] + self._slotted[mine] if is_plain else self._fixed[mine]
         for s in self._scorers if is_plain else (*self._slot_scorers, *self._scorers):
@@ -272,13 +275,9 @@ class _Ladder:
         units, self._unknown = self._unknown, []
         groups = [ranking.members(unit) for unit in units] if ranking.is_by_site else []
         best = [int(group[ranking.keys[group].argmax()]) for group in groups] if groups else units
-        rows, variants = ranking.rows[best], ranking.variants[best].tolist()
-        choices = list(map(Choice, rows.tolist(), variants))
-        loads = [ask.load(variant, row) for row, variant in choices]
-        alike: dict[Load, list[int]] = {}
-        for (row, _), load in zip(choices, loads, strict=True):
-            alike.setdefault(load, []).append(row)
-        laid = [(np.array(those), load) for load, those in alike.items()]
+        rows, variants = ranking.rows[best], ranking.variants[best]
+        choices = list(map(Choice, rows.tolist(), variants.tolist()))
+        loads, laid = self._loads(choices, rows, variants)
         for those, load in laid:
             fleet.lay(those, load, 1)
         ask.here[rows] += 1
@@ -297,6 +296,21 @@ class _Ladder:
             begin, end = end, end + len(group)
             there = keys[begin:end]
             self._next[unit] = (choice, load, int(there.max()), group, there, after[begin:end])
+
+    def _loads(self, choices: list[Choice], rows: Ints, variants: Ints) -> tuple[list[Load], list[tuple[Ints, Load]]]:
+        """What each of these would take; and the same, together for all of whom it is the same."""
+        ask = self._ranking.ask
+        if not ask.needs:
+            of = {variant: ask.load(variant, 0) for variant in {choice.variant for choice in choices}}
+            loads = [of[choice.variant] for choice in choices]
+            if len(of) == 1:
+                return loads, [(rows, loads[0])]
+            return loads, [(rows[variants == variant], load) for variant, load in of.items()]
+        loads = [ask.load(variant, row) for row, variant in choices]
+        alike: dict[Load, list[int]] = {}
+        for (row, _), load in zip(choices, loads, strict=True):
+            alike.setdefault(load, []).append(row)
+        return loads, [(np.array(those), load) for load, those in alike.items()]
 
 
 _Next = tuple[Choice, "Load", int, "int | Ints", "int | Ints", "int | Ints"]

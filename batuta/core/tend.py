@@ -15,6 +15,7 @@ from batuta.core import heal
 from batuta.core.at_rest import is_at_rest, note_rest
 from batuta.core.autoscale import scale, settle_scaled
 from batuta.core.care import Care, Holder, Notes, counted, fence_of, lift
+from batuta.core.fill import fill_new
 from batuta.core.moves import expire_moves, settle_moving
 from batuta.core.never_twice import refill_never_twice
 from batuta.core.place import refusals
@@ -99,13 +100,17 @@ def _tend_component(care: Care, held: list[Held]) -> set[str]:
             care.take(h, fenced=h.instance.lease_ms is not None)
     ask.open = sum(1 for those in held_by.values() if not those)
     well = well_slots(care, slots, held_by)
-    judged = [(s, judge_slot(care.draft, ask, s, held_by[s.name])) for s in slots if s.name not in well]
+    due = [s for s in slots if s.name not in well]
+    is_new = not any(held_by[s.name] for s in due)
+    judged = [(s, [] if is_new else judge_slot(care.draft, ask, s, held_by[s.name])) for s in due]
     if any(holder.verdict == "replace" for _, holders in judged for holder in holders):
         every = dict(judged) | {s: judge_slot(care.draft, ask, s, held_by[s.name]) for s in slots if s.name in well}
         care.waits_for = _unready(ask, [(slot, every[slot]) for slot in slots])
     fill = refill_never_twice if ask.never_twice else refill
     surge = Surge(namespace=ask.namespace, application=ask.application, component=ask.component.name)
     with care.draft.rooms.without(surge.key):
+        if is_new:
+            judged = judged[fill_new(care, due) :]
         later = [entry for entry in judged if not fill(care, *entry, may_replace=False)]
         # Those that do not work anyway cost nothing to replace: they go first, and a repaired version reaches them.
         for entry in sorted(later, key=lambda entry: any(h.ready for h in entry[1])):

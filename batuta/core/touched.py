@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from batuta.core.state import State
 
 
+_SETTLED = (Assignment, Commons, Release)
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
@@ -38,7 +39,8 @@ def touched(  # noqa: PLR0917
 ) -> frozenset[str]:
     """The subjects whose decision can differ between `before` at `was` and `after` at `now`. A `fleet` kept from
     decision to decision saves looking at every node. `own`: the rows, by key, that a decision on `before` itself asked
-    for: sites whose assignments came just so need no second look, because deciding is idle when done."""
+    for: when all of them came just so they need no second look, because deciding is idle when done. When some did not,
+    all that they are about is looked at again, whether or not anything else has changed."""
     if before.hub_since != after.hub_since or now < was:
         return everything(before) | everything(after)
     return frozenset((*_touched(before, after, now, fleet, own), *_by_hour(after, was, now, fleet)))
@@ -54,27 +56,19 @@ def _touched(before: State, after: State, now: int, fleet: Fleet | None, own: Ma
 
     def differences(table: str) -> Iterator[tuple[Any, Any]]:
         known = None if keys is None else keys.get(table, ())
-        return _differences(getattr(before, table), getattr(after, table), known)
+        return ((old, new) for _, old, new in _differences(getattr(before, table), getattr(after, table), known))
 
     for old, new in differences("desired"):
         yield from _by_resource(before, after, old, new)
     if before.watched != after.watched:
         yield from (SITE + site for site in after.nodes_of_site)
-    ours = {id(row) for row in own.values() if row is not None}
-    for old, new in differences("decided"):
-        if isinstance(old, Assignment) or isinstance(new, Assignment):
-            if id(new) not in ours:
-                yield from (SITE + row.site for row in (old, new) if row is not None)
-            if old is None or new is None or old.instances is not new.instances:
-                yield from _by_assignment(old, new)
-            continue
-        if isinstance(old, Commons) or isinstance(new, Commons):
-            if id(new) not in ours:
-                yield from (SITE + row.site for row in (old, new) if row is not None)
-            continue
-        for row in (old, new):
-            if isinstance(row, (Release, Fence, Standing)):
-                yield f"{APPLICATION}{row.namespace}/{row.application}"
+    came = all(after.decided.get(key) is row for key, row in own.items())
+    for key, row in own.items() if not came else ():
+        yield from _by_decided(before.decided.get(key), row)
+    for key, old, new in _differences(before.decided, after.decided, None if keys is None else keys.get("decided", ())):
+        # What stands beside who holds what may ask for another look as soon as it is there.
+        if not came or key not in own or not isinstance(new if new is not None else old, _SETTLED):
+            yield from _by_decided(old, new)
     for old, new in differences("observed"):
         yield from _by_report(after, old, new)
     yield from _by_silence(after, now, fleet)
@@ -176,6 +170,19 @@ def _vitals(report: Report) -> tuple[float | None, float | None]:
     return report.vitals.temperature_c, report.vitals.battery_percent
 
 
+def _by_decided(old: Any, new: Any) -> Iterator[str]:
+    """What a row of the decided table is about."""
+    if isinstance(old, (Assignment, Commons)) or isinstance(new, (Assignment, Commons)):
+        yield from (SITE + row.site for row in (old, new) if row is not None)
+    if isinstance(old, Assignment) or isinstance(new, Assignment):
+        if old is None or new is None or old.instances is not new.instances:
+            yield from _by_assignment(old, new)
+        return
+    for row in (old, new):
+        if isinstance(row, (Release, Fence, Standing)):
+            yield f"{APPLICATION}{row.namespace}/{row.application}"
+
+
 def _by_assignment(old: Assignment | None, new: Assignment | None) -> Iterator[str]:
     """Whose instances came or went. Those that stay are none the worse for it: room is no matter to them."""
     was, now = (row.instances if row is not None else () for row in (old, new))
@@ -211,11 +218,11 @@ def _wide(state: State) -> Iterator[str]:
 
 def _differences(
     before: Mapping[str, Any], after: Mapping[str, Any], keys: Iterable[str] | None
-) -> Iterator[tuple[Any, Any]]:
-    """The rows that are not the same, as before and after. `keys`: the only ones that can differ."""
+) -> Iterator[tuple[str, Any, Any]]:
+    """The rows that are not the same: key, before and after. `keys`: the only ones that can differ."""
     if before is after:
         return
     for key in before.keys() | after.keys() if keys is None else keys:
         old, new = before.get(key), after.get(key)
         if old is not new and old != new:
-            yield old, new
+            yield key, old, new

@@ -156,9 +156,18 @@ def is_free(fleet: Fleet, claim: Claim) -> Bools:
 def allots(fleet: Fleet, needs: tuple[AcceleratorNeed, ...]) -> Bools:
     """By row: are these accelerators free there?"""
     versions = fleet.machine + fleet.claimed
-    found: Bools = fleet.column(
-        ("allots", needs), versions, lambda row: not needs or bool(grants(fleet, needs, row)), np.bool_
-    )
+    untouched: dict[tuple[Card, ...], bool] = fleet.kept.setdefault(("allots", needs), {})
+
+    def ask(row: int) -> bool:
+        if row in fleet.claims:
+            return not needs or bool(grants(fleet, needs, row))
+        # Where nobody has any, alike nodes give the same answer.
+        there = cards(fleet, row)
+        if there not in untouched:
+            untouched[there] = not needs or bool(allot(needs, there, {}))
+        return untouched[there]
+
+    found: Bools = fleet.column(("allots", needs), versions, ask, np.bool_)
     return found
 
 
@@ -168,8 +177,12 @@ def grants(fleet: Fleet, needs: tuple[AcceleratorNeed, ...], row: int) -> tuple[
 
 
 def cards(fleet: Fleet, row: int) -> tuple[Card, ...]:
+    known: dict[int, tuple[Any, Any, tuple[Card, ...]]] = fleet.kept.setdefault("cards", {})
     node, report, _ = fleet.at(row)
-    return cards_of(node, report)
+    found = known.get(row)
+    if found is None or found[0] is not node or found[1] is not report:
+        found = known[row] = (node, report, cards_of(node, report))
+    return found[2]
 
 
 # --- How fast models are ----------------------------------------------------------------------------------------------

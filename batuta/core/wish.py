@@ -7,8 +7,9 @@ for every node gives each such node's name. A cordon changes no wish: it is a wa
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+import msgspec
 import numpy as np
 
 from batuta.core import traits
@@ -75,6 +76,8 @@ class Ask:
         """Why a slot that may be anywhere found no node: the next one need not ask again."""
         self.open = 1
         """How many slots are to be filled at once, as far as that is known: whoever ranks nodes looks so far ahead."""
+        self.known: dict[str, Any] = {}
+        """What tables work out once for a decision: by row, or by variant."""
         self.fitted: tuple[Ints, tuple[int, bool], Ints] | None = None
         """The nodes last asked which variant fits there, and the answer."""
         self._stays: Bools | None = None
@@ -85,6 +88,7 @@ class Ask:
         self.scorers: tuple[Scorer, ...] | None = None
         """What weighs for it, once somebody asked (`preferences.scorers_for`)."""
         self._loads: dict[int, Load] = {}
+        self._orders: dict[int, Instance] = {}
 
     @property
     def app(self) -> str:
@@ -199,14 +203,23 @@ class Ask:
 
     def load(self, variant: int, row: int) -> Load:
         """What an instance would take of a node."""
-        if self.needs:
-            return load_of(self.instance("", 0, variant, row))
         if variant not in self._loads:
             self._loads[variant] = load_of(self.instance("", 0, variant))
-        return self._loads[variant]
+        load = self._loads[variant]
+        if not self.needs:
+            return load
+        return load._replace(claims=load.claims + claims_of((), (), traits.grants(self.fleet, self.needs, row)))
 
     def instance(self, slot: str, epoch: int, variant: int, row: int | None = None) -> Instance:
         """The order for one slot. Accelerators are those of a node, so whoever needs some says which."""
+        order = self._orders.get(variant)
+        if order is None:
+            order = self._orders[variant] = self._order(variant)
+        granted = traits.grants(self.fleet, self.needs, row) if self.needs and row is not None else ()
+        return msgspec.structs.replace(order, slot=slot, epoch=epoch, accelerators=granted)
+
+    def _order(self, variant: int) -> Instance:
+        """What is the same for all slots."""
         component, model = self.component, None
         if component.model is not None and self.version is not None:
             version, chosen = self.version, self.version.variants[variant]
@@ -217,12 +230,11 @@ class Ask:
             )  # fmt: skip
         return Instance(
             namespace=self.namespace, application=self.application, component=component.name,
-            revision=self.revision, slot=slot, epoch=epoch, model=model, process=component.process,
+            revision=self.revision, slot="", epoch=0, model=model, process=component.process,
             container=component.container, signers=self.ruling.signers if component.container is not None else (),
             inputs=component.inputs, outputs=component.outputs, serve=component.serve,
             cpu_millis=component.resources.cpu_millis, memory_bytes=Bytes(self.requests[variant]),
             disk_bytes=component.resources.disk_bytes, ports=component.resources.ports,
-            accelerators=traits.grants(self.fleet, self.needs, row) if self.needs and row is not None else (),
             devices=component.resources.devices,
             lease_ms=LEASE_MS if self.never_twice else None,
         )  # fmt: skip
