@@ -159,7 +159,12 @@ def _runtimes() -> Check:
         return Check(
             "runtimes", "warn", "models cannot run here: ONNX Runtime is not installed", "pip install 'batuta[model]'"
         )
-    return Check("runtimes", "pass", "programs and ONNX models can run here")
+    from batuta.agent.engines import find
+
+    engine = find("")
+    if not engine:
+        return Check("runtimes", "pass", "programs and ONNX models can run here; containers not: no engine's socket")
+    return Check("runtimes", "pass", f"programs, ONNX models and containers ({engine}) can run here")
 
 
 def _reach(here: Identity) -> Iterator[Check]:

@@ -193,7 +193,7 @@ def _is_as_wished(state: State, component: Component, copy: Process) -> bool:
     return (
         instance.cpu_millis == component.resources.cpu_millis
         and instance.memory_bytes == max(component.resources.memory_bytes, needs or 0)
-        and instance.process == component.process
+        and instance.program == component.program
         and (order.version if order is not None else None) == version
     )
 
@@ -203,13 +203,13 @@ def _could_take(play: Play, state: State, component: Component, place: tuple[str
     app, slot = place
     node, resource = play.nodes[name], state.nodes[name]
     replicas = component.replicas
-    if not node.is_running or resource.spec.unschedulable or component.type not in ("process", "model"):
+    if not node.is_running or resource.spec.unschedulable or component.type not in ("process", "container", "model"):
         return False
     if replicas.every_node and slot != name:
         return False
     if replicas.per_site is not None and not slot.startswith(f"{resource.spec.site}-"):
         return False
-    if ("process" if component.process is not None else "onnx") not in node.plan.runtimes:
+    if ("onnx" if component.program is None else component.type) not in node.plan.runtimes:
         return False
     assignment = state.assignments.get(name)
     held = (

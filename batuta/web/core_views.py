@@ -115,6 +115,7 @@ def _pod(
     since = timestamp(said.since) if said is not None else None
     image = (
         f"{instance.model.name}:{instance.model.version}" if instance.model is not None
+        else instance.container.image if instance.container is not None
         else " ".join(instance.process.command[:1]) if instance.process is not None
         else ""
     )  # fmt: skip

