@@ -133,6 +133,7 @@ async def _run(config: AgentConfig, identity: Identity, ending: Ending) -> int:
                     "gateway": door.doctor(),
                 },
                 bench=Bench(inventory.hardware, versions() if "onnx" in runtimes else {}),
+                busy_percent_max=config.busy_percent_max,
                 artifacts_bytes=config.artifacts_bytes,
                 contact_every_ms=config.contact_every_ms,
                 report_every_ms=config.report_every_ms,

@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 import msgspec
 
 from batuta.agent.ledger import Page
-from batuta.agent.news import Ailing, Looked, News, Ordered, Reconnected, Shared
+from batuta.agent.news import Ailing, Looked, Measured, News, Ordered, Reconnected, Shared
 from batuta.agent.pulse import Contact
 from batuta.agent.steady import DRIFT_MS, JUMP_MS
 from batuta.core import local as core
 from batuta.core.decided import Assignment, Commons
 from batuta.core.lease import contacted
 from batuta.core.observed import InstanceReport, Inventory, Report
-from batuta.core.proving import Bench, Proven, remembered
+from batuta.core.proving import Bench, Proven, profiles_of, remembered
 from batuta.core.reasons import Reason
 from batuta.kinds.base import decode_hook
 
@@ -259,19 +259,24 @@ class Loop:
                         self._told_until[about] = now + RESTART_TOLD_FOR_MS
             case Looked():
                 pass
+            case Measured(proven=proven):
+                self._remember(proven, now)
             case _:
                 local = self.locals.get(news.name)
                 if local is None:
                     return  # it was forgotten meanwhile, because nobody wants it and nothing of it runs
                 self._urgent |= isinstance(news, (core.Started, core.Proved))
                 if isinstance(news, core.Proved):
-                    fresh = msgspec.structs.replace(news.proven, at=now)
-                    self.proven = remembered(self.proven.values(), fresh)
+                    self._remember(news.proven, now)
                 after = core.heard(local, news, now)
                 if after is None:
                     del self.locals[news.name]
                 else:
                     self.locals[news.name] = after
+
+    def _remember(self, proven: Proven, now: int) -> None:
+        self.proven = remembered(self.proven.values(), msgspec.structs.replace(proven, at=now))
+        self._urgent = True
 
     def _take(self, data: bytes) -> None:
         """An assignment: taken when it is ours and newer. What cannot be read changes nothing, and is said."""
@@ -406,6 +411,7 @@ class Loop:
             instances=tuple(map(self._fetched_so_far, core.locals_for_report(self.locals, self.actuator.measures))),
             artifacts=tuple(sorted(self.artifacts.held)),
             problems=tuple(problems[:MOST_PROBLEMS]),
+            profiles=profiles_of(self.proven.values()),
         )
 
     def _fetched_so_far(self, said: InstanceReport) -> InstanceReport:

@@ -8,6 +8,7 @@ from batuta.agent.pulse import Contact
 from batuta.core import local as core
 
 if TYPE_CHECKING:
+    from batuta.core.proving import Proven
     from batuta.core.reasons import Reason
 
 
@@ -38,4 +39,10 @@ class Looked(NamedTuple):
     """Something that the next report carries may have changed."""
 
 
-News = Ordered | Shared | Contact | Reconnected | Ailing | Looked | core.Event
+class Measured(NamedTuple):
+    """How fast a variant proved to be in idle time."""
+
+    proven: Proven
+
+
+News = Measured | Ordered | Shared | Contact | Reconnected | Ailing | Looked | core.Event

@@ -22,6 +22,7 @@ from batuta.agent.asks import HubSource
 from batuta.agent.contact import ContactNote
 from batuta.agent.ledger import Ledger
 from batuta.agent.loop import Loop, Senses
+from batuta.agent.measuring import BUSY_PERCENT_MAX, Measuring
 from batuta.agent.news import Ailing, Looked, Ordered, Reconnected, Shared
 from batuta.agent.pulse import Pulse, Refused
 from batuta.agent.questions import Questions
@@ -94,6 +95,8 @@ class Parts(NamedTuple):
     doctor: Callable[[], dict[str, Any]] = dict
     bench: Bench = Bench()
     """What models are proved on."""
+    busy_percent_max: float = BUSY_PERCENT_MAX
+    """Busier than this, nothing is measured for the hub."""
     artifacts_bytes: int = 4 * 2**30
     contact_every_ms: int = 1_000
     report_every_ms: int = 15_000
@@ -150,7 +153,13 @@ class Node:
             tell=self._beaten, every_ms=parts.contact_every_ms,
             is_leased=lambda: any(local.instance.lease_ms is not None for local in self.loop.locals.values()),
         )  # fmt: skip
+        self.measuring = Measuring(
+            parts.home / "measuring", self.artifacts, parts.bench, locals_=lambda: self.loop.locals,
+            vitals=parts.vitals, needed=self._needed, tell=self.loop.tell,
+            busy_percent_max=parts.busy_percent_max,
+        )  # fmt: skip
         self.questions = Questions(fabric, parts.home / "instances", self._doctor)
+        self.questions.verbs["measure"] = self.measuring.ask
         self.faults: dict[str, int] = {}
         """How often each of our tasks failed in a way it should not have, and was begun again."""
         self.besides: dict[str, Callable[[], Awaitable[None]]] = {}
@@ -180,6 +189,7 @@ class Node:
         finally:
             await end(*self._tasks)
             await self.questions.close()
+            await self.measuring.close()
 
     def end(self) -> None:
         self.loop.end()
@@ -252,6 +262,7 @@ class Node:
             "artifacts": self._artifacts_told(),
             "untrusted": dict(self.actuator.untrusted),
             "proofs": dict(self.actuator.proofs),
+            "measuring": dict(self.measuring.counts),
             "faults": {**self.faults, **self.actuator.faults},
             "problems": [str(reason) for reason in loop.report(self.parts.steady.now()).problems],
             **self.parts.doctor(),

@@ -3,6 +3,7 @@
     batuta.tell.<node>.log      LogWanted -> LogPiece: the last lines of an instance, or what came after an offset
     batuta.tell.<node>.doctor   {} -> the node's checks of itself
     batuta.tell.<node>.ping     anything, back again
+    batuta.tell.<node>.measure  MeasureWanted -> MeasureAnswer (`agent.measuring`)
 
 Every answer is bounded, whatever was asked for. A question that cannot be answered says so.
 """

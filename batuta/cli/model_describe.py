@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,13 +12,16 @@ import click
 
 from batuta.cli.options import namespace_option, talks_to_hub
 from batuta.cli.text import cell, size, table
+from batuta.kinds.base import Bytes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from batuta.client import Client
+    from batuta.client import Client, Found
     from batuta.interop.provenance import Lineage
     from batuta.kinds.model import Model, Tensor, Version
+
+WHEN = "%Y-%m-%dT%H:%M:%SZ"
 
 
 @click.command()
@@ -61,13 +65,14 @@ def describe(hub: Client, name: str, *, version: str, namespace: str) -> None:
     from batuta.errors import NotFound
     from batuta.kinds.model import Model
 
-    model = hub.get(Model, name, namespace=namespace).resource
+    found = hub.get(Model, name, namespace=namespace)
+    model = found.resource
     one = model.spec.version(version) if version else None
     if version and one is None:
         raise NotFound(f"{name} has no version {version!r}", next_step="see `batuta model ls`")
     click.echo(f"{name}  {model.spec.task or ''}".rstrip())
     for each in (one,) if one is not None else model.spec.versions:
-        for line in _about(hub, model, each):
+        for line in _about(hub, found, each):
             click.echo(line)
 
 
@@ -95,7 +100,34 @@ def shown(tensor: Tensor) -> str:
     return f"{tensor.name} {tensor.dtype}[{dimensions}]"
 
 
-def _about(hub: Client, model: Model, version: Version) -> Iterator[str]:
+def _measured(version: Version, found: Found[Model]) -> Iterator[list[str]]:
+    """What nodes found out, as the hub keeps it."""
+    for row in found.status.get("profiles", ()):
+        if row.get("version") == version.version:
+            when = datetime.fromtimestamp(int(row["at"]) / 1000, UTC).strftime(WHEN)
+            yield [
+                str(row["variant"]), str(row["hardware"]), _time(int(row["p50Us"])), _time(int(row["p99Us"])),
+                size(int(Bytes.parse(row["memory"]))), when, str(row["by"]),
+            ]  # fmt: skip
+
+
+def _declared(version: Version) -> Iterator[list[str]]:
+    """What came with the model."""
+    for variant in version.variants:
+        for p in variant.profiles:
+            yield [
+                variant.name, p.hardware, _time(p.p50_us) if p.p50_us is not None else "-",
+                str(p.p99_ms) if p.p99_us is None else _time(p.p99_us),
+                "-" if p.memory_bytes is None else size(p.memory_bytes), p.at or "-", p.by or "-",
+            ]  # fmt: skip
+
+
+def _time(us: int) -> str:
+    return f"{us}us" if us < 1000 else f"{us / 1000:.3g}ms"
+
+
+def _about(hub: Client, found: Found[Model], version: Version) -> Iterator[str]:
+    model = found.resource
     names = sorted(a for a, v in model.spec.aliases.items() if v == version.version)
     yield ""
     yield f"version {version.version}" + (f" ({', '.join(names)})" if names else "")
@@ -111,15 +143,16 @@ def _about(hub: Client, model: Model, version: Version) -> Iterator[str]:
     ]  # fmt: skip
     heads = ["VARIANT", "FORMAT", "SIZE", "PRECISION", "OPSET", "QUALITY", "SIGNATURES", "DIGEST"]
     yield from (f"  {line}" for line in table(heads, rows))
-    profiles = [
-        [v.name, p.hardware, str(p.p99_ms), "-" if p.memory_bytes is None else size(p.memory_bytes)]
-        for v in version.variants
-        for p in v.profiles
-    ]
+    profiles = [*_measured(version, found), *_declared(version)]
     if profiles:
-        yield from (f"  {line}" for line in table(["VARIANT", "HARDWARE", "P99", "PEAK MEMORY"], profiles))
+        heads = ["VARIANT", "HARDWARE", "P50", "P99", "PEAK MEMORY", "WHEN", "BY"]
+        yield from (f"  {line}" for line in table(heads, profiles))
     if version.provenance is not None:
         yield from _made_from(hub, version.provenance)
+    for variant in version.variants:
+        if variant.provenance is not None:
+            yield f"  {variant.name}:"
+            yield from (f"  {line}" for line in _made_from(hub, variant.provenance))
 
 
 def _made_from(hub: Client, digest: str) -> Iterator[str]:
@@ -134,7 +167,12 @@ def _made_from(hub: Client, digest: str) -> Iterator[str]:
         except (ArtifactRefused, NotFound) as error:
             yield f"  made from {digest[:19]}…: {error.message}"
             return
-    for heading, value in (("parent", lineage.parent), ("code", lineage.code), ("commit", lineage.revision)):
+    for heading, value in (
+        ("parent", lineage.parent),
+        ("code", lineage.code),
+        ("commit", lineage.revision),
+        ("made by", lineage.how),
+    ):
         if value:
             yield f"  {heading:<8}{value}"
     for name, data in lineage.data:

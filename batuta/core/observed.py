@@ -132,6 +132,19 @@ class Mesh(Record):
     """How many of the instances it knows are `closed`, `open`, `half-open`."""
 
 
+class Profiled(Record):
+    """How fast a variant proved to be on this machine: one item a run, one thread, nothing beside it."""
+
+    digest: str
+    at: int
+    p50_us: int
+    p99_us: int
+    memory_bytes: Bytes = msgspec.field(name="memory")
+    """The most that its process took, interpreter and runtime included."""
+    samples: int = 0
+    runtime: str = ""
+
+
 class Report(Record):
     """All that a node says about itself."""
 
@@ -160,6 +173,8 @@ class Report(Record):
     """Messages first published at this node, by the pattern asked for in the assignment."""
     problems: tuple[Reason, ...] = ()
     """What ails the node itself."""
+    profiles: tuple[Profiled, ...] = ()
+    """What variants proved to be here, the newest first."""
     inference: str = ""
     """`http://host:port` of its inference gateway."""
     mesh: Mesh | None = None

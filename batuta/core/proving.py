@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
+from batuta.core.decided import Instance, ModelOrder
+from batuta.core.observed import Profiled, Vitals
 from batuta.core.reasons import Reason
 from batuta.core.worker import WorkerOrder
 from batuta.kinds.base import Bytes, Record
@@ -20,7 +22,7 @@ from batuta.kinds.model import Format, Signature
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from batuta.core.decided import Instance
+    from batuta.core.local import Local
 
 ORDER_BYTES_MAX = 1 << 20
 RESULT_BYTES_MAX = 256 * 1024
@@ -125,3 +127,61 @@ def remembered(proven: Iterable[Proven], fresh: Proven) -> dict[str, Proven]:
     found = {each.key: each for each in proven} | {fresh.key: fresh}
     newest = sorted(found.values(), key=lambda each: (-each.at, each.key))[:PROVEN_MAX]
     return {each.key: each for each in sorted(newest, key=lambda each: each.key)}
+
+
+# --- In idle time -----------------------------------------------------------------------------------------------------
+
+PROFILES_MAX = 64
+"""So many are told with a report."""
+SPARE_BYTES = 256 << 20
+"""Must be left beside a model that is only measured."""
+BATTERY_PERCENT_MIN = 50.0
+
+
+class MeasureWanted(Record, forbid_unknown_fields=False):
+    """The hub asks a node: how fast is this one on hardware like yours?"""
+
+    model: ModelOrder
+
+
+class MeasureAnswer(Record, forbid_unknown_fields=False):
+    """What the node says at once; the figures come with a later report."""
+
+    taken: bool = False
+    why: str = ""
+    """Why it does not, now."""
+
+
+def measure_key(model: ModelOrder, bench: Bench) -> str:
+    """Names what is measured; empty when it cannot be."""
+    if model.variant.format not in bench.runtimes:
+        return ""
+    return f"{model.variant.digest} - {bench.runtimes[model.variant.format]} {bench.hardware or '-'}"
+
+
+def why_not_measure(model: ModelOrder, locals_: Iterable[Local], vitals: Vitals, busy_percent_max: float) -> str:
+    """Rows in order: why this machine does nothing besides now; empty when it may."""
+    if any(local.phase in ("fetching", "proving", "starting", "stopping") for local in locals_):
+        return "it is busy with what it runs"
+    if vitals.cpu_percent is not None and vitals.cpu_percent >= busy_percent_max:
+        return f"its processors are {vitals.cpu_percent:.0f} % busy"
+    if vitals.battery_percent is not None and vitals.battery_percent < BATTERY_PERCENT_MIN:
+        return f"its battery has {vitals.battery_percent:.0f} %"
+    needed = SPARE_BYTES + 3 * int(model.variant.size_bytes)
+    if vitals.memory_free_bytes is not None and vitals.memory_free_bytes < needed:
+        return f"{vitals.memory_free_bytes >> 20}Mi of memory are free, {needed >> 20}Mi needed"
+    return ""
+
+
+def profiles_of(proven: Iterable[Proven]) -> tuple[Profiled, ...]:
+    """What is told of what was measured: the newest of each variant. One that answers wrongly is not worth it."""
+    newest: dict[str, Profiled] = {}
+    for each in sorted(proven, key=lambda each: (each.at, each.key)):
+        wrong = each.reason is not None and each.reason.code not in ("too_slow", "too_much_memory")
+        if each.measured is None or wrong:
+            continue
+        newest[each.digest] = Profiled(
+            digest=each.digest, at=each.at, p50_us=each.measured.p50_us, p99_us=each.measured.p99_us,
+            memory_bytes=each.measured.memory_bytes, samples=each.measured.samples, runtime=each.runtime,
+        )  # fmt: skip
+    return tuple(sorted(newest.values(), key=lambda each: (-each.at, each.digest))[:PROFILES_MAX])

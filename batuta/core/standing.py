@@ -13,6 +13,7 @@ from typing import Any, Literal
 import msgspec
 
 from batuta.core.decided import Assignment, Commons, Fence, Release
+from batuta.core.known import KnownProfile
 from batuta.kinds.base import Bytes, Millicores, Record
 from batuta.kinds.policy import Moves
 
@@ -169,6 +170,7 @@ _WORDS: dict[type[Standing], str] = {
 }  # fmt: skip
 DECIDED: dict[str, type[Any]] = {
     "assignment": Assignment, "commons": Commons, "release": Release, "fence": Fence, "looked": Looked,
+    "profile": KnownProfile,
     **{word: kind for kind, word in _WORDS.items()},
 }  # fmt: skip
 """What the decided table holds, by the first word of the key."""

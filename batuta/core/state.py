@@ -11,6 +11,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeGuard
 
 from batuta.core.decided import Assignment, Commons, Fence, Instance, Release
+from batuta.core.known import KnownProfile
 from batuta.core.observed import Report, Sighting
 from batuta.core.standing import Looked, Room, Standing
 from batuta.core.trail import Trail
@@ -66,6 +67,7 @@ class State:
         "nodes_of_site",
         "observed",
         "policies",
+        "profiles",
         "releases",
         "rooms",
         "sightings",
@@ -116,6 +118,8 @@ class State:
         """By policy: when it last looked for moves."""
         self.held: Mapping[str, tuple[Held, ...]] = _EMPTY
         """By `namespace/application`: every instance in any assignment, sorted."""
+        self.profiles: Mapping[str, Mapping[str, KnownProfile]] = _EMPTY
+        """By digest of a variant, then class of hardware: how fast nodes found it to be."""
         self.users_of_model: Mapping[str, frozenset[str]] = _EMPTY
         """By `namespace/model`: the applications that name it."""
         self.policies: tuple[Policy, ...] = ()
@@ -321,6 +325,11 @@ class State:
                     commons[row.site] = new
                 else:
                     commons.pop(row.site, None)
+            elif isinstance(row, KnownProfile):
+                rows = {name: known for name, known in self.profiles.get(row.digest, {}).items() if name != row.hardware}
+                rows |= {row.hardware: new} if isinstance(new, KnownProfile) else {}
+                kept_profiles = {digest: mine for digest, mine in self.profiles.items() if digest != row.digest}
+                self.profiles = {**kept_profiles, row.digest: rows} if rows else kept_profiles
             elif isinstance(row, Release):
                 releases = dict(self.releases) if releases is None else releases
                 app = f"{row.namespace}/{row.application}"

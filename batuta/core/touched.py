@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from batuta.core.decide import APPLICATION, SITE
 from batuta.core.decided import Assignment, Commons, Fence, Release
+from batuta.core.known import KnownProfile
 from batuta.core.liveness import heard_at, missed_ms
 from batuta.core.rules import asks_the_hour, next_hour, zones_of
 from batuta.core.standing import Scaled, Standing
@@ -69,6 +70,8 @@ def _touched(before: State, after: State, now: int, fleet: Fleet | None, own: Ma
         # What stands beside who holds what may ask for another look as soon as it is there.
         if not came or key not in own or not isinstance(new if new is not None else old, _SETTLED):
             yield from _by_decided(old, new)
+        if isinstance(old, KnownProfile) or isinstance(new, KnownProfile):
+            yield from (APPLICATION + app for apps in after.users_of_model.values() for app in apps)
     for old, new in differences("observed"):
         yield from _by_report(after, old, new)
     yield from _by_silence(after, now, fleet)

@@ -226,9 +226,24 @@ def model_status(state: State, model: Model) -> dict[str, Any]:
         "running": count,
         "runningByVersion": dict(sorted(running.items())),
         "applications": users,
+        "profiles": _profiles(state, model),
         "reason": WORDS[word].meaning,
         "next": next_step if word == "empty" else WORDS[word].next_step,
     }
+
+
+def _profiles(state: State, model: Model) -> list[dict[str, Any]]:
+    """How fast nodes found its variants to be, by class of hardware."""
+    return [
+        {
+            "version": version.version, "variant": variant.name, "hardware": row.hardware, "p50Us": row.p50_us,
+            "p99Us": row.p99_us, "memory": row.memory_bytes.text(), "samples": row.samples, "runtime": row.runtime,
+            "at": row.at, "by": f"node/{row.node}",
+        }
+        for version in model.spec.versions
+        for variant in version.variants
+        for _, row in sorted(state.profiles.get(variant.digest, {}).items())
+    ]  # fmt: skip
 
 
 def _plain(record: Any) -> dict[str, Any]:

@@ -131,7 +131,9 @@ def _sites(before: State, after: State, was: int, now: int) -> Changed:
 
 
 def _models(before: State, after: State, _was: int, _now: int) -> Changed:
-    """A model shows who names it, and how many of its instances are ready."""
+    """A model shows who names it, how many of its instances are ready, and how fast its variants are."""
+    if before.profiles is not after.profiles:
+        return None
     apps = set(differing(before.held, after.held))
     for name in differing(before.observed, after.observed):
         if _ready(before.observed.get(name)) != _ready(after.observed.get(name)):

@@ -146,6 +146,9 @@ class Ask:
         if variant not in self._p99_us:
             v = self.version.variants[variant]
             profiles = {p.hardware: int(p.p99_ms) * 1000 if p.p99_us is None else p.p99_us for p in v.profiles}
+            # What a node found out counts before what people say of it.
+            known = self.fleet.state.profiles.get(v.digest, {})
+            profiles |= {hardware: row.p99_us for hardware, row in known.items()}
             self._p99_us[variant] = traits.p99_us(self.fleet, v.digest, profiles)
         return self._p99_us[variant]
 

@@ -19,6 +19,7 @@ from batuta.hub.elsewhere import Elsewhere
 from batuta.hub.enrol import Enrolment
 from batuta.hub.feed import Feed
 from batuta.hub.loop import HubLoop
+from batuta.hub.profiling import Profiling
 from batuta.hub.questions import Questions
 from batuta.hub.recipes import Recipes
 from batuta.hub.recording import Recording
@@ -110,12 +111,14 @@ class Hub:
         self.questions = Questions(fabric, clock)
         self.tails = Tails(config.directory / "tails", self.questions, clock, self.counters, lambda: self.loop.state)
         self.up = UpReader(fabric)
+        self.profiling = Profiling(self.loop, self.store, fabric, clock, self.counters)
         self.feed = Feed(self.loop, clock, 0)
         self._deciding: asyncio.Task[None] | None = None
         self._following: asyncio.Task[None] | None = None
         self._tailing: asyncio.Task[None] | None = None
         self._attending: asyncio.Task[None] | None = None
         self._sweeping: asyncio.Task[None] | None = None
+        self._profiling: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         self.artifacts.open()
@@ -138,6 +141,7 @@ class Hub:
         self.tails.open()
         self._tailing = asyncio.create_task(self.tails.run(), name="tails")
         self._sweeping = asyncio.create_task(self.sweep.run(), name="sweep")
+        self._profiling = asyncio.create_task(self.profiling.run(), name="profiling")
 
     async def failed(self) -> None:
         """Returns never; raises what ended the loop or the tables: then this process must end, and its successor begins
@@ -146,13 +150,14 @@ class Hub:
         assert self._following is not None
         assert self._tailing is not None
         assert self._attending is not None
-        parts = (self._deciding, self._following, self._tailing, self._attending)
+        assert self._profiling is not None
+        parts = (self._deciding, self._following, self._tailing, self._attending, self._profiling)
         done, _ = await asyncio.wait(parts, return_when=asyncio.FIRST_COMPLETED)
         for task in done:
             task.result()
 
     async def stop(self) -> None:
-        await end(self._deciding, self._following, self._tailing, self._attending, self._sweeping)
+        await end(self._deciding, self._following, self._tailing, self._attending, self._sweeping, self._profiling)
         self.tails.flush()
         await self.recording.close()
         await self.api_tokens.close()

@@ -24,6 +24,13 @@ if TYPE_CHECKING:
 CALIBRATE_AT_ONCE = 16
 CALIBRATED_MAX = 1024
 """More samples than this make calibration slower, hardly better."""
+ATTEMPTS = ((True, False), (False, False), (True, True), (False, True))
+"""By channel is the better way, and of all operators; the tools fail at either on some graphs, so the next is tried:
+whether by channel, and whether only what gains most."""
+GAINS = frozenset(
+    ("MatMul", "Gemm", "Conv", "ConvTranspose", "LSTM", "Attention", "FusedConv", "FusedMatMul", "Gather")
+)
+"""What is worth quantising."""
 QUANTISED = frozenset(
     ("QuantizeLinear", "DynamicQuantizeLinear", "MatMulInteger", "ConvInteger", "QLinearMatMul", "QLinearConv",
      "DynamicQuantizeMatMul", "DynamicQuantizeLSTM", "QGemm", "MatMulIntegerToFloat", "QAttention")
@@ -84,8 +91,9 @@ def quantised_dynamic(source: Path, target: Path) -> str:
     import onnxruntime as ort
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
+    _can_be_quantised(source)
     with _prepared(source) as ready, _in_our_words("quantised"):
-        quantize_dynamic(ready, target, weight_type=QuantType.QInt8)
+        quantize_dynamic(ready, target, weight_type=QuantType.QInt8, extra_options=_untold())
     _is_quantised(target)
     return f"onnxruntime {ort.__version__}: quantize_dynamic, weights int8"
 
@@ -95,27 +103,26 @@ def quantised_static(source: Path, target: Path, inputs: Mapping[str, Any]) -> s
     import onnxruntime as ort
     from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
 
+    _can_be_quantised(source)
     session = Session(source)
     chosen = feedable(session, {name: value[:CALIBRATED_MAX] for name, value in inputs.items()})
     last: Exception | None = None
-    # By channel is the better one, and fails on some graphs in some releases; then the whole tensor has one range.
-    for per_channel in (True, False):
+    for by_channel, only in ATTEMPTS:
         try:
             with _prepared(source) as ready, _quiet():
                 quantize_static(
-                    ready, target, _reader(session, chosen), quant_format=QuantFormat.QDQ, per_channel=per_channel,
+                    ready, target, _reader(session, chosen), quant_format=QuantFormat.QDQ, per_channel=by_channel,
+                    op_types_to_quantize=sorted(GAINS) if only else None,
                     activation_type=QuantType.QInt8, weight_type=QuantType.QInt8,
-                    extra_options={"QDQDisableWeightAdjustForInt32Bias": True},
+                    extra_options={**_untold(), "QDQDisableWeightAdjustForInt32Bias": True},
                 )  # fmt: skip
             break
-        except ArtifactRefused:
-            raise
         except Exception as error:  # the tools raise whatever Python raises
             last = error
     else:
         raise _unmade(f"it cannot be quantised: {first_line(last) if last else ''}")
     _is_quantised(target)
-    how = "by channel" if per_channel else "by tensor"
+    how = ("by channel" if by_channel else "by tensor") + (", matrices only" if only else "")
     return f"onnxruntime {ort.__version__}: quantize_static, QDQ, int8 {how}, {count_of(chosen)} samples"
 
 
@@ -170,18 +177,36 @@ def _reader(session: Session, inputs: Mapping[str, Any]) -> Any:
     return Reader()
 
 
-def _is_quantised(target: Path) -> None:
+def _untold() -> dict[str, Any]:
+    """Shape inference knows nothing of what comes out of classical operators (scalers, encoders): it is float32."""
     import onnx
 
-    def operators(graph: Any) -> set[str]:
+    return {"DefaultTensorType": onnx.TensorProto.FLOAT}
+
+
+def _can_be_quantised(source: Path) -> None:
+    """Said in one way for all tools, which fail on such models each in its own."""
+    if not _operators(source) & GAINS:
+        raise _unmade("nothing in it can be quantised: it multiplies no matrices")
+
+
+def _is_quantised(target: Path) -> None:
+    if not _operators(target) & QUANTISED:
+        raise _unmade("the tools found nothing in it to quantise")
+
+
+def _operators(path: Path) -> set[str]:
+    """All that it computes with, in its branches and loops too."""
+    import onnx
+
+    def of(graph: Any) -> set[str]:
         found = {node.op_type for node in graph.node}
         for node in graph.node:
             for attribute in node.attribute:
-                found |= operators(attribute.g) if attribute.HasField("g") else set()
+                found |= of(attribute.g) if attribute.HasField("g") else set()
         return found
 
-    if not operators(onnx.load(str(target)).graph) & QUANTISED:
-        raise _unmade("nothing in it can be quantised: it multiplies no matrices")
+    return of(onnx.load(str(path), load_external_data=False).graph)
 
 
 @contextlib.contextmanager

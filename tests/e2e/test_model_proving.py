@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
 from batuta.demo.stage import wait_for
+from batuta.kinds import Node
+from batuta.kinds.model import Model
 from batuta.model_push import push
 from batuta.tuning import golden
 from batuta.tuning.session import Session
@@ -87,3 +90,35 @@ def test_golden_inputs_are_made_from_data_by_push(stage: Stage, digits: Digits, 
     words[-1] = "2"
     refused = run(*words, "--golden", str(tmp_path / "wrong.npz"), state=stage.hub_state)
     assert (refused.code, "does not answer so" in refused.err) == (2, True), refused.err
+
+
+def test_nodes_measure_in_idle_time_what_nobody_knows(stage: Stage, digits: Digits, tmp_path: Path) -> None:
+    stage.start_hub()
+    stage.start_node("pi", "home", more=["--measure-below", "1000"])
+    wait_for("the node", lambda: stage.online("pi"), 60, alive=stage.nodes["pi"].running)
+    stage.client.update(Node, "pi", lambda node: replace(node, spec=replace(node.spec, hardware="test-box")))
+    push(stage.client, digits.second, name="digits", version="1", task="classification")
+    np.savez(tmp_path / "data.npz", x=[image.pixels for image in digits.held_out], y=[i.label for i in digits.held_out])
+    words = ["model", "optimize", "digits:1", "--int8", "dynamic", "--evaluate", str(tmp_path / "data.npz")]
+    optimized = run(*words, "--hardware", "workshop", state=stage.hub_state)
+    assert optimized.code == 0, optimized.err
+    stage.client.apply(READER.format(version="1"))
+    wait_for("the model", lambda: ready(stage), 120)
+
+    def profiles() -> dict[str, dict[str, Any]] | None:
+        found = {p["variant"]: p for p in stage.client.get(Model, "digits").status["profiles"]}
+        return found if set(found) == {"fp32", "int8-dynamic"} else None
+
+    found = wait_for("both variants to be measured", profiles, 180)
+    for profile in found.values():
+        assert (profile["hardware"], profile["by"]) == ("test-box", "node/pi")
+        assert 0 < profile["p50Us"] <= profile["p99Us"]
+        assert profile["runtime"].startswith("onnxruntime ")
+    # The file that does not run here was fetched for it, and is no longer needed.
+    assert doctor(stage)["measuring"]["measured"] == 2
+    described = run("model", "describe", "digits", state=stage.hub_state)
+    rows = [line.split() for line in described.out.splitlines() if "test-box" in line or "workshop" in line]
+    assert sorted((row[0], row[1], row[-1]) for row in rows) == [
+        ("fp32", "test-box", "node/pi"), ("fp32", "workshop", "optimize"),
+        ("int8-dynamic", "test-box", "node/pi"), ("int8-dynamic", "workshop", "optimize"),
+    ]  # fmt: skip
