@@ -8,8 +8,10 @@ counts. What an instance says about the request itself (4xx) is the answer; aski
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import time
+from collections import deque
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from batuta.core import mesh_breaker, mesh_budget, mesh_deadline
@@ -21,14 +23,15 @@ from batuta.dataflow.mesh.cards import Wanted
 from batuta.dataflow.mesh.talk import Broken, Reply, TooLarge, Unreached, carried, refusal
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Coroutine
+    from typing import Any
 
     from batuta.core.mesh_deadline import Past
     from batuta.dataflow.mesh.cards import Cards, Known
     from batuta.dataflow.mesh.talk import Ask
     from batuta.dataflow.mesh.tally import Tally
 
-    Send = Callable[[Known, Ask, int, str], Awaitable[Reply]]
+    Send = Callable[[Known, Ask, int, str], Coroutine[Any, Any, Reply]]
     """Brings an ask to an instance with so many milliseconds left and under this trace."""
     LookFar = Callable[[Wanted], Awaitable[bool]]
     """Asks the hub who serves it elsewhere; returns when that is known, and whether anybody does."""
@@ -64,13 +67,21 @@ class Calls:
         self.why_not_far: Callable[[], str] = str
         """Why nobody at other sites was found, in words; "" when there is nothing to say."""
         self._born = clock_ms()
-        self._stirred: asyncio.Future[None] | None = None
+        self._alone: deque[asyncio.Future[None]] = deque()
+        """Calls that have nobody to ask, first come first."""
         cards.stir = self.stir
 
     def stir(self) -> None:
         """Something changed: whoever waits for a well instance looks again."""
-        if self._stirred is not None and not self._stirred.done():
-            self._stirred.set_result(None)
+        while self._alone:
+            self._wake_one()
+
+    def _wake_one(self) -> None:
+        while self._alone:
+            waiting = self._alone.popleft()
+            if not waiting.done():
+                waiting.set_result(None)
+                return
 
     # --- Through the gate ---
 
@@ -142,10 +153,16 @@ class Calls:
     # --- What attempts need ---
 
     async def changed(self, within_ms: float) -> None:
-        """Until something is heard that may help, or the time is over."""
-        if self._stirred is None or self._stirred.done():
-            self._stirred = asyncio.get_running_loop().create_future()
-        await asyncio.wait({self._stirred}, timeout=within_ms / 1000)
+        """Until something is heard that may help, a place became free, or the time is over."""
+        waiting: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._alone.append(waiting)
+        try:
+            await asyncio.wait({waiting}, timeout=within_ms / 1000)
+        finally:
+            if not waiting.done():
+                waiting.cancel()
+                with contextlib.suppress(ValueError):
+                    self._alone.remove(waiting)
 
     def spend(self) -> bool:
         after = mesh_budget.spent(self.budget, clock_ms())
@@ -160,14 +177,20 @@ class Calls:
     async def look_far(self, wanted: Wanted) -> bool:
         return await self._look_far(wanted) if self._look_far is not None else False
 
-    async def send(self, known: Known, ask: Ask) -> Reply:
-        now = clock_ms()
+    def begin(self, known: Known, ask: Ask, now: int) -> asyncio.Task[Reply]:
+        """One attempt. It counts from this moment, not from when its task gets its turn."""
         known.breaker = mesh_breaker.asked(known.breaker, now)
         known.in_flight += 1
-        try:
-            return await self._send(known, ask, mesh_deadline.left_ms(ask.deadline, now), carried(ask.traceparent))
-        finally:
+        task = asyncio.ensure_future(
+            self._send(known, ask, mesh_deadline.left_ms(ask.deadline, now), carried(ask.traceparent))
+        )
+
+        def over(_: asyncio.Task[Reply]) -> None:
             known.in_flight -= 1
+            self._wake_one()
+
+        task.add_done_callback(over)
+        return task
 
 
 class _Sent(NamedTuple):
@@ -194,6 +217,8 @@ class _Attempts:
         """What went wrong last, in words."""
         self._pause_ms = PAUSE_MS
         self._has_looked_far = False
+        self._alone_since: int | None = None
+        """When there was first nobody to ask, also further away."""
 
     async def run(self) -> Reply:
         try:
@@ -203,7 +228,7 @@ class _Attempts:
                 task.cancel()
 
     async def _run(self) -> Reply:
-        began = next_at = clock_ms()
+        next_at = clock_ms()
         while True:
             now = clock_ms()
             if now >= self.ask.deadline:
@@ -220,7 +245,7 @@ class _Attempts:
                         next_at = now + self._patience(known, now)
                 elif self.running:
                     next_at = now + PAUSE_MOST_MS
-                elif (reply := await self._nobody(now, now - began)) is not None:
+                elif (reply := await self._nobody(now)) is not None:
                     return reply
                 else:
                     continue
@@ -257,7 +282,7 @@ class _Attempts:
             self.calls.tally.again(is_hedge=bool(self.running))
         self.sent += 1
         self.tried.add(known.key)
-        self.running[asyncio.create_task(self.calls.send(known, self.ask))] = _Sent(known, now, time.perf_counter())
+        self.running[self.calls.begin(known, self.ask, now)] = _Sent(known, now, time.perf_counter())
 
     def _patience(self, known: Known, now: int) -> int:
         past = self.calls.tally.past(self.ask.namespace, self.ask.model, now)
@@ -349,7 +374,7 @@ class _Attempts:
 
     # --- No answer ---
 
-    async def _nobody(self, now: int, waited_ms: int) -> Reply | None:
+    async def _nobody(self, now: int) -> Reply | None:
         """There is nobody to ask this moment: wait a little, or say why there never will be."""
         known = self._known(now)
         if not self._has_looked_far and self.ask.reach == "any":
@@ -367,7 +392,9 @@ class _Attempts:
             return self._unknown()
         if self.last is not None and self.last.code in FINAL and all(k.key in self.tried for k in known):
             return self.last
-        if waited_ms >= UNWELL_WAIT_MS:
+        if self._alone_since is None:
+            self._alone_since = clock_ms()
+        if clock_ms() - self._alone_since >= UNWELL_WAIT_MS:
             return self._nobody_well(known)
         self.tried.clear()
         await self.calls.changed(min(self._pause_ms, mesh_deadline.left_ms(self.ask.deadline, now)))

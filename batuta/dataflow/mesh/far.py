@@ -55,6 +55,7 @@ HOLDS_MS: Final = 10_000
 ASK_S: Final = 2.0
 RELINKED_S: Final = 1.5
 """So long a link takes to be made anew."""
+LOOK_AGAIN_MS: Final = 100
 KEPT_MOST: Final = 256
 FAR_BYTES_MAX: Final = 1 << 20
 
@@ -198,19 +199,17 @@ class Far:
         except (NatsError, OSError) as error:
             log.warning("an answer could not be sent: %s", error or type(error).__name__)
 
+    def _local(self, namespace: str, token: str) -> Known | None:
+        for known in self.cards.all(clock_ms()):
+            card = known.card
+            if known.nearness == "local" and (card.namespace, instance_token(card.instance)) == (namespace, token):
+                return known
+        return None
+
     async def _reply(self, namespace: str, token: str, message: Msg) -> Reply:
-        known = next(
-            (
-                each
-                for each in self.cards.all(clock_ms())
-                if each.nearness == "local"
-                and each.card.namespace == namespace
-                and instance_token(each.card.instance) == token
-            ),
-            None,
-        )
-        if known is None and self.calls.is_settling:
-            return refusal("not_ready", f"node {self.node} has just begun to listen")
+        while (known := self._local(namespace, token)) is None and self.calls.is_settling:
+            # This gateway was started by this very call, and has not heard everybody yet.
+            await self.calls.changed(LOOK_AGAIN_MS)
         if known is None:
             self.refused += 1
             return refusal("model_unknown", f"node {self.node} has no such instance in namespace {namespace!r}")
