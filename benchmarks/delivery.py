@@ -24,6 +24,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from batuta.demo.cable import Cable
 from batuta.demo.stage import Stage, wait_for
+from batuta.kinds import Application
 from batuta.model_push import push
 
 WIDTH = 512
@@ -34,7 +35,7 @@ PATIENCE_S = 900.0
 APPLICATION = """
 apiVersion: batuta.dev/v1
 kind: Application
-metadata: {{name: reader}}
+metadata: {{name: reader-{version}}}
 spec:
   components:
   - name: read
@@ -42,6 +43,7 @@ spec:
     inputs:  [{{topic: "in/+/x", tensor: x}}]
     outputs: [{{topic: "out-of/{{1}}/y"}}]
     replicas: {{everyNode: true}}
+    resources: {{memory: 480Mi}}
 """
 
 
@@ -170,6 +172,7 @@ class Delivery:
             wait_for(f"the file at {name}", lambda name=name: self.has(name, digest), PATIENCE_S)  # type: ignore[misc]
         seconds, wan = time.monotonic() - began, self.cable.bytes_carried - before
         leg = Leg(seconds, wan, self.sent() - sent_before, size)
+        self.stage.client.delete(Application, f"reader-{self.versions}")
         print(
             f"  {what}: {leg.seconds:.1f} s, {leg.wan_bytes / 1e6:.1f} MB over the cable "
             f"({leg.wan_bytes / size:.3f} of {size / 1e6:.1f} MB), of them {leg.chunk_bytes / 1e6:.1f} MB chunks",

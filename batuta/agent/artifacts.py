@@ -227,9 +227,9 @@ class Artifacts:
             try:
                 found = await self.run(check, new, size)
             except ValueError as error:
-                raise ArtifactRefused("digest_mismatch", f"the recipe from the hub: {error}") from error
+                raise fetch.recipe_lied(f"no list of chunks: {error}") from error
             if found != named:
-                raise ArtifactRefused("digest_mismatch", f"the recipe from the hub is not {named[:19]}…")
+                raise fetch.recipe_lied(f"the list of chunks is not {named[:19]}…")
             new.replace(path)
         finally:
             new.unlink(missing_ok=True)
@@ -261,7 +261,7 @@ class Artifacts:
             self.refused += 1
             self._forget_partial(digest)
             self.forget_recipe(digest)
-            raise ArtifactRefused("digest_mismatch", f"{size} bytes from the hub are not {digest[:19]}…")
+            raise fetch.recipe_lied(f"{size} bytes that are not {digest[:19]}…")
         at.chmod(0o400)
         at.replace(path)
         partial.journal.unlink(missing_ok=True)

@@ -70,7 +70,7 @@ class Exchange:
         """Cards and questions that could not be read."""
         self._peers: dict[str, dict[str, tuple[Card, Peer]]] = {}
         """By file, then node: of files that are being collected here."""
-        self._wakes: dict[str, Callable[[], None]] = {}
+        self._wakes: dict[str, Callable[[bool], None]] = {}
         self._shunned: dict[str, tuple[int, Reason | None]] = {}
         """By node: until when, and why if it matters to people."""
         self._said_whole: dict[str, int] = {}
@@ -95,8 +95,8 @@ class Exchange:
 
     # --- Collecting ---
 
-    def begin(self, digest: str, wake: Callable[[], None]) -> None:
-        """From now on cards about this file are kept, and each is news."""
+    def begin(self, digest: str, wake: Callable[[bool], None]) -> None:
+        """From now on cards about this file are kept, and each is news: True when it is the first of its node."""
         self._peers[digest], self._wakes[digest] = {}, wake
 
     def end(self, digest: str) -> None:
@@ -206,7 +206,7 @@ class Exchange:
             since=before.since if before is not None and before.wants else now, heard_at=now,
             moved_at=now if before is None or has != before.has else before.moved_at,
         )  # fmt: skip
-        self._wakes[card.digest]()
+        self._wakes[card.digest](before is None)
 
     async def _answer(self, message: Message) -> None:
         answer = await self._answer_to(message.data)

@@ -10,11 +10,12 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol, TypeVar
 
+from batuta.agent.pace import PAUSE_FIRST_MS, PAUSE_MOST_MS, Pace
+from batuta.agent.progress import HERE, Progress
 from batuta.agent.recipe import found_in
-from batuta.core.delivery import CHUNKS_PER_ASK, HUB, STALLED_AFTER_MS, Plan, View, plan
-from batuta.core.reasons import Reason
+from batuta.core.delivery import HUB, STALLED_AFTER_MS, Plan, View, plan
 from batuta.errors import ArtifactRefused, BatutaError, FabricUnavailable
-from batuta.fabric.chunks import Card, ChunksWanted, bits
+from batuta.fabric.chunks import Card, ChunksWanted, RecipeWanted, bits
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from batuta.agent.partial import Partial
     from batuta.agent.recipe import Recipe
     from batuta.core.delivery import Ask
+    from batuta.core.reasons import Reason
 
 LOOK_EVERY_S: Final = 0.5
 PLAN_EVERY_S: Final = 0.03
@@ -32,17 +34,9 @@ CARD_EVERY_MS: Final = 1_000
 CARD_AGAIN_MS: Final = 250
 CARD_BYTES_A_MS: Final = 40
 """Cards of large files are said less often."""
-HUB_ASKS_MOST: Final = 4
-SLOWER_BY_MS: Final = 350
-"""An answer that takes so much longer than the quickest: then this node asks less."""
-GAP_MOST_MS: Final = 10_000
-PAUSE_FIRST_MS: Final = 200
-PAUSE_MOST_MS: Final = 5_000
 LATE_AFTER_S: Final = 5.0
 """After the link is back, what was asked before may still come for so long."""
 TOLD_EVERY_MS: Final = 3_000
-HERE: Final = "/"
-"""The source of what lay in other files here: no node is called so."""
 RECIPE_PIECE_BYTES: Final = 128 * 1024
 RECIPE_BYTES_MAX: Final = 64 * 2**20
 SIZE_MOST: Final = 1 << 40
@@ -84,40 +78,6 @@ class Run(Protocol):
     async def __call__(self, work: Callable[..., T], *arguments: object) -> T: ...
 
 
-class Progress:
-    """How far a file is, and where it comes from."""
-
-    def __init__(self, size_bytes: int, has_bytes: int, now: int) -> None:
-        self.size_bytes = size_bytes
-        self.has_bytes = has_bytes
-        self.by_source: dict[str, int] = {}
-        """Bytes that came in this run, by source."""
-        self.held: Reason | None = None
-        """Why the hub does not send it now."""
-        self.awaited = 0
-        self._marks = [(now, has_bytes)]
-
-    def add(self, source: str, size_bytes: int) -> None:
-        self.has_bytes += size_bytes
-        self.by_source[source] = self.by_source.get(source, 0) + size_bytes
-
-    def mark(self, now: int) -> None:
-        self._marks = [*self._marks[-5:], (now, self.has_bytes)]
-
-    @property
-    def text(self) -> str:
-        (then, had), (now, has) = self._marks[0], self._marks[-1]
-        rate = (has - had) * 1000 // (now - then) if now > then else 0
-        words = [f"{_amount(self.has_bytes)} of {_amount(self.size_bytes)}"]
-        if rate:
-            words.append(f"{_amount(rate)}/s")
-        named = sorted(self.by_source.items(), key=lambda pair: -pair[1])
-        words += [f"{_amount(size)} {_from(source)}" for source, size in named[:3]]
-        if len(named) > 3:
-            words.append(f"{_amount(sum(size for _, size in named[3:]))} from {len(named) - 3} more")
-        return ", ".join(words)
-
-
 class Fetch:
     """One file under way. `run` returns when all of it is in `partial`."""
 
@@ -133,6 +93,8 @@ class Fetch:
         """Called when there is something new to tell people."""
         self.progress: Progress | None = None
         self.partial: Partial | None = None
+        self.recipe_from = HUB
+        """Who gave the recipe."""
         self.refused = 0
         """Chunks whose bytes were not what the recipe says."""
         self.fetched_bytes = 0
@@ -148,13 +110,18 @@ class Fetch:
     def begin(self) -> None:
         """Say that it is wanted, so that all who want it know of each other."""
         if self.exchange is not None:
-            self.exchange.begin(self.digest, self._wake.set)
+            self.exchange.begin(self.digest, self._heard)
 
     def end(self) -> None:
         for task in self._tasks:
             task.cancel()
         if self.exchange is not None:
             self.exchange.end(self.digest)
+
+    def _heard(self, is_new: bool) -> None:
+        if is_new:
+            self._card_at = -CARD_EVERY_MS * 1_000  # it knows nothing of us yet, and had better before it asks the hub
+        self._wake.set()
 
     def reconnected(self) -> None:
         """The link to the hub is back: what was lost in the gap is asked again soon, not after a minute's silence."""
@@ -184,15 +151,15 @@ class Fetch:
             node = self.exchange.knows_recipe(self.digest) if self.exchange is not None else ""
             if self.exchange is not None and node:
                 try:
-                    return await self._recipe_of(self._neighbour_recipe(node), path)
+                    found = await self._recipe_of(self._neighbour_recipe(node), path)
                 except (FabricUnavailable, ArtifactRefused):
                     continue  # it is not asked again for a while
+                self.recipe_from = node
+                return found
             await asyncio.sleep(pause_ms / 1000)
             pause_ms = min(PAUSE_MOST_MS, pause_ms * 2)
 
     def _neighbour_recipe(self, node: str) -> Callable[[int, int], object]:
-        from batuta.fabric.chunks import RecipeWanted
-
         async def ask(offset: int, length: int) -> Part:
             assert self.exchange is not None
             return Part(*await self.exchange.recipe(node, RecipeWanted(self.digest, offset, length)))
@@ -215,6 +182,12 @@ class Fetch:
                     raise ArtifactRefused("artifact_missing", "the parts of the recipe do not fit together")
                 file.write(part.data)
         return first.size_bytes, first.recipe
+
+    def recipe_lied(self, detail: str) -> ArtifactRefused:
+        """The recipe is not one, or not of this file: whoever gave it is not believed."""
+        if self.recipe_from != HUB and self.exchange is not None:
+            self.exchange.lied(self.recipe_from, f"the list of chunks of {self.digest[:19]}…: {detail}")
+        return ArtifactRefused("digest_mismatch", f"from {self.recipe_from or 'the hub'}: {detail}")
 
     # --- The chunks ---
 
@@ -355,65 +328,6 @@ class Fetch:
             self._told_at = now
             self.progress.mark(now)
             self.told()
-
-
-class Pace:
-    """How much to ask of the hub: as much as does not make its answers slow."""
-
-    def __init__(self) -> None:
-        self.chunks = 1
-        self.last_ms = 0
-        self._most = 2
-        self._quickest_ms: int | None = None
-        self._gap_ms = 0
-        self._next_at = 0
-        self._pause_ms = PAUSE_FIRST_MS
-
-    def asks(self, now: int) -> int:
-        """So many questions may be under way now."""
-        return self._most if now >= self._next_at else 0
-
-    def wait_s(self, now: int, most_s: float) -> float:
-        return min(most_s, max(0.01, (self._next_at - now) / 1000)) if now < self._next_at else most_s
-
-    def asked(self, now: int) -> None:
-        self._next_at = max(self._next_at, now + self._gap_ms)
-
-    def answered(self, took_ms: int) -> None:
-        self.last_ms = took_ms
-        self._pause_ms = PAUSE_FIRST_MS
-        quickest = self._quickest_ms = took_ms if self._quickest_ms is None else min(self._quickest_ms, took_ms)
-        slower_ms = took_ms - quickest
-        if slower_ms <= SLOWER_BY_MS:
-            self.chunks = CHUNKS_PER_ASK if took_ms < 2 * SLOWER_BY_MS else self.chunks
-            self._gap_ms //= 2
-            if not self._gap_ms:
-                self._most = min(HUB_ASKS_MOST, self._most + 1)
-        elif self._most > 1:
-            self._most -= 1
-        elif self.chunks > 1:
-            self.chunks = 1
-        else:
-            self._gap_ms = min(GAP_MOST_MS, self._gap_ms + min(slower_ms - SLOWER_BY_MS, 2_000))
-
-    def failed(self, now: int) -> None:
-        """Nobody answered: ask again after a while that grows."""
-        self._next_at = now + self._pause_ms
-        self._pause_ms = min(PAUSE_MOST_MS, self._pause_ms * 2)
-
-    def closed(self, until: int) -> None:
-        self._next_at = max(self._next_at, until)
-
-    def open(self) -> None:
-        self._next_at, self._pause_ms = 0, PAUSE_FIRST_MS
-
-
-def _from(source: str) -> str:
-    return "from files here" if source == HERE else f"from {source or 'the hub'}"
-
-
-def _amount(size: int) -> str:
-    return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB" if size >= 1e5 else f"{size / 1e3:.1f} kB"
 
 
 def _now() -> int:

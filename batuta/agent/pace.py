@@ -1,0 +1,69 @@
+"""Pace: how much a node asks of the hub at a time. As much as does not make the answers slow.
+
+When answers take longer than they could, somebody else needs the link: the neighbours, who bring in their own shares,
+and everybody's orders and heartbeats, which matter more than any file.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from batuta.core.delivery import CHUNKS_PER_ASK
+
+HUB_ASKS_MOST: Final = 4
+SLOWER_BY_MS: Final = 350
+"""An answer that takes so much longer than the quickest: then this node asks less."""
+GAP_MOST_MS: Final = 10_000
+PAUSE_FIRST_MS: Final = 200
+PAUSE_MOST_MS: Final = 5_000
+
+
+class Pace:
+    """How much to ask of the hub: as much as does not make its answers slow."""
+
+    def __init__(self) -> None:
+        self.chunks = 1
+        self.last_ms = 0
+        self._most = 2
+        self._quickest_ms: int | None = None
+        self._gap_ms = 0
+        self._next_at = 0
+        self._pause_ms = PAUSE_FIRST_MS
+
+    def asks(self, now: int) -> int:
+        """So many questions may be under way now."""
+        return self._most if now >= self._next_at else 0
+
+    def wait_s(self, now: int, most_s: float) -> float:
+        return min(most_s, max(0.01, (self._next_at - now) / 1000)) if now < self._next_at else most_s
+
+    def asked(self, now: int) -> None:
+        self._next_at = max(self._next_at, now + self._gap_ms)
+
+    def answered(self, took_ms: int) -> None:
+        self.last_ms = took_ms
+        self._pause_ms = PAUSE_FIRST_MS
+        quickest = self._quickest_ms = took_ms if self._quickest_ms is None else min(self._quickest_ms, took_ms)
+        slower_ms = took_ms - quickest
+        if slower_ms <= SLOWER_BY_MS:
+            self.chunks = CHUNKS_PER_ASK if took_ms < 2 * SLOWER_BY_MS else self.chunks
+            self._gap_ms //= 2
+            if not self._gap_ms:
+                self._most = min(HUB_ASKS_MOST, self._most + 1)
+        elif self._most > 1:
+            self._most -= 1
+        elif self.chunks > 1:
+            self.chunks = 1
+        else:
+            self._gap_ms = min(GAP_MOST_MS, self._gap_ms + min(slower_ms - SLOWER_BY_MS, 2_000))
+
+    def failed(self, now: int) -> None:
+        """Nobody answered: ask again after a while that grows."""
+        self._next_at = now + self._pause_ms
+        self._pause_ms = min(PAUSE_MOST_MS, self._pause_ms * 2)
+
+    def closed(self, until: int) -> None:
+        self._next_at = max(self._next_at, until)
+
+    def open(self) -> None:
+        self._next_at, self._pause_ms = 0, PAUSE_FIRST_MS
