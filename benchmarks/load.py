@@ -1,6 +1,6 @@
 """A load generator that costs little: prebuilt bytes over connections that stay open, one request on each at a time.
 
-A process of its own, so that what it measures does not share its interpreter. Run as a script it prints one JSON object:
+A process of its own, so that what it measures does not share its interpreter. Run as a script it prints one object:
 
     python benchmarks/load.py HOST:PORT CONNECTIONS SECONDS < request
 
