@@ -111,7 +111,7 @@ def _what_matters(report: Report) -> Any:
     """All but what varies by itself."""
     return (
         report.serial, report.inventory, report.artifacts, report.address, report.mqtt, report.inference,
-        report.problems,
+        report.problems, report.profiles,
         tuple(msgspec.structs.replace(instance, measures=None) for instance in report.instances),
         tuple((flow.consumer, flow.shed, flow.reason) for flow in report.flows),
         frozenset(report.hears),

@@ -326,10 +326,10 @@ class State:
                 else:
                     commons.pop(row.site, None)
             elif isinstance(row, KnownProfile):
-                rows = {name: known for name, known in self.profiles.get(row.digest, {}).items() if name != row.hardware}
-                rows |= {row.hardware: new} if isinstance(new, KnownProfile) else {}
-                kept_profiles = {digest: mine for digest, mine in self.profiles.items() if digest != row.digest}
-                self.profiles = {**kept_profiles, row.digest: rows} if rows else kept_profiles
+                known = {h: found for h, found in self.profiles.get(row.digest, {}).items() if h != row.hardware}
+                known |= {row.hardware: new} if isinstance(new, KnownProfile) else {}
+                of_others = {digest: mine for digest, mine in self.profiles.items() if digest != row.digest}
+                self.profiles = {**of_others, row.digest: known} if known else of_others
             elif isinstance(row, Release):
                 releases = dict(self.releases) if releases is None else releases
                 app = f"{row.namespace}/{row.application}"

@@ -24,6 +24,11 @@ if TYPE_CHECKING:
 CALIBRATE_AT_ONCE = 16
 CALIBRATED_MAX = 1024
 """More samples than this make calibration slower, hardly better."""
+ELEMENTS = {
+    "float": 1, "uint8": 2, "int8": 3, "uint16": 4, "int16": 5, "int32": 6, "int64": 7, "string": 8, "bool": 9,
+    "float16": 10, "double": 11,
+}  # fmt: skip
+"""ONNX Runtime's words for types, as ONNX numbers them."""
 ATTEMPTS = ((True, False), (False, False), (True, True), (False, True))
 """By channel is the better way, and of all operators; the tools fail at either on some graphs, so the next is tried:
 whether by channel, and whether only what gains most."""
@@ -155,7 +160,35 @@ def _prepared(source: Path) -> Iterator[Path]:
                 quant_pre_process(source, ready, skip_symbolic_shape=True)
         except Exception:  # as above; what cannot be prepared may still be quantised
             ready = source
-        yield ready
+        yield _typed(ready, Path(directory) / "typed.onnx")
+
+
+def _typed(source: Path, target: Path) -> Path:
+    """The graph with the types of all that passes through it, as ONNX Runtime knows them: the tools leave alone what
+    has none, and ONNX's own inference knows nothing of what comes out of classical operators (scalers, encoders)."""
+    import onnx
+    from onnxruntime import InferenceSession
+
+    with _in_our_words("typed"):
+        model = onnx.shape_inference.infer_shapes(onnx.load(str(source)))
+        known = {v.name for v in (*model.graph.value_info, *model.graph.output) if v.type.tensor_type.elem_type}
+        lacking = [name for node in model.graph.node for name in node.output if name and name not in known]
+        if not lacking:
+            return source
+        wide = onnx.ModelProto()
+        wide.CopyFrom(model)
+        wide.graph.output.extend(onnx.helper.make_empty_tensor_value_info(name) for name in lacking)
+        session = InferenceSession(wide.SerializeToString(), providers=["CPUExecutionProvider"])
+        found = {port.name: port for port in session.get_outputs()}
+        for name in lacking:
+            inner = found[name].type[len("tensor(") : -1] if found[name].type.startswith("tensor(") else ""
+            kind = ELEMENTS.get(inner)
+            if kind is not None:
+                # No dimensions: a single number, or nobody knows. Said to be the first, it would be believed.
+                shape = [size if isinstance(size, (int, str)) else None for size in found[name].shape] or None
+                model.graph.value_info.append(onnx.helper.make_tensor_value_info(name, kind, shape))
+        onnx.save(model, str(target))
+    return target
 
 
 def _reader(session: Session, inputs: Mapping[str, Any]) -> Any:

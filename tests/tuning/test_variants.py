@@ -85,3 +85,23 @@ def test_what_has_nothing_to_quantise_is_refused(barren: Path, tmp_path: Path) -
 def test_another_signature_is_no_variant(classifier: Path, regression: Path) -> None:
     with pytest.raises(ArtifactRefused, match="not those of the version"):
         variants.is_interchangeable(signature_of(classifier), regression, is_fixed=False)
+
+
+def test_what_comes_out_of_classical_operators_is_quantised_too(classifier: Path, tmp_path: Path) -> None:
+    model = onnx.load(classifier)
+    scaler = onnx.helper.make_node(
+        "Scaler", ["image"], ["scaled"], domain="ai.onnx.ml", offset=[0.1] * 64, scale=[2.0] * 64
+    )
+    model.graph.node[0].input[0] = "scaled"
+    model.graph.node.insert(0, scaler)
+    model.opset_import.append(onnx.helper.make_opsetid("ai.onnx.ml", 3))
+    onnx.save(model, tmp_path / "scaled.onnx")
+    for make in (variants.quantised_dynamic, static):
+        make(tmp_path / "scaled.onnx", tmp_path / "made.onnx")
+        kinds = {w.data_type for w in onnx.load(tmp_path / "made.onnx").graph.initializer if len(w.dims) == 2}
+        assert kinds == {onnx.TensorProto.INT8}
+        before, after = (
+            Session(tmp_path / "scaled.onnx").run_all(INPUTS),
+            Session(tmp_path / "made.onnx").run_all(INPUTS),
+        )
+        assert float(np.mean(before["label"] == after["label"])) >= 0.9
