@@ -44,6 +44,8 @@ class FarInstance(Record):
 
 class FarAnswer(Record, forbid_unknown_fields=False):
     instances: tuple[FarInstance, ...] = ()
+    version: str = ""
+    """The version that was meant, where an alias was asked for."""
     relinked: bool = False
     """The node's link had no right to this namespace yet, and is being made anew: call in a moment."""
     error: str = ""
@@ -57,13 +59,18 @@ def namespaces_of(state: State, node: str) -> tuple[str, ...]:
     return tuple(sorted(found)[:NAMESPACES_MOST])
 
 
+def version_meant(state: State, wanted: FarWanted) -> str:
+    """A version's number, whether it was asked for by that or by an alias."""
+    model = state.model(wanted.namespace, wanted.model)
+    return model.spec.aliases.get(wanted.version, wanted.version) if model is not None else wanted.version
+
+
 def elsewhere(state: State, asker: str, wanted: FarWanted, now: int) -> tuple[FarInstance, ...]:
     """Instances at other sites, nearest first."""
     node = state.nodes.get(asker)
     if node is None:
         return ()
-    model = state.model(wanted.namespace, wanted.model)
-    version = model.spec.aliases.get(wanted.version, wanted.version) if model is not None else wanted.version
+    version = version_meant(state, wanted)
     above = _above(state, node.spec.site)
     found: list[tuple[int, int, int, FarInstance]] = []
     for app in sorted(state.users_of_model.get(f"{wanted.namespace}/{wanted.model}", ())):

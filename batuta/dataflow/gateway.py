@@ -73,7 +73,6 @@ class Gateway:
         await self.site.subscribe(subjects.ALL_SERVING, cb=self._hear)
         await self._near.open()
         if self.far is not None:
-            self.calls.why_not_far = lambda: self.far.why if self.far is not None else ""
             await self.far.open(self.calls)
         listener = socket.socket(fileno=self.order.listener)
         await self.door.open(listener)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from batuta.core.mesh_far import FarAnswer, FarWanted, elsewhere, namespaces_of
+from batuta.core.mesh_far import FarAnswer, FarWanted, elsewhere, namespaces_of, version_meant
 from batuta.kinds.base import encode_hook
 
 if TYPE_CHECKING:
@@ -48,7 +48,8 @@ class Elsewhere:
         relinked = bool(found) and self.relink(node, wanted.namespace)
         if relinked:
             self._counters.add("links_widened")
-        return _written(FarAnswer(instances=found, relinked=relinked))
+        meant = version_meant(self._state(), wanted)
+        return _written(FarAnswer(instances=found, version=meant if meant != wanted.version else "", relinked=relinked))
 
 
 def _written(answer: FarAnswer) -> bytes:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from batuta.core.mesh_far import TOLD_MOST, FarWanted, elsewhere, namespaces_of
+from batuta.core.mesh_far import TOLD_MOST, FarWanted, elsewhere, namespaces_of, version_meant
 from batuta.core.state import Change
 from tests.core.fleets import NOW, application, component, machines, model, node, settled, site, state_of
 
@@ -52,6 +52,8 @@ def test_versions_aliases_and_applications_are_told_apart() -> None:
     state = fleet(Change("desired", named.ref.key, msgspec.structs.replace(named, spec=spec)))
     for version, count in (("1", 3), ("champion", 3), ("2", 0), ("challenger", 0), ("nothing", 0)):
         assert len(told(state, wanted=msgspec.structs.replace(DIGITS, version=version))) == count
+        meant = {"champion": "1", "challenger": "2"}.get(version, version)
+        assert version_meant(state, msgspec.structs.replace(DIGITS, version=version)) == meant
     assert told(state, wanted=msgspec.structs.replace(DIGITS, application="other")) == []
     assert told(state, wanted=msgspec.structs.replace(DIGITS, application="app")) != []
     assert told(state, wanted=FarWanted(namespace="team", model="digits")) == []

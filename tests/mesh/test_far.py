@@ -14,7 +14,7 @@ from batuta.core.mesh_far import FarAnswer, FarInstance
 from batuta.fabric import subjects
 from batuta.fabric.base import Message
 from batuta.fabric.broker_config import GATEWAY_USER
-from tests.mesh.conftest import http, infer
+from tests.mesh.conftest import ONE, http, infer
 
 if TYPE_CHECKING:
     from tests.mesh.conftest import Yard
@@ -108,6 +108,33 @@ async def test_what_was_said_of_other_sites_outlives_the_gateway(yard: Yard) -> 
     # A new gateway, and nobody to ask: what the last one wrote down is enough.
     await yard.gateway("n1", far=True)
     assert (await infer(yard.ports["n1"])).headers["batuta-node"] == "n2"
+
+
+async def test_an_alias_means_what_the_hub_said_last(yard: Yard) -> None:
+    hub = await two_sites(yard, {"n1": ("default",)})
+    await yard.gateway("n1", far=True)
+    one = await yard.instance("n1", "1", version="1")
+    two = await yard.instance("n1", "2", version="2")
+    await yard.heard("n1", 2)
+
+    async def champion() -> str:
+        said = await http(yard.ports["n1"], "POST", "/v2/models/adder/versions/champion/infer", ONE)
+        assert said.status == 200, said
+        return said.headers["batuta-instance"]
+
+    hub.answer = FarAnswer(version="1")
+    assert await champion() == one.name
+    # It moves; what was said is asked for again in passing, so the news comes a little later.
+    hub.answer = FarAnswer(version="2")
+    async with asyncio.timeout(60):
+        while await champion() != two.name:  # noqa: ASYNC110
+            await asyncio.sleep(0.2)
+    # And it is known without a hub, also by the next gateway.
+    await hub.close()
+    assert await champion() == two.name
+    await yard.gateway("n1", far=True)
+    await yard.heard("n1", 2)
+    assert await champion() == two.name
 
 
 async def test_a_namespace_that_is_not_the_nodes_is_refused_in_words(yard: Yard) -> None:

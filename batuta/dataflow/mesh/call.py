@@ -66,6 +66,8 @@ class Calls:
         self._look_far = look_far
         self.why_not_far: Callable[[], str] = str
         """Why nobody at other sites was found, in words; "" when there is nothing to say."""
+        self.meant: Callable[[Wanted], Wanted] = _as_said
+        """With the version that an alias stands for."""
         self._born = clock_ms()
         self._alone: deque[asyncio.Future[None]] = deque()
         """Calls that have nobody to ask, first come first."""
@@ -274,7 +276,7 @@ class _Attempts:
         return found[chosen.key] if chosen is not None else None
 
     def _known(self, now: int) -> list[Known]:
-        found = self.calls.cards.of(self.wanted, now)
+        found = self.calls.cards.of(self.calls.meant(self.wanted), now)
         return found if self.ask.reach == "any" else [known for known in found if known.nearness == "local"]
 
     def _begin(self, known: Known, now: int) -> None:
@@ -441,6 +443,10 @@ class _Attempts:
         waited = ", ".join(sorted(known.key for known, _, _ in self.running.values()))
         detail = f"no answer yet from {waited}" if waited else self.why
         return refusal("deadline_passed", f"the deadline passed after {self.sent} attempts; {detail}")
+
+
+def _as_said(wanted: Wanted) -> Wanted:
+    return wanted
 
 
 def late(ask: Ask, now: int, past: Past | None = None) -> Reply:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import msgspec
 from nats.errors import Error as NatsError
@@ -60,6 +60,22 @@ KEPT_MOST: Final = 256
 FAR_BYTES_MAX: Final = 1 << 20
 
 
+class _Said(NamedTuple):
+    """What the hub said, and when."""
+
+    at: int
+    instances: tuple[FarInstance, ...] = ()
+    version: str = ""
+    """What an alias stands for."""
+
+    @property
+    def helps(self) -> bool:
+        return bool(self.instances or self.version)
+
+
+_NOTHING_SAID: Final = _Said(-HOLDS_MS)
+
+
 class Far:
     """One gateway's way to other sites. `client` is connected as the gateway in the node's account CONTROL."""
 
@@ -76,13 +92,13 @@ class Far:
         self._client = client
         self._path = FabricPath(client, subjects.gateway_inbox(node))
         self._file = Path(directory) / FAR_FILE
-        self._said: dict[Wanted, tuple[int, tuple[FarInstance, ...]]] = {}
-        """What the hub said, and when."""
+        self._said: dict[Wanted, _Said] = {}
         self._asking: dict[Wanted, asyncio.Task[bool]] = {}
         self._answering: set[asyncio.Task[None]] = set()
 
     async def open(self, calls: Calls) -> None:
         self.calls = calls
+        calls.meant, calls.why_not_far = self.meant, lambda: self.why
         self._remember()
         await self._path.open()
         await self._client.subscribe(subjects.far_answers_to(self.node), cb=self._path.hear)
@@ -95,16 +111,28 @@ class Far:
 
     async def look(self, wanted: Wanted) -> bool:
         """Whether anybody serves it elsewhere; asks the hub unless it said so lately."""
-        now = clock_ms()
-        at, instances = self._said.get(wanted, (-HOLDS_MS, ()))
-        if now - at < HOLDS_MS:
-            return bool(instances)
+        said = self._said.get(wanted, _NOTHING_SAID)
+        if clock_ms() - said.at < HOLDS_MS:
+            return said.helps
+        return await asyncio.shield(self._asked(wanted))
+
+    def meant(self, wanted: Wanted) -> Wanted:
+        """With the version that an alias stands for, as the hub said last; asked for again in passing, because aliases
+        move."""
+        said = self._said.get(wanted) if wanted.version else None
+        if said is None or not said.version:
+            return wanted
+        if clock_ms() - said.at >= HOLDS_MS:
+            self._asked(wanted)
+        return wanted._replace(version=said.version)
+
+    def _asked(self, wanted: Wanted) -> asyncio.Task[bool]:
         asking = self._asking.get(wanted)
         if asking is None:
             asking = self._asking[wanted] = asyncio.create_task(self._ask(wanted))
             asking.add_done_callback(lambda _: self._asking.pop(wanted, None))
-        # Whoever gives up waiting must not take the answer from the others.
-        return await asyncio.shield(asking)
+        # Whoever gives up waiting must not take the answer from the others: they shield it.
+        return asking
 
     async def _ask(self, wanted: Wanted) -> bool:
         question = msgspec.json.encode(FarWanted(**wanted._asdict()))
@@ -115,27 +143,31 @@ class Far:
         except (Unreached, TimeoutError, NatsError, msgspec.MsgspecError) as error:
             # The hub's process is away: what it said last still holds.
             self.why = f"the hub cannot be asked who serves it elsewhere ({error or type(error).__name__})"
-            return bool(self._said.get(wanted, (0, ()))[1])
+            before = self._said.get(wanted)
+            if before is not None:
+                self._said[wanted] = before._replace(at=clock_ms())
+            return before is not None and before.helps
         self.why = answer.message
         if answer.relinked:
             await asyncio.sleep(RELINKED_S)
-        self._learn(wanted, answer.instances, clock_ms())
+        said = _Said(clock_ms(), answer.instances, answer.version)
+        self._learn(wanted, said)
         self._keep()
-        return bool(answer.instances)
+        return said.helps
 
-    def _learn(self, wanted: Wanted, instances: tuple[FarInstance, ...], now: int) -> None:
+    def _learn(self, wanted: Wanted, said: _Said) -> None:
         if len(self._said) >= KEPT_MOST and wanted not in self._said:
             del self._said[min(self._said, key=lambda each: self._said[each][0])]
-        self._said[wanted] = (now, instances)
-        for each in instances:
+        self._said[wanted] = said
+        for each in said.instances:
             card = Card(
                 namespace=wanted.namespace, application=each.application, component=each.component,
                 instance=each.instance, node=each.node, model=wanted.model, version=each.version, ready=True,
             )  # fmt: skip
-            self.cards.put(card, each.nearness, now)
+            self.cards.put(card, each.nearness, said.at)
 
     def _keep(self) -> None:
-        rows = [(wanted, instances) for wanted, (_, instances) in self._said.items() if instances]
+        rows = [(wanted, said.instances, said.version) for wanted, said in self._said.items() if said.helps]
         try:
             new = self._file.with_name(f".{FAR_FILE}.new")
             new.write_bytes(msgspec.json.encode(rows))
@@ -147,16 +179,18 @@ class Far:
         """What an earlier gateway was told; asked for again at the first call, used if there is no answer."""
         try:
             with self._file.open("rb") as file:
-                rows = msgspec.json.decode(file.read(FAR_BYTES_MAX), type=list[tuple[Wanted, tuple[FarInstance, ...]]])
+                rows = msgspec.json.decode(
+                    file.read(FAR_BYTES_MAX), type=list[tuple[Wanted, tuple[FarInstance, ...], str]]
+                )
         except FileNotFoundError:
             return
         except (OSError, msgspec.MsgspecError) as error:
             log.warning("what was known of other sites cannot be read: %s", error)
             return
         now = clock_ms()
-        for wanted, instances in rows[:KEPT_MOST]:
-            self._learn(wanted, instances, now)
-            self._said[wanted] = (now - HOLDS_MS, instances)
+        for wanted, instances, version in rows[:KEPT_MOST]:
+            self._learn(wanted, _Said(now, instances, version))
+            self._said[wanted] = self._said[wanted]._replace(at=now - HOLDS_MS)
 
     # --- Calling ---
 
