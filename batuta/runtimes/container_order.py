@@ -117,6 +117,9 @@ def variables(order: Order, use: ContainerUse, starts: int) -> dict[str, str]:
     else:
         for name in ("BATUTA_NATS_URL", "BATUTA_NATS_CREDENTIALS", "BATUTA_NATS_DOMAIN", "BATUTA_MQTT"):
             del told[name]
+    if use.network != "host":
+        # The inference gateway listens at the node's loopback, which is another one in there.
+        del told["BATUTA_INFERENCE_URL"]
     return {**told, "BATUTA_START": str(starts), **use.env}
 
 
