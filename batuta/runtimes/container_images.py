@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from batuta.errors import RuntimeFailure
-from batuta.runtimes.container_archive import Question, look
 from batuta.runtimes.container_http import EngineRefused
+from batuta.runtimes.container_look import Question, look
 from batuta.runtimes.kept import write_whole
 
 if TYPE_CHECKING:
