@@ -1,14 +1,18 @@
 """How fast Batuta places, and how well: 10,000 instances of 100 applications onto 1,000 to 100,000 nodes, on one core.
 
-    python benchmarks/placement.py [--json] [--sizes 1000,5000] [--modes plain,all_rules] [--problems 200] [--profile]
+    python benchmarks/placement.py [--json] [--sizes 1000,5000] [--modes plain,all_rules] [--problems 200]
+                                   [--preempt 5000] [--profile FILE]
 
 Applications have unlike needs, 5 to 500 instances each, and arrive one at a time; for each rule a tenth of the nodes is
 unfit. What is timed is a whole turn of the hub without its wires: the application is folded into the State, what it
 touches is found, `decide` turns the State into a Decision, and the Decision is folded back. Nothing is left for later:
-a turn also confirms what the turn before it decided, as the hub's loop does.
+a turn also makes sure that what the turn before it decided came just so, as the hub's loop does.
 
 `p99_ms` is one placement alone: an application of one instance, from its arrival to the State that holds its place, in
 the fleet that the ten thousand have filled. `p99_application_ms` is the same for each of the hundred.
+
+Preemption (`benchmarks/placement_preempt.py`) has a row of its own: a hundred instances of a high priority arrive in a
+fleet of 5,000 nodes that is full.
 
 Quality (`benchmarks/placement_quality.py`) compares with the optimum that OR-Tools CP-SAT proves; it needs the extra
 `batuta[bench]` and is left out, and said so, without it.
@@ -140,6 +144,7 @@ def main() -> int:
     options.add_argument("--sizes", default=",".join(map(str, SIZES)), help="numbers of nodes, separated by commas")
     options.add_argument("--modes", default=",".join(MODES), help="plain, all_rules")
     options.add_argument("--problems", type=int, default=200, help="problems to solve exactly; 0 leaves quality out")
+    options.add_argument("--preempt", type=int, default=5_000, help="nodes of the full fleet; 0 leaves it out")
     options.add_argument("--seed", type=int, default=1)
     options.add_argument("--profile", metavar="FILE", help="profile the first size and mode instead of timing it")
     chosen = options.parse_args()
@@ -171,9 +176,17 @@ def main() -> int:
         field: {size: {mode: getattr(f, field) for mode, f in by_mode.items()} for size, by_mode in found.items()}
         for field in ("placements_per_s", "placements_per_cpu_s", "p99_ms", "p50_ms", "p99_application_ms", "placed")
     }
+    preempted = None
+    if chosen.preempt:
+        import placement_preempt
+
+        preempted = placement_preempt.measure(chosen.preempt, chosen.seed)
+        print("preemption: " + placement_preempt.show(chosen.preempt, preempted).strip())
     peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
     outcome: dict[str, object] = {**figures, "rss_mb": round(peak_mb, 1)}
     print(f"peak resident memory {peak_mb:.0f} MB")
+    if preempted is not None:
+        outcome["preemption"] = {"nodes": chosen.preempt, **preempted._asdict()}
     if chosen.problems:
         outcome["quality"] = quality(chosen.problems, chosen.seed)
     if chosen.json:

@@ -69,7 +69,7 @@ def fleet_rows(nodes: int, mode: str, seed: int) -> list[Change]:
     rows += [_model(k) for k in range(MODELS)]
     rows += [_policy(name, **spec) for name, spec in POLICIES.items() if rules]
     rows.append(
-        _application(
+        application(
             "everywhere",
             Component(
                 name="watch",
@@ -135,12 +135,12 @@ def applications(nodes: int, mode: str, seed: int) -> list[Change]:
     while sum(counts) != INSTANCES:
         k = draw.randrange(APPLICATIONS)
         counts[k] = min(500, max(5, counts[k] + (1 if sum(counts) < INSTANCES else -1)))
-    return [_application(f"app-{k:03}", _component(nodes, mode, count, draw)) for k, count in enumerate(counts)]
+    return [application(f"app-{k:03}", _component(nodes, mode, count, draw)) for k, count in enumerate(counts)]
 
 
 def small_application(nodes: int, mode: str, k: int, seed: int) -> Change:
     """One instance alone."""
-    return _application(f"one-{k:04}", _component(nodes, mode, 1, random.Random(f"{seed} one {k}")))
+    return application(f"one-{k:04}", _component(nodes, mode, 1, random.Random(f"{seed} one {k}")))
 
 
 def _component(nodes: int, mode: str, count: int, draw: random.Random) -> Component:
@@ -174,7 +174,7 @@ def _component(nodes: int, mode: str, count: int, draw: random.Random) -> Compon
     )
 
 
-def _application(name: str, *components: Component) -> Change:
+def application(name: str, *components: Component) -> Change:
     kind = Application(metadata=Metadata(name=name), spec=ApplicationSpec(components=components))
     return Change("desired", kind.ref.key, kind)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from operator import attrgetter
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from batuta.core.decided import Capture, Fence, Instance, Release, fence_key, release_key
 from batuta.core.liveness import Ears, heard_at, missed_ms
@@ -58,6 +58,11 @@ class Draft:
         self.books: dict[tuple[str, str], Books | None] = {}
         """By application and component: what of it is missing, where somebody asked (`core.budget`)."""
         self.rooms = Rooms(self)
+        self.stirred: dict[str, int] = {}
+        """By application: counts what was given or taken of it."""
+        self.below: dict[int, Any] = {}
+        self.ready_slots: dict[tuple[str, str], tuple[int, frozenset[str]]] = {}
+        """These two are kept for `core.preempt`."""
         self._instances: dict[str, list[Instance]] = {}
         self._insisted: dict[str, int] = {}
         self._held: dict[str, list[Held]] = {}
@@ -331,6 +336,7 @@ class Draft:
     def _holders(self, app: str) -> list[Held]:
         if app not in self._held:
             self._held[app] = list(self.state.held.get(app, ()))
+        self.stirred[app] = self.stirred.get(app, 0) + 1
         return self._held[app]
 
     def _shift(self, node: str, instance: Instance, count: int, load: Load | None = None) -> None:

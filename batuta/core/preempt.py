@@ -19,21 +19,25 @@ import numpy as np
 from batuta.core.budget import spare
 from batuta.core.care import fence_of
 from batuta.core.constraints import FILTERS, fitting
-from batuta.core.load import load_of
+from batuta.core.load import Load, load_of
 from batuta.core.rank import Choice
 from batuta.core.reasons import Reason
 from batuta.core.standing import Displaced
+from batuta.core.state import Held
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from batuta.core.care import Care
+    from batuta.core.decided import Instance
     from batuta.core.draft import Draft
     from batuta.core.fleet import Fleet, Ints
-    from batuta.core.state import Held, State
+    from batuta.core.state import State
     from batuta.core.wish import Wish
 
 LOWEST = -1000
+HIGHEST = 2**31
+"""Above all priorities: of what nobody wants any more, whose room is given up anyway."""
 NODES_WEIGHED_MAX = 32
 """Of the nodes on which room could be made, so many are weighed: those that lack least."""
 
@@ -94,13 +98,24 @@ def make_way(care: Care, wish: Wish) -> Choice | None:
         return None
     priority = priority_of(draft.state, ask.app)
     below = _below(draft, priority)
-    if not below:
+    if not below.held:
         return None
     best: tuple[Harm, int, list[Held]] | None = None
+    weighed = 0
     for row in _rows(care, wish, below):
-        victims = _fewest(draft, wish, row, below[row])
-        if victims:
-            harm = _harm(draft, victims, int(draft.fleet.rank[row]))
+        if weighed == NODES_WEIGHED_MAX:
+            break
+        rank, there = int(draft.fleet.rank[row]), below.held[row]
+        least = min(priority_of(draft.state, held.instance.app) for held in there)
+        if best is not None and Harm(least, 0, 1, least, rank) > best[0]:
+            weighed += 1  # At its best it would do more harm.
+            continue
+        may_go = [held for held in there if spare(draft, held) != 0]
+        if not may_go or (len(may_go) < len(there) and not _fits_without(wish, draft.fleet, row, may_go)):
+            continue
+        weighed += 1
+        if victims := _fewest(draft, wish, row, may_go):
+            harm = _harm(draft, victims, rank)
             best = min(best, (harm, row, victims)) if best is not None else (harm, row, victims)
     if best is None:
         return None
@@ -136,39 +151,105 @@ def _displace(draft: Draft, held: Held, by: str, priority: int) -> None:
 # --- Whom, and where --------------------------------------------------------------------------------------------------
 
 
-def _below(draft: Draft, priority: int) -> dict[int, list[Held]]:
-    """By row: what has a lower priority there and may be displaced as far as budgets go."""
-    found: dict[int, list[Held]] = {}
-    for app in sorted(draft.holding_apps()):
-        if draft.state.application(app) is None or priority_of(draft.state, app) >= priority:
-            continue
-        for held in draft.held(app):
-            row = draft.fleet.row_of.get(held.node)
-            if row is not None and spare(draft, held) != 0:
-                found.setdefault(row, []).append(held)
+class _Below:
+    """What has a lower priority, by row, budgets aside; and what all of it on a row takes together."""
+
+    def __init__(self, draft: Draft, priority: int) -> None:
+        self.draft, self.priority = draft, priority
+        self.held: dict[int, list[Held]] = {}
+        capacity = draft.fleet.capacity
+        self.cpu_millis, self.memory_bytes = np.zeros(capacity, np.int64), np.zeros(capacity, np.int64)
+        self.disk_bytes, self.instances = np.zeros(capacity, np.int64), np.zeros(capacity, np.int64)
+        self.claims: dict[int, list[Load]] = {}
+        self._priorities: dict[tuple[str, str], int] = {}
+        self._moves, self._seen = draft.fleet.moves, len(draft.fleet.moves)
+        fleet = draft.fleet
+        for row in np.flatnonzero(fleet.present & (fleet.instances > 0)).tolist():
+            self._read(row)
+
+    def follow(self) -> None:
+        """Look again where something came or went."""
+        assert self._moves is self.draft.fleet.moves, "what another decision counted"
+        for row in {row for row, _, _ in self._moves[self._seen :]}:
+            self._read(row)
+        self._seen = len(self._moves)
+
+    def lay(self, count: int) -> None:
+        """Think all of it away (-1), or put it back (1)."""
+        fleet = self.draft.fleet
+        fleet.lays += 1
+        fleet.cpu_free -= self.cpu_millis * count
+        fleet.memory_free -= self.memory_bytes * count
+        fleet.disk_free -= self.disk_bytes * count
+        fleet.instances += self.instances * count
+        for row, loads in self.claims.items():
+            for load in loads:
+                fleet.lay(row, load, count)
+
+    def _read(self, row: int) -> None:
+        node = self.draft.fleet.names[row]
+        there = [Held(node, i) for i in self.draft.instances(node) if self._is_lower(i)]
+        self.claims.pop(row, None)
+        if there:
+            self.held[row] = there
+        else:
+            self.held.pop(row, None)
+        cpu = memory = disk = 0
+        for held in there:
+            load = load_of(held.instance)
+            cpu, memory, disk = cpu + load.cpu_millis, memory + load.memory_bytes, disk + load.disk_bytes
+            if load.claims:
+                self.claims.setdefault(row, []).append(Load(0, 0, 0, load.claims))
+        self.cpu_millis[row], self.memory_bytes[row], self.disk_bytes[row] = cpu, memory, disk
+        self.instances[row] = len(there) - len(self.claims.get(row, ()))
+
+    def _is_lower(self, instance: Instance) -> bool:
+        app = (instance.namespace, instance.application)
+        found = self._priorities.get(app)
+        if found is None:
+            state = self.draft.state
+            is_wanted = state.application(instance.app) is not None
+            found = self._priorities[app] = priority_of(state, instance.app) if is_wanted else HIGHEST
+        return found < self.priority
+
+
+def _below(draft: Draft, priority: int) -> _Below:
+    """Read once for a decision, and followed."""
+    found = draft.below.get(priority)
+    if found is None:
+        found = draft.below[priority] = _Below(draft, priority)
+    else:
+        found.follow()
     return found
 
 
-def _rows(care: Care, wish: Wish, below: dict[int, list[Held]]) -> list[int]:
-    """Where it would fit if all those were gone, those that lack least first."""
+def _rows(care: Care, wish: Wish, below: _Below) -> list[int]:
+    """Where it would fit if all those were gone, budgets aside; those that lack least first."""
     fleet = care.fleet
     rows = wish.rows()
-    rows = rows[np.isin(rows, np.array(sorted(below), np.int64))]
-    _lay(fleet, rows.tolist(), below, -1)
+    rows = rows[below.cpu_millis[rows] + below.memory_bytes[rows] + below.instances[rows] > 0]
+    below.lay(-1)
     try:
         fits = _passing(wish, fleet, rows)
     finally:
-        _lay(fleet, rows.tolist(), below, 1)
+        below.lay(1)
     lack = np.maximum(0, care.ask.memory_bytes - fleet.memory_free[fits]) * 1000 // max(1, care.ask.memory_bytes)
     lack += np.maximum(0, care.ask.cpu_millis - fleet.cpu_free[fits]) * 1000 // max(1, care.ask.cpu_millis)
     ordered: list[int] = fits[np.lexsort((fleet.rank[fits], lack))].tolist()
-    return ordered[:NODES_WEIGHED_MAX]
+    return ordered
 
 
-def _lay(fleet: Fleet, rows: Iterable[int], below: dict[int, list[Held]], count: int) -> None:
-    for row in rows:
-        for held in below[row]:
-            fleet.lay(row, load_of(held.instance), count)
+def _fits_without(wish: Wish, fleet: Fleet, row: int, gone: list[Held]) -> bool:
+    _lay(fleet, row, gone, -1)
+    try:
+        return bool(_passing(wish, fleet, np.array([row], np.int64)).size)
+    finally:
+        _lay(fleet, row, gone, 1)
+
+
+def _lay(fleet: Fleet, row: int, those: Iterable[Held], count: int) -> None:
+    for held in those:
+        fleet.lay(row, load_of(held.instance), count)
 
 
 def _passing(wish: Wish, fleet: Fleet, rows: Ints, *, fixed: bool = True) -> Ints:
@@ -183,7 +264,7 @@ def _fewest(draft: Draft, wish: Wish, row: int, there: Sequence[Held]) -> list[H
     fleet, only = draft.fleet, np.array([row], np.int64)
     gone: list[Held] = []
     dearest = sorted(there, key=lambda h: (-priority_of(draft.state, h.instance.app), *_worth(draft, h)))
-    _lay(fleet, [row], {row: list(there)}, -1)
+    _lay(fleet, row, there, -1)
     try:
         for held in dearest:
             fleet.lay(row, load_of(held.instance), 1)
@@ -191,7 +272,7 @@ def _fewest(draft: Draft, wish: Wish, row: int, there: Sequence[Held]) -> list[H
                 fleet.lay(row, load_of(held.instance), -1)
                 gone.append(held)
     finally:
-        _lay(fleet, [row], {row: gone}, 1)
+        _lay(fleet, row, gone, 1)
     return gone if _within_budgets(draft, gone) else []
 
 
@@ -232,13 +313,12 @@ def _harm(draft: Draft, gone: Sequence[Held], rank: int) -> Harm:
 def _ready_beside(draft: Draft, held: Held) -> int:
     """Other slots of its component that are ready."""
     i = held.instance
-    return len(
-        {
-            h.instance.slot
-            for h in draft.held(i.app)
-            if h.instance.component == i.component and h.instance.slot != i.slot and _is_ready(draft, h)
-        }
-    )
+    key, stirred = (i.app, i.component), draft.stirred.get(i.app, 0)
+    known = draft.ready_slots.get(key)
+    if known is None or known[0] != stirred:
+        mine = (h for h in draft.held(i.app) if h.instance.component == i.component)
+        known = draft.ready_slots[key] = (stirred, frozenset(h.instance.slot for h in mine if _is_ready(draft, h)))
+    return len(known[1]) - (i.slot in known[1])
 
 
 def _is_ready(draft: Draft, held: Held) -> bool:
