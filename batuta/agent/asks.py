@@ -31,6 +31,10 @@ class HubSource:
     def __init__(self, fabric: Fabric) -> None:
         self.fabric = fabric
 
+    @property
+    def is_connected(self) -> bool:
+        return self.fabric.is_connected
+
     async def recipe(self, digest: str, offset: int, length: int) -> Part:
         head, data = await self._ask("recipe", RecipeWanted(digest, offset, length), digest)
         if head.size < 0 or head.bytes < 0 or not head.recipe:

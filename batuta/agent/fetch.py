@@ -67,6 +67,9 @@ class Part(NamedTuple):
 class Source(Protocol):
     """The hub. Raises FabricUnavailable when it cannot be asked, ArtifactRefused when it says no, Held when not yet."""
 
+    @property
+    def is_connected(self) -> bool: ...
+
     async def recipe(self, digest: str, offset: int, length: int) -> Part: ...
 
     async def chunks(self, wanted: ChunksWanted) -> Sequence[bytes | memoryview[int]]: ...
@@ -103,6 +106,7 @@ class Fetch:
         self._wake = asyncio.Event()
         self._failure: Exception | None = None
         self._began = _now()
+        self._settled = self._began
         self._pace = Pace()
         self._card_at = self._told_at = -CARD_EVERY_MS
         self._card_has = -1
@@ -128,6 +132,7 @@ class Fetch:
         before = [task for task, source in self._tasks.items() if source == HUB]
         asyncio.get_running_loop().call_later(LATE_AFTER_S, lambda: [task.cancel() for task in before])
         self._pace.open()
+        self._settled = _now()
         self._wake.set()
 
     # --- The list ---
@@ -234,6 +239,7 @@ class Fetch:
                 hub_asks=self._pace.asks(now),
                 hub_chunks=self._pace.chunks,
                 patience_ms=max(STALLED_AFTER_MS, 3 * self._pace.last_ms),
+                settled=self._settled if self.source.is_connected else now,
             )
         )
 

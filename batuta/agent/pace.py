@@ -11,8 +11,10 @@ from typing import Final
 from batuta.core.delivery import CHUNKS_PER_ASK
 
 HUB_ASKS_MOST: Final = 4
-SLOWER_BY_MS: Final = 350
+SLOWER_BY_MS: Final = 150
 """An answer that takes so much longer than the quickest: then this node asks less."""
+TWO_AT_ONCE_BELOW_MS: Final = 500
+"""An answer that takes longer brings one chunk."""
 GAP_MOST_MS: Final = 10_000
 PAUSE_FIRST_MS: Final = 200
 PAUSE_MOST_MS: Final = 5_000
@@ -24,7 +26,7 @@ class Pace:
     def __init__(self) -> None:
         self.chunks = 1
         self.last_ms = 0
-        self._most = 2
+        self._most = 1
         self._quickest_ms: int | None = None
         self._gap_ms = 0
         self._next_at = 0
@@ -46,7 +48,7 @@ class Pace:
         quickest = self._quickest_ms = took_ms if self._quickest_ms is None else min(self._quickest_ms, took_ms)
         slower_ms = took_ms - quickest
         if slower_ms <= SLOWER_BY_MS:
-            self.chunks = CHUNKS_PER_ASK if took_ms < 2 * SLOWER_BY_MS else self.chunks
+            self.chunks = CHUNKS_PER_ASK if took_ms < TWO_AT_ONCE_BELOW_MS else self.chunks
             self._gap_ms //= 2
             if not self._gap_ms:
                 self._most = min(HUB_ASKS_MOST, self._most + 1)

@@ -73,6 +73,8 @@ class View(NamedTuple):
     peer_asks: int = 2
     """So many to neighbours, one to each."""
     patience_ms: int = STALLED_AFTER_MS
+    settled: int = 0
+    """Instant since which the uplink has worked as it does now: before it, nobody could bring anything in."""
 
 
 class Ask(NamedTuple):
@@ -102,7 +104,8 @@ def plan(view: View) -> Plan:
         missing &= ~_set(ask.chunks)
     for peer in present:
         missing &= ~peer.has  # it will be this one's turn
-    moving = [p for p in present if p.wants and view.now - max(p.moved_at, p.since) <= view.patience_ms]
+    waited = view.now - view.patience_ms
+    moving = [p for p in present if p.wants and max(p.moved_at, p.since, view.settled) >= waited]
     alone = missing
     for peer in moving:
         missing &= ~peer.claims

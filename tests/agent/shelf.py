@@ -33,6 +33,8 @@ def chunk_of(data: bytes, n: int, cut: int = CUT) -> bytes:
 class Shelf:
     """A source with a link that can break after so many questions."""
 
+    is_connected = True
+
     def __init__(self, *files: bytes) -> None:
         self.files = {digest_of(data): data for data in files}
         self.asked: list[tuple[int, ...]] = []

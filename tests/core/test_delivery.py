@@ -80,6 +80,12 @@ def test_on_a_slow_uplink_a_neighbour_is_given_as_much_time_as_we_need_ourselves
     assert plan(view(peers=[slow], patience_ms=4 * STALLED_AFTER_MS)).asks == ()
 
 
+def test_a_cut_of_the_uplink_is_nobodys_fault() -> None:
+    """All of the site got nothing for minutes. When the link is back, each goes on with what it had asked for."""
+    waiting = peer(moved_at=NOW - 300_000, claims=ALL)
+    assert plan(view(peers=[waiting], settled=NOW - 1_000)).asks == ()
+
+
 def test_who_has_just_come_waits_until_the_others_know_and_they_wait_until_it_takes_part() -> None:
     assert plan(view(began=NOW - GATHER_MS + 1, has_neighbours=True)).asks == ()
     assert plan(view(began=NOW, has_neighbours=False)).asks, "nobody else is there"
