@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from batuta.core.observed import InstanceReport, Report
     from batuta.kinds.autoscale import Autoscale
 
+SETTLED_MS = 1_000
+"""For so long after there are fewer the load asks for nothing: what was measured is of as many as there were before."""
 SAMPLE_MS = 30_000
 """How far apart messages are counted, for a rate."""
 
@@ -73,6 +75,20 @@ def scale(notes: Notes, app: str, released: Released) -> Released:
     return with_count(released, after.count)
 
 
+def scale_again(notes: Notes, app: str, released: Released) -> None:
+    """What was just given is not measured yet, so it may be that nothing asks for fewer any more. It is noted now: to
+    decide again must find nothing."""
+    autoscale, draft = released.component.replicas.autoscale, notes.draft
+    before = row_of(draft, app, released.component.name)
+    if autoscale is None or before is None or not draft.is_drafted(app):
+        return
+    after = step(before, autoscale, draft.now, read(draft, app, released))
+    if after != before and after.count == before.count:
+        draft.write_standing(after)
+        if after.look_at is not None:
+            draft.wake(after.look_at)
+
+
 def as_scaled(draft: Draft, app: str, released: Released) -> Released:
     """The same for readers: what is remembered, and what it would begin with."""
     autoscale = released.component.replicas.autoscale
@@ -112,6 +128,11 @@ def step(row: Scaled, autoscale: Autoscale, now: int, reading: Reading, *, is_ne
     count = min(max(start, limits.min), limits.max)
     because = row.because if count == row.count and not is_new else limits.because
     wanted, load = _wanted(row, autoscale, reading, count, limits)
+    settles_at = row.settles_at if now < row.settles_at <= now + SETTLED_MS else None
+    if count < row.count and autoscale.load is not None:
+        settles_at = now + SETTLED_MS
+    if settles_at is not None:
+        wanted = count
     since, to, ends = now, wanted, now
     heading = "up" if wanted > count else "down" if wanted < count else None
     if heading is not None:
@@ -125,16 +146,18 @@ def step(row: Scaled, autoscale: Autoscale, now: int, reading: Reading, *, is_ne
             heading = None
         elif ends <= now:
             because = f"load {load:.2f}"
+            settles_at = now + SETTLED_MS if to < count else None
             count, since, to = to, now, wanted
-            heading = None if to == count else heading
+            heading = None if to == count or settles_at is not None else heading
             ends = since + int(autoscale.up_after_ms if heading == "up" else autoscale.down_after_ms)
-    looks = [limits.edge, ends if heading is not None else None]
+    looks = [limits.edge, ends if heading is not None else None, settles_at]
     if row.sampled_at is not None:
         looks.append(row.sampled_at + SAMPLE_MS)
     return msgspec.structs.replace(
         row,
         count=count,
         since=now if is_new or count != row.count else row.since,
+        settles_at=settles_at or 0,
         because=because,
         heading=heading,
         heading_since=since if heading is not None else 0,

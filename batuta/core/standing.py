@@ -69,6 +69,8 @@ class Scaled(Standing, kw_only=True):
     """The load has been asking for more, or for fewer, since `heading_since`, and for `heading_to` at least."""
     heading_since: int = 0
     heading_to: int = 0
+    settles_at: int = 0
+    """Until then the load is not followed: there are fewer since just now, and what was measured is of more."""
     sampled_at: int | None = None
     """When the messages taken in were last counted, how many they were, and how many a second came until then."""
     sampled: int = 0

@@ -13,7 +13,7 @@ import numpy as np
 
 from batuta.core import heal
 from batuta.core.at_rest import is_at_rest, note_rest
-from batuta.core.autoscale import scale, settle_scaled
+from batuta.core.autoscale import scale, scale_again, settle_scaled
 from batuta.core.care import Care, Holder, Notes, counted, fence_of, lift
 from batuta.core.fill import fill_new
 from batuta.core.moves import expire_moves, settle_moving
@@ -72,6 +72,8 @@ def tend(draft: Draft, app: str) -> Tended:
                 _retire(draft, held)
     _settle_fences(notes, app, wanted)
     settle_displaced(draft, app, notes.wanted)
+    for released in components if autoscaled else ():
+        scale_again(notes, app, released)
     settle_scaled(draft, app, autoscaled)
     settle_moving(notes, app)
     settle_rooms(notes, app)

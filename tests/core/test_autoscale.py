@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from batuta.core import autoscale
-from batuta.core.autoscale import Reading, bounds, step
+from batuta.core.autoscale import SETTLED_MS, Reading, bounds, step
 from batuta.core.decide import decide
 from batuta.core.observed import Flow, Measures
 from batuta.core.standing import Scaled
@@ -256,6 +256,33 @@ class TestInAFleet:
         flows = msgspec.structs.replace(state.observed["b"], flows=(Flow(consumer="default_app_read", stored=9),))
         after = state.with_changes([Change("observed", "b", flows)])
         assert "application/default/app" in touched(state, after, NOW, NOW)
+
+    def test_what_was_measured_of_more_says_nothing_of_fewer(self):
+        """Those that are left were measured while there were others beside them: to decide again finds nothing, and a
+        moment later they are followed again. `decided` holds it to that."""
+        state = settled(state_of(machines("a", "b", "c", "d"), scaled_application(scaling(least=1, up=0))))
+        state = settled(measured(state, 200.0))
+        count = of(state).count
+        assert count == 4
+        state, _ = decided(measured(state, 18.5))
+        later = NOW + 300 * S
+        state, _ = decided(beats(state, later), later)
+        assert of(state).count == 2
+        assert of(state).heading is None
+        assert of(state).look_at == later + SETTLED_MS
+        state, _ = decided(beats(state, of(state).look_at), of(state).look_at)
+        assert (of(state).count, of(state).heading, of(state).heading_to) == (2, "down", 1)
+
+    def test_what_was_just_given_asks_for_nothing_yet(self):
+        """One is lost and given anew while the load asks for fewer: what is not measured never does, from the very
+        decision on that gave it."""
+        state = settled(state_of(machines("a", "b"), scaled_application(scaling(least=1, up=0))))
+        state = settled(measured(state, 100.0))
+        state, _ = decided(measured(state, 20.0))
+        assert of(state).heading == "down"
+        gone = state.with_changes([Change("desired", "nodes.b", None)])
+        state, _ = decided(gone)
+        assert of(state).heading is None
 
     def test_what_waits_in_all_inboxes_of_its_sites_counts(self):
         state = settled(state_of(machines("a", "b"), scaled_application(scaling("queue.stored / 100.0", up=0))))
