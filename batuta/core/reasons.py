@@ -125,13 +125,13 @@ CATALOGUE: dict[str, Entry] = {
         "it was asked to move, and the node cannot take it now", "wait; it is asked for ten minutes", waits=True
     ),
     "move_unknown": Entry("there is no such move to make", "see where it is: `batuta why APP`"),
-    "making_room": Entry("the old instance stops first: both do not fit", "wait", waits=True),
-    # On the node.
     "disruption_budget": Entry(
         "no more of it may be missing there by our own doing",
         "bring back what is missing, or allow more in rollout.disruption of the application",
         waits=True,
     ),
+    "making_room": Entry("the old instance stops first: both do not fit", "wait", waits=True),
+    # On the node.
     "fetching": Entry("its artifact is on the way", "wait", waits=True),
     "window_closed": Entry(
         "its artifact waits for the hours in which the uplink takes it",
@@ -154,6 +154,9 @@ CATALOGUE: dict[str, Entry] = {
     ),
     "backing_off": Entry("it failed and waits before the next try", "see `batuta logs`", waits=True),
     "exited": Entry("its process ended", "see `batuta logs`"),
+    "memory_exceeded": Entry(
+        "it took more memory than it was promised, and was ended", "raise resources.memory of the component"
+    ),
     "engine_unreachable": Entry(
         "the node's container engine does not answer; what it runs may go on",
         "start Podman's or Docker's socket on the node",

@@ -70,7 +70,7 @@ class Keeping(Generic[RunT]):
         assert run.kept.exit is not None
         last = run.kept.logs.last_lines()
         words = run.kept.exit.words + (f": {last}" if last else "")
-        return Condition(state="gone", detail=words, code="exited")
+        return Condition(state="gone", detail=words, code=run.kept.exit.code)
 
     # --- The contract ---
 

@@ -41,6 +41,8 @@ class Exit(NamedTuple):
     words: str
     asked: bool
     """It was told to end."""
+    code: str = "exited"
+    """The Reason code for it."""
 
 
 class Kept:
@@ -120,7 +122,8 @@ class Kept:
         if self._asked_until is not None:
             grace_s = self._asked_until - asyncio.get_running_loop().time()
         await end_all(self.directory, sessions=(self.pid,), grace_s=grace_s)
-        self.exit = Exit(words, self._asked_until is not None)
+        code = "memory_exceeded" if self._verdict else "exited"
+        self.exit = Exit(words, self._asked_until is not None, code)
         self.ended.set()
 
     def _look(self, *, whole_session: bool) -> None:

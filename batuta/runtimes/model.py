@@ -26,10 +26,14 @@ from batuta.runtimes.kept import starts_so_far, write_whole
 from batuta.runtimes.sandbox import Limits, Program
 
 if TYPE_CHECKING:
+    from batuta.kinds.model import Format
     from batuta.runtimes.base import Handle, Order
     from batuta.runtimes.kept import Kept
 
 WORKER = "batuta.dataflow.worker"
+WORKER_NEEDS = ("numpy", "httptools", "uvloop")
+LOADS = {"onnx": "onnxruntime", "tflite": "ai_edge_litert"}
+"""By format: the module that loads it."""
 # What Python, NumPy and ONNX Runtime take before any model is loaded. A component's memory is for its model.
 WORKER_BASE_BYTES = 128 << 20
 
@@ -63,12 +67,14 @@ class ModelRun(Run):
 
 
 class ModelRuntime(Keeping[ModelRun]):
-    """ONNX models, each in a process of its own."""
+    """Models of one format, each in a process of its own."""
 
-    name = "onnx"
+    def __init__(self, how: Format = "onnx") -> None:
+        super().__init__()
+        self.name = how
 
     def available(self) -> bool:
-        return super().available() and all(importlib.util.find_spec(each) for each in ("numpy", "onnxruntime"))
+        return super().available() and all(importlib.util.find_spec(each) for each in (*WORKER_NEEDS, LOADS[self.name]))
 
     def program(self, order: Order) -> Program:
         instance = order.instance
