@@ -17,10 +17,9 @@ from batuta.core.autoscale import as_scaled
 from batuta.core.wish import Ask, slots_of
 
 if TYPE_CHECKING:
-    from batuta.core.decided import Instance
+    from batuta.core.decided import Released
     from batuta.core.draft import Draft
     from batuta.core.state import Held
-    from batuta.core.wish import Slot
     from batuta.kinds.application import Disruption
 
 SITE = ""
@@ -40,17 +39,23 @@ class Domain(NamedTuple):
 class Books:
     """Of one component: which of its replicas are missing, by domain, as drafted."""
 
-    def __init__(self, draft: Draft, app: str, component: str, limits: dict[str, int], slots: list[Slot]) -> None:
-        self.draft, self.app, self.component = draft, app, component
+    def __init__(self, draft: Draft, app: str, released: Released, limits: dict[str, int]) -> None:
+        self.draft, self.app, self.component = draft, app, released.component.name
+        self.after_ms = max(int(released.component.failover.after_ms), draft.missed_ms)
         self.limits = limits
         """How many may be missing, by label."""
-        self.slots = {slot.name: slot for slot in slots}
+        mine = [h for h in draft.held(app) if h.instance.component == self.component]
+        rows = [row for h in mine if (row := draft.fleet.row_of.get(h.node)) is not None]
+        ask = Ask(app, as_scaled(draft, app, released), draft.fleet)
+        self.slots = {slot.name: slot for slot in slots_of(ask, rows)}
+        """Those that are wanted."""
         self.held: dict[str, list[Held]] = {name: [] for name in self.slots}
         self.missing: dict[Domain, set[str]] = {}
         """The slots that are."""
         self._missing_in: dict[str, set[Domain]] = {}
-        for h in draft.held(app):
-            if h.instance.component == component and h.instance.slot in self.held:
+        self._said: dict[Domain, str] = {}
+        for h in mine:
+            if h.instance.slot in self.held:
                 self.held[h.instance.slot].append(h)
         for name in self.slots:
             self._count(name)
@@ -58,30 +63,47 @@ class Books:
     def in_the_way(self, held: Held) -> str | None:
         """What keeps a holder from being stopped before anything else of its slot is ready; None when nothing does."""
         name = held.instance.slot
-        if name not in self.slots or not is_ready(self.draft, held):
+        if name not in self.slots or not self.is_ready(held):
             return None
-        if any(other != held and is_ready(self.draft, other) for other in self.held[name]):
+        if any(other != held and self.is_ready(other) for other in self.held[name]):
             return None
-        for domain in sorted(self._domains(held.node)):
-            limit = self.limits[domain.label]
-            missing = sorted(self.missing.get(domain, ()))
-            if len(missing) >= limit:
-                if not limit:
-                    return f"none may be missing at {domain}"
-                who = ", ".join(f"{self.component}/{slot}" for slot in missing[:3])
-                more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
-                return f"{limit} may be missing at {domain}, and {who}{more} {'are' if len(missing) > 1 else 'is'}"
-        return None
+        full = (d for d in sorted(self._domains(held.node)) if len(self.missing.get(d, ())) >= self.limits[d.label])
+        domain = next(full, None)
+        if domain is not None and domain not in self._said:
+            self._said[domain] = self._say(domain)
+        return self._said[domain] if domain is not None else None
+
+    def _say(self, domain: Domain) -> str:
+        limit, missing = self.limits[domain.label], sorted(self.missing.get(domain, ()))
+        if not limit:
+            return f"none may be missing at {domain}"
+        who = ", ".join(f"{self.component}/{slot}" for slot in missing[:3])
+        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+        return f"{limit} may be missing at {domain}, and {who}{more} {'are' if len(missing) > 1 else 'is'}"
 
     def spare(self, held: Held) -> int:
         """How many more may go with it, if it is to be one of them."""
         if self.in_the_way(held) is not None:
             return 0
         name = held.instance.slot
-        if name not in self.slots or name in self._missing_in or not is_ready(self.draft, held):
+        if name not in self.slots or name in self._missing_in or not self.is_ready(held):
             return 1  # It is missing already.
         domains = self._domains(held.node)
         return min((self.limits[d.label] - len(self.missing.get(d, ())) for d in domains), default=1)
+
+    def is_ready(self, held: Held) -> bool:
+        """Does it work, as far as anybody knows? Its node said so, and is heard: by the hub, or by its neighbours so
+        lately that nobody gives it up."""
+        draft, row = self.draft, self.draft.fleet.row_of.get(held.node)
+        if row is None:
+            return False
+        if not draft.fleet.fresh[row]:
+            silent_ms = draft.silent_ms(held.node)
+            is_known = silent_ms < draft.missed_ms or draft.ears.cut_off(held.node) is not None
+            if silent_ms >= self.after_ms or not is_known:
+                return False
+        report = draft.reported(held.node, held.instance)
+        return report is not None and report.phase == "ready"
 
     # --- Following the draft ---
 
@@ -99,8 +121,9 @@ class Books:
     def _count(self, name: str) -> None:
         for domain in self._missing_in.pop(name, ()):
             self.missing[domain].discard(name)
+            self._said.pop(domain, None)
         slot, held = self.slots[name], self.held[name]
-        if any(is_ready(self.draft, h) for h in held):
+        if any(self.is_ready(h) for h in held):
             return
         nodes = [h.node for h in held] or self._was_at(name)
         if slot.node is not None and held and not any(self._is_heard(node) for node in nodes):
@@ -111,6 +134,7 @@ class Books:
             domains.add(Domain(SITE, slot.site))
         for domain in domains:
             self.missing.setdefault(domain, set()).add(name)
+            self._said.pop(domain, None)
         if domains:
             self._missing_in[name] = domains
 
@@ -138,7 +162,9 @@ def books_of(draft: Draft, app: str, component: str) -> Books | None:
     if key not in draft.books:
         application = draft.state.application(app)
         limits = limits_of(application.spec.rollout.disruption) if application is not None else {}
-        draft.books[key] = Books(draft, app, component, limits, _slots(draft, app, component)) if limits else None
+        newest = draft.releases(app)[-1:] if limits else []
+        released = next((r for release in newest for r in release.components if r.component.name == component), None)
+        draft.books[key] = Books(draft, app, released, limits) if released is not None else None
     return draft.books[key]
 
 
@@ -158,34 +184,3 @@ def spare(draft: Draft, held: Held) -> int | None:
     """How many more of its component may go where it is, this one among them; None for any number."""
     books = books_of(draft, held.instance.app, held.instance.component)
     return books.spare(held) if books is not None else None
-
-
-def is_ready(draft: Draft, held: Held) -> bool:
-    """Does it work, as far as anybody knows?"""
-    return is_there(draft, held.node) and said_ready(draft, held.node, held.instance)
-
-
-def is_there(draft: Draft, node: str) -> bool:
-    """Is a node heard, by the hub or by its neighbours?"""
-    row = draft.fleet.row_of.get(node)
-    if row is None:
-        return False
-    if draft.fleet.fresh[row] or draft.silent_ms(node) < draft.missed_ms:
-        return True
-    return draft.ears.cut_off(node) is not None
-
-
-def said_ready(draft: Draft, node: str, instance: Instance) -> bool:
-    report = draft.reported(node, instance)
-    return report is not None and report.phase == "ready"
-
-
-def _slots(draft: Draft, app: str, component: str) -> list[Slot]:
-    """The slots that are wanted."""
-    releases = draft.releases(app)
-    released = next((r for r in releases[-1].components if r.component.name == component), None) if releases else None
-    if released is None:
-        return []
-    ask = Ask(app, as_scaled(draft, app, released), draft.fleet)
-    held = (h.node for h in draft.held(app) if h.instance.component == component)
-    return slots_of(ask, [row for node in held if (row := draft.fleet.row_of.get(node)) is not None])

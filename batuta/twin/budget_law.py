@@ -121,11 +121,13 @@ class _View:
         return [(label, labels[label]) for label in self.limits if label in labels]
 
     def is_ready(self, held: Held) -> bool:
-        """Its node said so, and is heard by the hub or its neighbours."""
+        """Its node said so, and is heard: by the hub, or by its neighbours so lately that nobody gives it up."""
         if held.node not in self.state.nodes:
             return False
-        silent_ms = self.ears.now - self.ears.silent_since(held.node)
-        if silent_ms >= missed_ms(self.state) and self.ears.cut_off(held.node) is None:
+        silent_ms, missed = self.ears.now - self.ears.silent_since(held.node), missed_ms(self.state)
+        if silent_ms >= max(missed, int(self.component.failover.after_ms)):
+            return False
+        if silent_ms >= missed and self.ears.cut_off(held.node) is None:
             return False
         report, i = self.state.observed.get(held.node), held.instance
         said = report.instances if report is not None else ()
