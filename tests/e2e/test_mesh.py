@@ -8,6 +8,7 @@ import time
 import urllib.request
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 
 from batuta.demo.stage import kill, processes_in, wait_for
@@ -101,10 +102,11 @@ def test_a_program_asks_by_name_and_is_answered_by_the_nearest_site(stage: Stage
         said = _first(mesh, digits)
         assert (said.nearness, said.node, said.version) == ("region", "west-1", "1")
         assert len(gateways_of(stage, "west-1")) == 1
-        here = digits.held_out[0].label
-        assert said["label"] == [here] or said["probabilities"]
+        assert len(said["probabilities"][0]) == 10
+        assert 0 <= said["label"][0] <= 9
         for _ in range(20):
             assert asked(mesh, digits).nearness == "region"
+        _with_triton(url, digits, said)
         with pytest.raises(InferenceFailed) as refused:
             Mesh(url, namespace="team").infer("digits", {"image": [[0.0] * 64]})
         assert "runs nothing of namespace 'team'" in refused.value.message
@@ -126,6 +128,25 @@ def test_a_program_asks_by_name_and_is_answered_by_the_nearest_site(stage: Stage
         stage.kill_node("west-1")
         further = asked(mesh, digits, deadline_ms=20_000)
         assert (further.nearness, further.node) == ("hub", "south-1")
+
+
+def _with_triton(url: str, digits: Digits, said: Outputs) -> None:
+    """A client that knows nothing of Batuta, with binary tensors."""
+    triton = pytest.importorskip("tritonclient.http")
+    client = triton.InferenceServerClient(url.removeprefix("http://"))
+    try:
+        assert client.is_server_live()
+        assert client.is_server_ready()
+        assert client.is_model_ready("digits")
+        assert client.get_model_metadata("digits")["inputs"][0]["shape"] == [-1, 64]
+        assert [row["name"] for row in client.get_model_repository_index()] == ["digits"]
+        image = triton.InferInput("image", [1, 64], "FP32")
+        image.set_data_from_numpy(np.array([digits.held_out[0].pixels], np.float32))
+        wanted = triton.InferRequestedOutput("probabilities", binary_data=True)
+        answer = client.infer("digits", [image], outputs=[wanted]).as_numpy("probabilities")
+        assert np.allclose(answer, said["probabilities"], atol=1e-6)
+    finally:
+        client.close()
 
 
 def _first(mesh: Mesh, digits: Digits) -> Outputs:
