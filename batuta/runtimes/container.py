@@ -25,11 +25,13 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from batuta.core.decided import Instance
+    from batuta.kinds.container import ContainerUse
     from batuta.runtimes.base import Handle, Order
     from batuta.runtimes.container_order import Whose
 
 STOP_SLACK_S = 30.0
 PING_TIMEOUT_S = 5.0
+START_TIMEOUT_S = 120.0
 LISTED_MAX = 1000
 
 
@@ -96,11 +98,19 @@ class ContainerRuntime:
         name = self.whose.name(order.instance.name)
         made = await self.engine.ask("POST", "/containers/create", {"name": name}, wanted)
         try:
-            await self.engine.ask("POST", f"/containers/{made['Id']}/start", timeout_s=120.0)
+            await self.engine.ask("POST", f"/containers/{made['Id']}/start", timeout_s=START_TIMEOUT_S)
+            if use.cdi_devices:
+                await self._has_devices(str(made["Id"]), use)
         except BaseException:
             await self._remove(str(made["Id"]))
             raise
         self._watch(order, str(made["Id"]))
+
+    async def _has_devices(self, container: str, use: ContainerUse) -> None:
+        """Podman before 5 says yes to names of the Container Device Interface, and gives nothing."""
+        host = (await self.engine.ask("GET", f"/containers/{container}/json"))["HostConfig"]
+        if not host.get("DeviceRequests") and not host.get("Devices"):
+            raise RuntimeFailure("device_missing", f"the engine gave it no {', '.join(use.cdi_devices)}")
 
     async def recover(self, order: Order, handle: Handle) -> bool:
         name = order.instance.name

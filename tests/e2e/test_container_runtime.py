@@ -179,6 +179,14 @@ async def test_a_command_that_is_not_in_the_image_says_so_and_leaves_nothing(ben
     assert bench.engine.containers(node="n1") == []
 
 
+async def test_an_accelerator_that_the_engine_does_not_give_is_missed(bench: Bench) -> None:
+    """This Podman says yes to such names, and gives nothing."""
+    with pytest.raises(RuntimeFailure) as failure:
+        await bench.runtime.start(bench.order(cdi_devices=("nobody.example/gpu=0",)))
+    assert failure.value.code in ("device_missing", "start_failed")
+    assert bench.engine.containers(node="n1") == []
+
+
 async def test_an_image_is_loaded_once_and_removed_when_nobody_needs_it_but_only_ours(bench: Bench) -> None:
     other = Built(bench.directory, name="somebody-elses", Labels={"mine": "no"})
     headers = {"Content-Type": "application/x-tar"}
