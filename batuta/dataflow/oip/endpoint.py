@@ -92,6 +92,9 @@ class Endpoint:
             self._take(body, json_bytes, asking, over)
         except Fault as fault:
             over(fault.body, None, fault)
+        except MemoryError:
+            fault = Fault("too_large", "there is no memory for this request")
+            over(fault.body, None, fault)
 
     def _take(self, body: memoryview, json_bytes: int | None, asking: Asking, answer: Answer) -> None:
         if not self.is_ready:
@@ -115,6 +118,9 @@ class Endpoint:
                 store = None if shared is None else lambda where, data: shared().write(where, data)
                 said, size = write(self.name, self.version, call, made, store)
             except Fault as wrong:
+                answer(wrong.body, None, wrong)
+            except Exception as error:  # no memory for the answer, say: whoever waits is to hear of it all the same
+                wrong = Fault("model_failed", f"the answer could not be made: {first_line(error)}")
                 answer(wrong.body, None, wrong)
             else:
                 answer(said, size, None)

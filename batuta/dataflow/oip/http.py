@@ -8,6 +8,7 @@ at an even address. All sizes and numbers are bounded, and a client that stops i
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import zlib
 from typing import TYPE_CHECKING, Any, Final
@@ -34,6 +35,7 @@ STALLED_S: Final = 30.0
 """A request that makes no progress for so long is given up."""
 DISCARD_S: Final = 2.0
 """How long the rest of a refused body is read away, so that the refusal is seen before the connection ends."""
+READ_AWAY_BYTES: Final = 64 * 1024
 AHEAD_BYTES_MAX: Final = 256 * 1024
 ALIGNED: Final = 16
 LOOK_EVERY_S: Final = 5.0
@@ -139,8 +141,18 @@ class Connection(asyncio.Protocol):
         self._moved_at = self._loop.time()
         self._listener.connections.add(self)
         if len(self._listener.connections) > CONNECTIONS_MAX or self._listener.is_closing:
-            self._listener.refused += 1
-            self._refuse(Fault("overloaded", f"{CONNECTIONS_MAX} connections are open already", 1))
+            self._turn_away()
+
+    def _turn_away(self) -> None:
+        """There is no room for another connection, nor for one that is told so at leisure: it is told and closed."""
+        self._listener.refused += 1
+        self._discarding = True
+        fault = Fault("overloaded", f"{CONNECTIONS_MAX} connections are open already", 1)
+        with contextlib.suppress(OSError):
+            # What it has sent already is read away: closed over unread bytes, it would lose what it is told.
+            os.read(self._transport.get_extra_info("socket").fileno(), READ_AWAY_BYTES)
+        self._transport.write(_refusal(fault, ends=True) + fault.body)
+        self._transport.close()
 
     def connection_lost(self, _exc: Exception | None) -> None:
         self._listener.connections.discard(self)
