@@ -22,7 +22,10 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Final
 
+import msgspec
+
 from batuta.agent import neighbours, steady
+from batuta.agent.abilities import Opsets
 from batuta.agent.door import Door
 from batuta.agent.doubt import Doubt
 from batuta.agent.engines import Engines
@@ -96,7 +99,7 @@ async def _run(config: AgentConfig, identity: Identity, ending: Ending) -> int:
         probe = Probe(config.home, runtimes=runtimes, cpu_millis=config.cpu_millis, memory_bytes=config.memory_bytes)
         engines = Engines(config, identity.node, runtimes, said.append)
         await engines.open(is_needed=any(x.instance.runtime == CONTAINER for x in opened.page.locals))
-        inventory = probe.inventory()
+        inventory, opsets = probe.inventory(), Opsets(config.home, runtimes)
 
         flows, gravity = Flows(client, identity.node, _up(control)), Gravity(site)
 
@@ -116,7 +119,7 @@ async def _run(config: AgentConfig, identity: Identity, ending: Ending) -> int:
                 home=config.home,
                 boot=secrets.token_hex(8),
                 machine_boot=steady.machine_boot(),
-                inventory=lambda: engines.beside(inventory),
+                inventory=lambda: engines.beside(msgspec.structs.replace(inventory, opsets=opsets.found)),
                 vitals=lambda: probe.vitals(station.broker.pid or None),
                 broker={**station.for_instances(), "inference": door.url},
                 neighbours=heard,
@@ -148,7 +151,8 @@ async def _run(config: AgentConfig, identity: Identity, ending: Ending) -> int:
         node.besides = {
             "broker": station.watch, "flows": flows.run, "gravity": gravity.run, "renewal": renewal.run,
             "gateway": door.run,
-            "doubt": doubt.run, "engines": engines.run, "settle": lambda: _settle(config),
+            "doubt": doubt.run, "engines": engines.run, "opsets": lambda: opsets.run(node.loop.tell),
+            "settle": lambda: _settle(config),
         }  # fmt: skip
         ending.tell(node)
         try:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Final
 import psutil
 
 import batuta
+from batuta.agent.abilities import precisions
 from batuta.agent.accelerators import accelerators, number, text
 from batuta.core.observed import Inventory, Vitals
 from batuta.kinds.base import Bytes, Millicores
@@ -63,7 +64,8 @@ class Probe:
             cpu_millis=Millicores(self.cpu_millis or self._cpu_millis()),
             memory_bytes=Bytes(self.memory_bytes or self._memory_bytes()),
             disk_bytes=Bytes(disk_bytes(self.directory)[0]),
-            accelerators=accelerators(self.root),
+            accelerators=(cards := accelerators(self.root)),
+            precisions=precisions(self.root, len(cards)),
             runtimes=self.runtimes,
             os=release.get("PRETTY_NAME") or release.get("ID", ""),
             kernel=platform.release(),

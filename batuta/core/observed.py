@@ -11,6 +11,7 @@ import msgspec
 
 from batuta.core.reasons import Reason
 from batuta.kinds.base import Bytes, Millicores, Record
+from batuta.kinds.hardware import Precision
 
 Phase = Literal["waiting", "fetching", "proving", "starting", "ready", "unready", "backoff", "stopping", "refused"]
 """What an instance is doing. `refused`: trying again would give the same answer; a new order is needed."""
@@ -43,6 +44,8 @@ class Inventory(Record):
     """Paths of what is attached: cameras, serial lines, buses."""
     opsets: dict[str, int] = {}
     """By runtime: the newest operator set it knows, where that can be told."""
+    precisions: tuple[Precision, ...] = ()
+    """In which its processor computes, where that can be told."""
     engines: dict[str, str] = {}
     """By runtime: the program that runs it here, and its version: `podman 4.3.1`."""
     link: str = ""

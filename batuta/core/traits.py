@@ -85,10 +85,14 @@ def loads_opset(fleet: Fleet, runtime: str, opset: int) -> Bools:
 
 
 def computes(fleet: Fleet, precision: str) -> Bools:
-    """By row: does its hardware compute in this? What nobody says of a node does not count against it."""
-    return holds(
-        fleet, ("precision", precision), lambda node, _: not node.spec.precisions or precision in node.spec.precisions
-    )
+    """By row: does its hardware compute in this? What people say comes before what a node tells of itself, and what
+    nobody says of it does not count against it."""
+
+    def ask(node: Node, report: Report | None) -> bool:
+        said = node.spec.precisions or (report.inventory.precisions if report is not None else ())
+        return not said or precision in said
+
+    return holds(fleet, ("precision", precision), ask)
 
 
 def has_card(fleet: Fleet, kind: str) -> Bools:

@@ -133,6 +133,18 @@ ONLY_ARM = {"architectures": ("arm64",)}
             "fp32: the hardware does not compute in fp32; int8: the hardware does not compute in fp16",
         ),
         (
+            [has("a", precisions=("int8",)), variants(fp32={"precision": "fp32"}, int8={"precision": "fp16"})],
+            component(model="1"), "variant_unfit",
+            "fp32: the hardware does not compute in fp32; int8: the hardware does not compute in fp16",
+        ),
+        (
+            # What people say comes first.
+            [has("a", precisions=("fp32", "fp16")), node("a", precisions=("int8",)),
+             variants(fp32={"precision": "fp32"}, int8={"precision": "fp16"})],
+            component(model="1"), "variant_unfit",
+            "fp32: the hardware does not compute in fp32; int8: the hardware does not compute in fp16",
+        ),
+        (
             [node("a", hardware="pi"), variants(fp32={"profiles": (Profile(hardware="pi", p99_ms=Millis(80)),)},
                                                 int8={"profiles": (Profile(hardware="pi", p99_ms=Millis(60)),)})],
             within(50), "too_slow", "int8 takes 60 ms on pi, 50 ms asked",
