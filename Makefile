@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint test-slow fuzz bench clean twin-large
+.PHONY: demo test lint test-slow test-torch fuzz bench clean twin-large
 
 demo: .venv/ready
 	$(BIN)/batuta demo
@@ -20,6 +20,13 @@ lint: .venv/ready
 # What takes longer: models, containers and deliveries end to end on real processes.
 test-slow: .venv/ready
 	$(BIN)/pytest -m slow -n 2 --dist loadfile
+
+# PyTorch through the whole life of a model. Its wheel for processors alone has 200 MB and is on PyTorch's own index; the
+# one on PyPI brings gigabytes for graphics cards. Elsewhere: `make test-torch TORCH=torch`.
+TORCH ?= --index-url https://download.pytorch.org/whl/cpu torch
+test-torch: .venv/ready
+	$(BIN)/python -c "import torch" 2>/dev/null || $(BIN)/pip install --quiet --disable-pip-version-check $(TORCH)
+	$(BIN)/pytest -m slow tests/e2e/test_model_lifecycle.py -k pytorch
 
 # The API against its own OpenAPI for longer: `make fuzz EXAMPLES=500 SEED=7`.
 EXAMPLES ?= 200

@@ -104,7 +104,7 @@ def optimize(
         candidates = with_front([work.try_base(), *(work.attempt(recipe) for recipe in work.recipes())])
         if keep:
             told("", f"keeping {sum(c.reason is None for c in candidates)} of {len(candidates)} variants")
-            good = [c.name for c in candidates if c.reason is None or c.is_base]
+            good = [c.name for c in candidates if (c.reason is None or c.is_base) and c.name in work.made]
             addition = only(home.version, [work.made[name] for name in good])
             home.keep(
                 addition, {work.made[n].digest: work.paths[n] for n in good}, [d for n in good for d in work.beside[n]]

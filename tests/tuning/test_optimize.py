@@ -136,6 +136,19 @@ def test_what_cannot_be_begun_is_said_before_anything_is_done(layout: Layout, wi
         optimize(PackageHome(layout), wishes)
 
 
+def test_where_nothing_can_be_measured_nothing_is_kept(
+    layout: Layout, labelled: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Whatever ends the measuring process (the kernel, for its memory) ends it for all alike.
+    monkeypatch.setattr("batuta.tuning.measure.PROVING", "batuta.no_such_module")
+    before = PackageHome(layout).version.variants
+    outcome = optimize(PackageHome(layout), Wishes(fp16=True, evaluate=labelled))
+    assert [(c.name, c.reason.code if c.reason else "") for c in outcome.candidates] == [
+        ("fp32", "proving_failed"), ("fp16", "proving_failed"),
+    ]  # fmt: skip
+    assert PackageHome(layout).version.variants == before
+
+
 def test_the_front_is_what_nothing_beats() -> None:
     def candidate(name: str, accuracy: float, us: int, size: int) -> Candidate:
         measured = Measured(p50_us=us, p99_us=us * 2, memory_bytes=Bytes(1))
