@@ -156,6 +156,20 @@ async def test_one_that_accepts_and_never_answers_costs_patience_once(yard: Yard
     assert time.monotonic() - began >= 0.5
 
 
+async def test_one_that_is_silent_does_not_keep_a_call_from_those_that_recover(yard: Yard) -> None:
+    await yard.town.node("n1", with_hub=False)
+    await yard.gateway("n1")
+    silent, other = await yard.instance("n1", "0"), await yard.instance("n1", "1")
+    await yard.heard("n1", 2)
+    silent.mood, other.mood = "silent", "hangs up"
+    calling = asyncio.create_task(infer(yard.ports["n1"], batuta_deadline_ms="60000"))
+    await asyncio.sleep(2.5)  # by then both were asked
+    assert not calling.done()
+    other.mood = "well"
+    said = await calling
+    assert (said.status, said.headers["batuta-instance"]) == (200, other.name)
+
+
 async def test_a_slow_one_is_overtaken_by_a_hedge_for_critical_calls_only(yard: Yard) -> None:
     await yard.town.node("n1", with_hub=False)
     gateway = await yard.gateway("n1")

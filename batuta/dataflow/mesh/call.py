@@ -246,6 +246,8 @@ class _Attempts:
                         self._begin(known, now)
                         next_at = now + self._patience(known, now)
                 elif self.running:
+                    # All were asked, and one is silent: it may be dead. Those that failed may be well by now.
+                    self.tried = {sent.known.key for sent in self.running.values()}
                     next_at = now + PAUSE_MOST_MS
                 elif (reply := await self._nobody(now)) is not None:
                     return reply
