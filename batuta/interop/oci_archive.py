@@ -53,7 +53,7 @@ def images(file: IO[bytes]) -> tuple[Image, ...]:
         with tarfile.open(fileobj=file, mode="r:") as tar:
             archive = _Archive(tar)
             found = tuple(archive.oci() if "index.json" in archive else archive.docker())
-    except (tarfile.TarError, EOFError, OSError) as error:
+    except (tarfile.TarError, EOFError, OSError, ValueError) as error:
         raise _unreadable(f"it is no uncompressed tar: {error}") from None
     if not found:
         raise _unreadable("it holds no image")
@@ -95,11 +95,10 @@ class _Archive:
     def docker(self) -> Iterator[Image]:
         if "manifest.json" not in self:
             raise _unreadable("it has neither index.json nor manifest.json")
-        listed = msgspec.json.decode(self._document("manifest.json"))
-        for entry in (listed if isinstance(listed, list) else [])[:IMAGES_MAX]:
-            tags = _mapping(entry).get("RepoTags") or ("",)
-            config = self._document(str(_mapping(entry).get("Config", "")))
-            yield self._image(config, "", (), str(tags[0]))
+        for entry in _entries({"images": _decoded(self._document("manifest.json"))}, "images"):
+            tags = entry.get("RepoTags")
+            config = self._document(str(entry.get("Config", "")))
+            yield self._image(config, "", (), str(tags[0]) if isinstance(tags, list) and tags else "")
 
     def _described(self, entry: dict[str, Any], indexes: tuple[str, ...], name: str) -> Iterator[Image]:
         digest = str(entry.get("digest", ""))
@@ -136,11 +135,15 @@ class _Archive:
         return file.read()
 
 
-def _mapping(document: object) -> dict[str, Any]:
+def _decoded(document: bytes) -> Any:
     try:
-        found = msgspec.json.decode(document) if isinstance(document, bytes) else document
+        return msgspec.json.decode(document)
     except msgspec.MsgspecError as error:
         raise _unreadable(f"a document of it is not JSON: {error}") from None
+
+
+def _mapping(document: object) -> dict[str, Any]:
+    found = _decoded(document) if isinstance(document, bytes) else document
     if not isinstance(found, dict):
         raise _unreadable("a document of it is no mapping")
     return found
