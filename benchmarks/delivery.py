@@ -4,12 +4,14 @@
 
 Real processes: one hub, and nodes of one site that reach it through one cable of this rate and one-way delay, which all
 of them share. Every byte that the cable carries in either direction is counted, orders, heartbeats and TLS included.
-The baseline is each node fetching the whole file for itself.
+`refetched_after_cuts` is what had arrived from the hub and came once more; `sent_twice_over_cuts` counts what was on
+its way as well. The baseline is each node fetching the whole file for itself.
 """
 
 from __future__ import annotations
 
 import argparse
+import asyncio
 import json
 import sys
 import tempfile
@@ -24,6 +26,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from batuta.demo.cable import Cable
 from batuta.demo.stage import Stage, wait_for
+from batuta.fabric import subjects
+from batuta.fabric.nats import connect_hub
 from batuta.kinds import Application
 from batuta.model_push import push
 
@@ -54,6 +58,8 @@ class Leg(NamedTuple):
     wan_bytes: int
     chunk_bytes: int
     """What the hub sent of the file itself."""
+    arrived_bytes: int
+    """What of that arrived at some node."""
     file_bytes: int
 
 
@@ -88,6 +94,8 @@ class Delivery:
         self.layers = self.fresh()
         self.cable: Cable | None = None
         self.versions = 0
+        self.died_with = 0
+        """What had arrived from the hub at a node that was then killed."""
 
     # --- Models ---
 
@@ -150,7 +158,8 @@ class Delivery:
         return {
             "wan_bytes_over_file": round(first.wan_bytes / first.file_bytes, 4),
             "finetune_bytes_over_file": round(tuned.wan_bytes / tuned.file_bytes, 4),
-            "refetched_after_cuts": round(max(0, cut.chunk_bytes - cut.file_bytes) / cut.file_bytes, 4),
+            "refetched_after_cuts": round(max(0, cut.arrived_bytes - cut.file_bytes) / cut.file_bytes, 4),
+            "sent_twice_over_cuts": round(max(0, cut.chunk_bytes - cut.file_bytes) / cut.file_bytes, 4),
             "scattered_bytes_over_file": round(worst.wan_bytes / worst.file_bytes, 4),
             "wan_bytes_over_file_with_cuts": round(cut.wan_bytes / cut.file_bytes, 4),
             "baseline_bytes_over_file": float(len(self.names)),
@@ -164,18 +173,21 @@ class Delivery:
     def leg(self, what: str, layers: np.ndarray, *, misfortunes: bool = False) -> Leg:
         assert self.cable is not None
         digest, size = self.push(layers)
-        before, sent_before, began = self.cable.bytes_carried, self.sent(), time.monotonic()
+        before, sent_before, arrived_before = self.cable.bytes_carried, self.sent(), self.arrived()
+        self.died_with, began = 0, time.monotonic()
         self.stage.client.apply(APPLICATION.format(version=self.versions))
         if misfortunes:
             self.misfortunes(size, sent_before)
         for name in self.names:
             wait_for(f"the file at {name}", lambda name=name: self.has(name, digest), PATIENCE_S)  # type: ignore[misc]
         seconds, wan = time.monotonic() - began, self.cable.bytes_carried - before
-        leg = Leg(seconds, wan, self.sent() - sent_before, size)
+        arrived = self.arrived() + self.died_with - arrived_before
+        leg = Leg(seconds, wan, self.sent() - sent_before, arrived, size)
         self.stage.client.delete(Application, f"reader-{self.versions}")
         print(
             f"  {what}: {leg.seconds:.1f} s, {leg.wan_bytes / 1e6:.1f} MB over the cable "
-            f"({leg.wan_bytes / size:.3f} of {size / 1e6:.1f} MB), of them {leg.chunk_bytes / 1e6:.1f} MB chunks",
+            f"({leg.wan_bytes / size:.3f} of {size / 1e6:.1f} MB); chunks: {leg.chunk_bytes / 1e6:.1f} MB sent, "
+            f"{leg.arrived_bytes / 1e6:.1f} MB arrived",
             flush=True,
         )
         return leg
@@ -190,6 +202,7 @@ class Delivery:
             self.cable.mend()
         self.sent_reaches(sent_before + size * 0.8)
         victim = self.names[-1]
+        self.died_with = self.arrived_at(victim)  # it counts anew when it is back
         self.stage.kill_node(victim)
         self.stage.restart_node(victim)
 
@@ -205,6 +218,25 @@ class Delivery:
             if line.startswith("batuta_artifact_bytes_sent"):
                 return int(float(line.split()[-1]))
         return 0
+
+    def arrived(self) -> int:
+        return sum(self.arrived_at(name) for name in self.names)
+
+    def arrived_at(self, name: str) -> int:
+        """Bytes of checked chunks that came to a node from the hub, since its agent began."""
+        home = self.stage.hub_state / "hub"
+        port = json.loads((home / "run.json").read_bytes())["ports"]["client"]
+        password = json.loads((home / "secrets.json").read_bytes())["hubPassword"]
+
+        async def ask() -> int:
+            fabric = await connect_hub(f"nats://127.0.0.1:{port}", "hub", password)
+            try:
+                answer = json.loads(await fabric.request(subjects.tell(name, "doctor"), b"", 60))
+                return int(answer["artifacts"]["hubBytes"])
+            finally:
+                await fabric.close()
+
+        return asyncio.run(ask())
 
     def close(self) -> None:
         self.stage.close()

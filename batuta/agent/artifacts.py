@@ -78,6 +78,7 @@ class Artifacts:
         self.refused = 0
         """Files whose bytes were not what their digest says: from the hub, or on this disk."""
         self.fetched_bytes = 0
+        self._hub_bytes = 0
         self.problem: Reason | None = None
         """The newest damage found on this disk, until the file is whole again."""
         self._known: dict[str, Known] = {}
@@ -158,6 +159,15 @@ class Artifacts:
         own = (self.problem,) if self.problem is not None else ()
         return own + (self.exchange.problems() if self.exchange is not None else ())
 
+    def books(self) -> dict[str, int]:
+        """Files or chunks that were refused, and the bytes of chunks that came, also of what is under way."""
+        under_way = self.under_way.values()
+        return {
+            "refused": self.refused + sum(fetch.refused for fetch in under_way),
+            "fetchedBytes": self.fetched_bytes + sum(fetch.fetched_bytes for fetch in under_way),
+            "hubBytes": self._hub_bytes + sum(fetch.hub_bytes for fetch in under_way),
+        }
+
     # --- Fetching ---
 
     async def run(self, work: Callable[..., T], *arguments: object) -> T:
@@ -209,6 +219,7 @@ class Artifacts:
             del self.under_way[digest]
             self.refused += fetch.refused
             self.fetched_bytes += fetch.fetched_bytes
+            self._hub_bytes += fetch.hub_bytes
             self.on_progress()
         if self.exchange is not None and (known := self.named.get(digest)) is not None:
             await self.exchange.say(Card(digest=digest, recipe=known[0], count=known[1], whole=True))

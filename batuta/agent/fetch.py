@@ -101,6 +101,8 @@ class Fetch:
         self.refused = 0
         """Chunks whose bytes were not what the recipe says."""
         self.fetched_bytes = 0
+        self.hub_bytes = 0
+        """Those of them that came from the hub."""
         self._asked: dict[str, int] = {}
         self._tasks: dict[asyncio.Task[None], str] = {}
         self._wake = asyncio.Event()
@@ -226,6 +228,7 @@ class Fetch:
     def _plan(self, recipe: Recipe, partial: Partial, now: int) -> Plan:
         exchange = self.exchange
         peers = exchange.peers(self.digest, recipe.digest) if exchange is not None else []
+        together = 1 + sum(1 for peer in peers if peer.wants)
         return plan(
             View(
                 node=self.node,
@@ -236,8 +239,8 @@ class Fetch:
                 began=self._began,
                 now=now,
                 has_neighbours=exchange is not None and exchange.has_neighbours,
-                hub_asks=self._pace.asks(now),
-                hub_chunks=self._pace.chunks,
+                hub_asks=self._pace.asks(now, together),
+                hub_chunks=self._pace.chunks(together),
                 patience_ms=max(STALLED_AFTER_MS, 3 * self._pace.last_ms),
                 settled=self._settled if self.source.is_connected else now,
             )
@@ -299,6 +302,7 @@ class Fetch:
                     progress.add(ask.source, len(data))
                 partial.has |= 1 << n
                 self.fetched_bytes += len(data)
+                self.hub_bytes += len(data) if ask.source == HUB else 0
                 continue
             self.refused += 1
             if ask.source == HUB:

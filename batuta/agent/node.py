@@ -269,8 +269,7 @@ class Node:
         }
 
     def _artifacts_told(self) -> dict[str, Any]:
-        told = {"refused": self.artifacts.refused, "fetchedBytes": self.artifacts.fetched_bytes}
-        exchange = self.parts.exchange
+        told, exchange = self.artifacts.books(), self.parts.exchange
         if exchange is None:
             return told
         return {**told, "givenBytes": exchange.given_bytes, "lies": exchange.lies, "unread": exchange.unread}

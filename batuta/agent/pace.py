@@ -11,6 +11,9 @@ from typing import Final
 from batuta.core.delivery import CHUNKS_PER_ASK
 
 HUB_ASKS_MOST: Final = 4
+TOGETHER_ASKS_MOST: Final = 8
+"""Of all nodes of a site that bring in the same file; but one of each."""
+MANY: Final = 8
 SLOWER_BY_MS: Final = 150
 """An answer that takes so much longer than the quickest: then this node asks less."""
 TWO_AT_ONCE_BELOW_MS: Final = 500
@@ -24,7 +27,7 @@ class Pace:
     """How much to ask of the hub: as much as does not make its answers slow."""
 
     def __init__(self) -> None:
-        self.chunks = 1
+        self._chunks = 1
         self.last_ms = 0
         self._most = 1
         self._quickest_ms: int | None = None
@@ -32,9 +35,13 @@ class Pace:
         self._next_at = 0
         self._pause_ms = PAUSE_FIRST_MS
 
-    def asks(self, now: int) -> int:
-        """So many questions may be under way now."""
-        return self._most if now >= self._next_at else 0
+    def asks(self, now: int, together: int) -> int:
+        """So many questions may be under way now, while so many nodes of the site bring in the same file."""
+        return min(self._most, max(1, TOGETHER_ASKS_MOST // together)) if now >= self._next_at else 0
+
+    def chunks(self, together: int) -> int:
+        """So many chunks are asked for at once. Many nodes ask for less each: what is on its way is lost in a cut."""
+        return self._chunks if together < MANY else 1
 
     def wait_s(self, now: int, most_s: float) -> float:
         return min(most_s, max(0.01, (self._next_at - now) / 1000)) if now < self._next_at else most_s
@@ -48,14 +55,14 @@ class Pace:
         quickest = self._quickest_ms = took_ms if self._quickest_ms is None else min(self._quickest_ms, took_ms)
         slower_ms = took_ms - quickest
         if slower_ms <= SLOWER_BY_MS:
-            self.chunks = CHUNKS_PER_ASK if took_ms < TWO_AT_ONCE_BELOW_MS else self.chunks
+            self._chunks = CHUNKS_PER_ASK if took_ms < TWO_AT_ONCE_BELOW_MS else self._chunks
             self._gap_ms //= 2
             if not self._gap_ms:
                 self._most = min(HUB_ASKS_MOST, self._most + 1)
         elif self._most > 1:
             self._most -= 1
-        elif self.chunks > 1:
-            self.chunks = 1
+        elif self._chunks > 1:
+            self._chunks = 1
         else:
             self._gap_ms = min(GAP_MOST_MS, self._gap_ms + min(slower_ms - SLOWER_BY_MS, 2_000))
 

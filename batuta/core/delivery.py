@@ -27,8 +27,8 @@ SPAN_LEAST = 4
 """Labour is divided by spans of so many chunks at least: what one node asks for lies together in the file."""
 GATHER_MS = 400
 """So long after a node said that it wants a file, it takes a share: by then all who want it have said so."""
-LOST_AFTER_MS = 6_000
-"""A neighbour whose card is older is not there."""
+LOST_AFTER_MS = 15_000
+"""A neighbour whose card is older is not there. One whose agent restarts is back sooner, with all it had."""
 STALLED_AFTER_MS = 10_000
 """A neighbour that got nothing for so long is not waited for, unless the uplink is as slow for us."""
 

@@ -159,7 +159,7 @@ class Site:
 
     def turn(self, name: str) -> None:
         asked = {source: chunks for source, chunks in self.asked[name].items() if chunks}
-        peers = [p for n, p in self.cards[name].items() if n not in self.dead or self.now - p.heard_at < 9_000]
+        peers = [p for n, p in self.cards[name].items() if n not in self.dead or self.now - p.heard_at < 20_000]
         known = View(name, self.total, self.has[name], asked, peers, self.began[name], self.now, has_neighbours=True)
         for ask in plan(known).asks:
             self.asked[name][ask.source] = asked.get(ask.source, 0) | sum(1 << n for n in ask.chunks)
