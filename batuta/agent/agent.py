@@ -126,6 +126,7 @@ async def _run(config: AgentConfig, identity: Identity, ending: Ending) -> int:
                 exchange=Exchange(site, identity.node, heard.hears),
                 flows=flows.books,
                 topics=gravity.topics,
+                topic_bytes=gravity.topic_bytes,
                 places=lambda: (station.address, station.mqtt),
                 inference=door.url,
                 mesh=door.measures,

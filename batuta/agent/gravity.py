@@ -1,4 +1,4 @@
-"""Gravity: how many messages of the watched patterns were first published at this node's broker.
+"""Gravity: how many messages of the watched patterns, and how many bytes, were first published at this node's broker.
 
 Placement puts components near what they read, so it must know where that is published. Only what our own broker took
 from a device counts: it says such messages once more below `$MQTT.msgs`, which no link carries. Frames are large and
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 LISTEN_S: Final = 1.0
 EVERY_S: Final = 10.0
+TIMES: Final = round(EVERY_S / LISTEN_S)
 MOST: Final = 256
 
 
@@ -29,15 +30,21 @@ class Gravity:
         self.site = site
         self.watched: tuple[str, ...] = ()
         self.counts: dict[str, int] = {}
+        self.bytes: dict[str, int] = {}
 
     def follow(self, watched: tuple[str, ...]) -> None:
         """From now on these patterns; counts of others are forgotten."""
         self.watched = tuple(topic for topic in watched if why_not_input(topic) is None)[:MOST]
         self.counts = {topic: self.counts.get(topic, 0) for topic in self.watched}
+        self.bytes = {topic: self.bytes.get(topic, 0) for topic in self.watched}
 
     def topics(self) -> dict[str, int]:
         """Those of which anything was heard."""
         return {topic: count for topic, count in self.counts.items() if count}
+
+    def topic_bytes(self) -> dict[str, int]:
+        """What these came to."""
+        return {topic: count for topic, count in self.bytes.items() if count}
 
     async def run(self) -> None:
         while True:
@@ -61,8 +68,9 @@ class Gravity:
                     continue
 
     def _counting(self, topic: str) -> Handler:
-        async def heard(_message: Message) -> None:
+        async def heard(message: Message) -> None:
             if topic in self.counts:
-                self.counts[topic] += round(EVERY_S / LISTEN_S)
+                self.counts[topic] += TIMES
+                self.bytes[topic] += TIMES * len(message.data)
 
         return heard

@@ -82,6 +82,7 @@ class Parts(NamedTuple):
     """Artifacts from and for neighbours."""
     flows: Callable[[], tuple[Flow, ...]] = tuple
     topics: Callable[[], dict[str, int]] = dict
+    topic_bytes: Callable[[], dict[str, int]] = dict
     places: Callable[[], tuple[str, str]] = lambda: ("", "")
     """Addresses of the SITE and MQTT listeners."""
     inference: str = ""
@@ -246,7 +247,9 @@ class Node:
 
     def _rest(self, report: Report) -> Report:
         parts = self.parts
-        return msgspec.structs.replace(report, vitals=parts.vitals(), topics=parts.topics(), mesh=parts.mesh())
+        return msgspec.structs.replace(
+            report, vitals=parts.vitals(), topics=parts.topics(), topic_bytes=parts.topic_bytes(), mesh=parts.mesh()
+        )
 
     async def _doctor(self) -> dict[str, Any]:
         loop = self.loop

@@ -126,6 +126,7 @@ def bounded(report: Report) -> Report:
         problems=tuple(_short(problem) for problem in report.problems[:MOST_PROBLEMS]),
         hears=dict(sorted(report.hears.items(), key=lambda pair: pair[1])[:MOST_NAMED]),
         topics=dict(sorted(report.topics.items())[:MOST_NAMED]),
+        topic_bytes=dict(sorted(report.topic_bytes.items())[:MOST_NAMED]),
         flows=report.flows[:MOST_NAMED],
     )
     if len(_encoder.encode(report)) > MOST_BYTES:

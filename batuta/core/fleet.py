@@ -15,6 +15,7 @@ import numpy as np
 from batuta.core.columns import Columns, Marks
 from batuta.core.facts import chain, fact, node_facts, paths_of, site_facts
 from batuta.core.figures import Figures
+from batuta.core.gravity import FRAME_BYTES
 from batuta.core.liveness import heard_at, missed_ms
 from batuta.core.load import load_of
 from batuta.core.observed import Report
@@ -79,6 +80,8 @@ class Fleet(Figures):
         self._state: State | None = None
         self._artifacts, self._topics, self._flows = Marks(np.bool_), Marks(), Marks()
         """By digest: is it there? By pattern: how much is published there. By consumer: what its inbox took in."""
+        self._topic_bytes = Marks()
+        """By pattern: what those messages came to."""
         self.sites: dict[str, Site | None] = {}
         """Those of its nodes and all above them; None for what is named and not declared."""
         self.sites_revision = 0
@@ -198,12 +201,22 @@ class Fleet(Figures):
         found: Bools = self._artifacts.column(digest, self.capacity)
         return found
 
-    def published(self, patterns: tuple[str, ...], consumer: str) -> Ints:
-        """By row: messages first published there that match a pattern, or that the consumer's inbox took in."""
-        found: Ints = self._flows.column(consumer, self.capacity).copy()
+    def published(self, patterns: tuple[str, ...], consumer: str) -> tuple[Ints, int]:
+        """By row: the bytes of messages first published there that match a pattern, or that the consumer's inbox took
+        in; and how many a message has. Whose size nobody tells counts as one of the others, or as a small picture."""
+        told, size, untold = np.zeros((3, self.capacity), np.int64)
         for pattern in patterns:
-            found += self._topics.column(pattern, self.capacity)
-        return found
+            messages = self._topics.column(pattern, self.capacity)
+            its_bytes = self._topic_bytes.column(pattern, self.capacity)
+            is_told = its_bytes > 0
+            size += its_bytes
+            told += np.where(is_told, messages, 0)
+            untold += np.where(is_told, 0, messages)
+        untold += self._flows.column(consumer, self.capacity)
+        known = int(told.sum())
+        frame_bytes = max(1, int(size.sum()) // known) if known else FRAME_BYTES
+        found: Ints = size + untold * frame_bytes
+        return found, frame_bytes
 
     def silent(self) -> list[str]:
         """Nodes that hold something and that the hub misses."""
@@ -417,7 +430,8 @@ class Fleet(Figures):
         if (
             before is None
             or report is None
-            or (before.artifacts, before.topics, before.flows) != (report.artifacts, report.topics, report.flows)
+            or (before.artifacts, before.topics, before.topic_bytes, before.flows)
+            != (report.artifacts, report.topics, report.topic_bytes, report.flows)
         ):
             self.stock[row] += 1
 
@@ -427,6 +441,8 @@ class Fleet(Figures):
             self._artifacts.note(row, dict.fromkeys(was.artifacts, 1), dict.fromkeys(now.artifacts, 1))
         if was.topics != now.topics:
             self._topics.note(row, was.topics, now.topics)
+        if was.topic_bytes != now.topic_bytes:
+            self._topic_bytes.note(row, was.topic_bytes, now.topic_bytes)
         if was.flows != now.flows:
             self._flows.note(row, _produced(was), _produced(now))
 

@@ -20,8 +20,12 @@ if TYPE_CHECKING:
 
     Ints = NDArray[np.int64]
 
-FRAME_BITS = 8 * 64 * 1024
-"""What is taken for one message: a small picture."""
+FRAME_BYTES = 64 * 1024
+"""What is taken for one message while nobody tells how large they are: a small picture."""
+LINK_US_MAX = 10**9
+"""A link that takes longer for one frame is as good as none."""
+WEIGHT_MAX = 2**30
+"""Bytes are scaled to so much in all, so that no sum is too large for its column."""
 LATENCY_MS = 20
 """What is taken for a link of which nobody says anything."""
 HALF_MS = 20
@@ -29,20 +33,28 @@ HALF_MS = 20
 HUB = ""
 
 
-def link_us(site: Site | None) -> int:
-    """How long one frame takes over a site's uplink."""
+def link(site: Site | None) -> tuple[int, int]:
+    """A site's uplink: its latency in microseconds, and bits a second; 0 for as many as one likes."""
     uplink = site.spec.uplink if site is not None else None
     latency_ms = LATENCY_MS if uplink is None or uplink.latency_ms is None else int(uplink.latency_ms)
-    bandwidth_bps = int(uplink.bandwidth_bps) if uplink is not None and uplink.bandwidth_bps else 0
-    return latency_ms * 1000 + (FRAME_BITS * 1_000_000 // bandwidth_bps if bandwidth_bps else 0)
+    return latency_ms * 1000, int(uplink.bandwidth_bps) if uplink is not None and uplink.bandwidth_bps else 0
 
 
-def closeness(sites: Mapping[str, Site | None], published: Mapping[str, int]) -> dict[str, int]:
+def link_us(site: Site | None, frame_bytes: int = FRAME_BYTES) -> int:
+    """How long one frame takes over a site's uplink."""
+    latency_us, bandwidth_bps = link(site)
+    over_us = frame_bytes * 8_000_000 // bandwidth_bps if bandwidth_bps else 0
+    return min(latency_us + over_us, LINK_US_MAX)
+
+
+def closeness(
+    sites: Mapping[str, Site | None], published: Mapping[str, int], frame_bytes: int = FRAME_BYTES
+) -> dict[str, int]:
     """By site: 100 where the data is, 50 where an average message is 20 ms away, and so on."""
     parents = {name: _parent(name, sites) for name in sites}
     order = _from_above(parents)
     weight = {HUB: 0} | {name: published.get(name, 0) for name in order}
-    cost = {name: link_us(sites[name]) for name in order}
+    cost = {name: link_us(sites[name], frame_bytes) for name in order}
     below, total = dict(weight), sum(weight.values())
     if total == 0:
         return dict.fromkeys(order, 0)
@@ -70,13 +82,20 @@ class Ways:
         self._parent = np.array([0, *(place[parents[name]] for name in order)], np.int64)
         for i in range(1, len(place)):
             depth[i] = depth[self._parent[i]] + 1
-        self._cost = np.array([0, *(link_us(sites[name]) for name in order)], np.int64)
+        links = [(0, 0), *(link(sites[name]) for name in order)]
+        self._latency_us = np.array([latency for latency, _ in links], np.int64)
+        self._bandwidth_bps = np.array([bandwidth for _, bandwidth in links], np.int64)
         self._levels = [np.flatnonzero(depth == d) for d in range(1, int(depth.max()) + 1)]
         """Places by how far below the hub, nearest first."""
         self._asked = np.array([place.get(name, -1) for name in names], np.int64)
 
-    def closeness(self, published: Ints) -> Ints:
+    def closeness(self, published: Ints, frame_bytes: int = FRAME_BYTES) -> Ints:
         """As above, by the names that were given; 0 for what is in no tree."""
+        over = int(published.sum()) // WEIGHT_MAX + 1
+        published = published // over if over > 1 else published
+        bandwidth = self._bandwidth_bps
+        cost = self._latency_us + np.where(bandwidth > 0, frame_bytes * 8_000_000 // np.maximum(bandwidth, 1), 0)
+        cost = np.minimum(cost, LINK_US_MAX)
         known = self._asked >= 0
         below = np.zeros(len(self._parent), np.int64)
         below[self._asked[known]] = published[known]
@@ -87,9 +106,9 @@ class Ways:
         for level in reversed(self._levels):
             np.add.at(below, self._parent[level], below[level])
         way = np.zeros(len(below), np.int64)
-        way[0] = int((self._cost[1:] * below[1:]).sum())
+        way[0] = int((cost[1:] * below[1:]).sum())
         for level in self._levels:
-            way[level] = way[self._parent[level]] + self._cost[level] * (total - 2 * below[level])
+            way[level] = way[self._parent[level]] + cost[level] * (total - 2 * below[level])
         close = 100 * HALF_MS * 1000 * total // (HALF_MS * 1000 * total + way)
         found[known] = close[self._asked[known]]
         return found

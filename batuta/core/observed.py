@@ -173,7 +173,9 @@ class Report(Record):
     hears: dict[str, int] = {}
     """Neighbours at the site and how many milliseconds ago each was heard."""
     topics: dict[str, int] = {}
-    """Messages first published at this node, by the pattern asked for in the assignment."""
+    """Messages first published at this node, by the pattern that the site is to count."""
+    topic_bytes: dict[str, int] = {}
+    """How many bytes they came to."""
     problems: tuple[Reason, ...] = ()
     """What ails the node itself."""
     profiles: tuple[Profiled, ...] = ()

@@ -13,7 +13,7 @@ import numpy as np
 from batuta.core import nature, traits
 from batuta.core.constraints import fitting
 from batuta.core.fleet import TRUE
-from batuta.core.gravity import Ways
+from batuta.core.gravity import FRAME_BYTES, Ways
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -51,25 +51,26 @@ def _near(wish: Wish, fleet: Fleet, rows: Ints) -> Ints:
     near = wish.ask.component.placement.near
     if not near:
         return np.zeros(len(rows), np.int64)
-    published = np.where(fleet.present, fleet.published(near, wish.ask.consumer), 0)
+    each, frame_bytes = fleet.published(near, wish.ask.consumer)
+    published = np.where(fleet.present, each, 0)
     busiest = int(published.max(initial=0))
     if busiest == 0:
         return np.zeros(len(rows), np.int64)
     sites = np.zeros(len(fleet.site_names), np.int64)
     np.add.at(sites, fleet.site, published)
     where = fleet.site[rows]
-    share, close = sites[where] * 60 // sites.max(), _close(fleet, sites)[where] * 20 // 100
+    share, close = sites[where] * 60 // sites.max(), _close(fleet, sites, frame_bytes)[where] * 20 // 100
     found: Ints = share + close + published[rows] * 20 // busiest
     return found
 
 
-def _close(fleet: Fleet, published: Ints) -> Ints:
-    """By code of the site: how near it is to where things are published."""
+def _close(fleet: Fleet, published: Ints, frame_bytes: int = FRAME_BYTES) -> Ints:
+    """By code of the site: how near it is to where things are published, in messages of this size."""
     known: tuple[tuple[int, int], Ways] | None = fleet.kept.get("ways")
     key = (fleet.sites_revision, len(fleet.site_names))
     if known is None or known[0] != key:
         known = fleet.kept["ways"] = (key, Ways(fleet.sites, fleet.site_names))
-    return known[1].closeness(published)
+    return known[1].closeness(published, frame_bytes)
 
 
 def _talks(wish: Wish, fleet: Fleet, rows: Ints) -> Ints:

@@ -52,6 +52,8 @@ async def test_neighbours_hear_each_other_and_only_the_first_broker_counts_a_top
             return gravity["b"].topics().get("cameras/+/frame", 0)
 
         assert await until(counted, EVERY_S + LISTEN_S + 5) > 0
+        b = gravity["b"]
+        assert b.topic_bytes() == {"cameras/+/frame": 1000 * b.topics()["cameras/+/frame"]}
         assert gravity["a"].topics() == {}, "what came over a link was published elsewhere"
         await town.kill("b")
         await until(lambda: hear["a"].hears()["b"] > 2_000)
