@@ -140,8 +140,9 @@ def judged(calls: list[Call], killed_s: float) -> dict[str, Any]:
 
 
 class Bench:
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, deadline_ms: int = 5_000) -> None:
         self.stage = Stage(directory)
+        self.deadline_ms = deadline_ms
         self.directory = directory
         self.ports: dict[str, int] = {}
 
@@ -157,6 +158,7 @@ class Bench:
         for application, caller in APPLICATIONS.items():
             stage.client.apply(MANIFEST.replace("APPLICATION", application).replace("CALLER", caller))
         self.ready()
+        self.ports = {name: self.port(name) for name in NODES}
         pixels = list(digits.held_out[0].pixels)
         self.body = json.dumps(
             {"inputs": [{"name": "image", "shape": [1, 64], "datatype": "FP32", "data": pixels}]}
@@ -177,10 +179,15 @@ class Bench:
         return int(str(self.stage.node_status(node)["inference"]).rpartition(":")[2])
 
     def request(self, application: str) -> bytes:
-        head = "POST /v2/models/digits/infer HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
-        head += (
-            f"Batuta-Application: {application}\r\nBatuta-Deadline-Ms: 5000\r\nContent-Length: {len(self.body)}\r\n\r\n"
+        lines = (
+            "POST /v2/models/digits/infer HTTP/1.1",
+            "Host: x",
+            "Content-Type: application/json",
+            f"Batuta-Application: {application}",
+            f"Batuta-Deadline-Ms: {self.deadline_ms}",
+            f"Content-Length: {len(self.body)}",
         )
+        head = "\r\n".join((*lines, "", ""))
         return head.encode() + self.body
 
     async def known(self, port: int, count: int) -> None:
@@ -261,7 +268,6 @@ def run(rate: float, seconds: float) -> dict[str, Any]:
     bench = Bench(directory)
     try:
         bench.open()
-        bench.ports = {name: bench.port(name) for name in NODES}
         found: dict[str, Any] = {"rate": rate, "cores": psutil.cpu_count()}
         found["direct"] = asyncio.run(bench.direct(rate, 3))
         found["capacity"] = asyncio.run(bench.capacities())
