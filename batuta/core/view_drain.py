@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from batuta.core.draft import Draft
 from batuta.core.fleet import fleet_of
 from batuta.core.tend import tend
@@ -36,5 +38,6 @@ def drain_status(state: State, node: Node, now: int, fleet: Fleet | None = None)
             said[instance.app] = {r.subject: r for r in reversed(reasons)}
         reason = said[instance.app].get(f"component/{instance.component}/{instance.slot}")
         if reason is not None:
-            found["waits"].append({"instance": instance.name} | plain_reason(reason))
+            told = msgspec.structs.replace(reason, subject=f"instance/{instance.name}")
+            found["waits"].append({"instance": instance.name} | plain_reason(told))
     return {"drain": found}

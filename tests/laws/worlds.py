@@ -28,7 +28,7 @@ from batuta.kinds.node import Hold, Taint
 from batuta.kinds.policy import Hours, Moves
 from batuta.twin.budget_law import exceeded
 from tests.core.fleets import MIB, NOW, application, component, model, no_application, node, policy, report, site
-from tests.laws import preempting
+from tests.laws import preempting, rooming
 
 NODES = ("a", "b", "c", "d", "e", "f")
 SITES = ("berlin", "lyon")
@@ -420,7 +420,7 @@ class World:
         self._holds_are_kept(before)
         preempting.check(before, self.state)
         assert not (broken := exceeded(before, self.state, self.now)), "; ".join(map(str, broken))
-        self._rooms_are_kept(before)
+        rooming.check(before, self.state)
         again = decide(self.state, self.now, None, Fleet())
         assert again.changes == (), f"not idle: {[c.key for c in again.changes]}"
         if again.wake_at is not None:
@@ -444,19 +444,6 @@ class World:
                 assert inventory is not None
                 assert sum(i.cpu_millis for i in assignment.instances) <= inventory.cpu_millis
                 assert sum(i.memory_bytes for i in assignment.instances) <= inventory.memory_bytes
-
-    def _rooms_are_kept(self, before: State) -> None:
-        """Wherever something new is placed, there is room beside it for all that room is kept for."""
-        for name, assignment in self.state.assignments.items():
-            known = before.assignments.get(name)
-            if known is not None and all(i in known.instances for i in assignment.instances):
-                continue
-            rooms = [room for room in self.state.rooms.values() if room.node == name]
-            inventory = self.state.observed[name].inventory
-            cpu = sum(i.cpu_millis for i in assignment.instances) + sum(room.cpu_millis for room in rooms)
-            memory = sum(i.memory_bytes for i in assignment.instances) + sum(room.memory_bytes for room in rooms)
-            assert cpu <= inventory.cpu_millis, f"{name}: {rooms} taken"
-            assert memory <= inventory.memory_bytes, f"{name}: {rooms} taken"
 
     def _holds_are_kept(self, before: State) -> None:
         """Nothing comes to a node that its owner holds; and while it is heard, nothing on it is changed or taken."""
