@@ -18,6 +18,7 @@
     ├── AlreadyRunning         agent.agent: another node agent has this state directory
     ├── TokenDenied            hub.api_tokens: a bearer token that opens nothing; carries the word to count it by
     ├── HungUp                 wire: this side has ended the conversation
+    ├── Held                   agent.fetch: the hub has an artifact and does not send it now; carries why and how long
     ├── InferenceFailed        mesh: a call was not answered; carries a code and an HTTP status
     ├── WaitedTooLong          client: what was awaited did not come in time
     └── Wrong                  web.answers: the request itself cannot be served; carries an HTTP status

@@ -148,7 +148,7 @@ class Artifacts:
         fetches = [self.under_way[digest] for digest in digests if digest in self.under_way]
         under_way = [fetch.progress for fetch in fetches if fetch.progress is not None]
         held = [progress.held for progress in under_way if progress.held is not None]
-        text = "; ".join(progress.text for progress in under_way)
+        text = "; ".join(progress.told for progress in under_way)
         if held:
             return held[0].code, f"{held[0].detail}; {text}" if held[0].detail else text
         return ("fetching", text) if under_way else None

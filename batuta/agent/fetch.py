@@ -11,7 +11,7 @@ import asyncio
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol, TypeVar
 
 from batuta.agent.pace import PAUSE_FIRST_MS, PAUSE_MOST_MS, Pace
-from batuta.agent.progress import HERE, Progress
+from batuta.agent.progress import Progress
 from batuta.agent.recipe import found_in
 from batuta.core.delivery import HUB, STALLED_AFTER_MS, Plan, View, plan
 from batuta.errors import ArtifactRefused, BatutaError, FabricUnavailable
@@ -206,7 +206,8 @@ class Fetch:
         if others and partial.has != everything:
             places = found_in(recipe, everything & ~partial.has, others)
             copied = await self.in_thread(partial.copy, places)
-            self.progress.add(HERE, sum(c.size_bytes for n, c in enumerate(recipe.chunks()) if copied >> n & 1))
+            found_bytes = sum(c.size_bytes for n, c in enumerate(recipe.chunks()) if copied >> n & 1)
+            self.progress.found_here(found_bytes, _now())
             partial.has |= copied
         while partial.has != everything:
             self._wake.clear()

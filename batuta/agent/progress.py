@@ -22,17 +22,24 @@ class Progress:
         self.held: Reason | None = None
         """Why the hub does not send it now."""
         self.awaited = 0
+        self.told = ""
+        """What people are told: said anew every few seconds, for each time it is a report."""
         self._marks = [(now, has_bytes)]
 
     def add(self, source: str, size_bytes: int) -> None:
         self.has_bytes += size_bytes
         self.by_source[source] = self.by_source.get(source, 0) + size_bytes
 
+    def found_here(self, size_bytes: int, now: int) -> None:
+        """What lay in other files counts for no rate."""
+        self.add(HERE, size_bytes)
+        self._marks = [(now, self.has_bytes)]
+
     def mark(self, now: int) -> None:
         self._marks = [*self._marks[-5:], (now, self.has_bytes)]
+        self.told = self._text()
 
-    @property
-    def text(self) -> str:
+    def _text(self) -> str:
         (then, had), (now, has) = self._marks[0], self._marks[-1]
         rate = (has - had) * 1000 // (now - then) if now > then else 0
         words = [f"{_amount(self.has_bytes)} of {_amount(self.size_bytes)}"]

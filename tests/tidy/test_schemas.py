@@ -48,7 +48,15 @@ def test_explain_reads_the_class_tree():
             "    A length of time, in milliseconds.",
             "",
             "  metered: true or false (default false)",
-            "    Its traffic is paid for: a Policy may keep things away, and placement prefers other sites.",
+            "    Its traffic is paid for: a Policy may keep things away, placement prefers other sites, and",
+            "    artifacts of applications with a priority below 0 come in `windows` only.",
+            "",
+            "  budget: mapping",
+            "    How much of a link artifacts may use.",
+            "",
+            "  windows: list of mappings",
+            "    When artifacts may come, by the site's clock; at any time when left out. Applications of a",
+            "    priority of 100 and above wait for no window.",
         ]
     )
 
