@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 UNIFIED = Path("/sys/fs/cgroup/unified")
+BRIDGE = Path("/sys/class/net/docker0")
 PROGRAMS = (
     "sh", "sleep", "echo", "cat", "touch", "ls", "id", "kill", "env", "ps", "httpd", "nc", "wget", "dd", "seq",
     "test", "tail", "date", "printf", "yes", "head", "ulimit", "mkdir", "rm", "true", "false",
@@ -107,8 +108,13 @@ class Built:
                  "size": len(manifest), "annotations": {"org.opencontainers.image.ref.name": f"localhost/{name}:1"}}
             ],
         }  # fmt: skip
+        layer_path = f"blobs/{_digest(layer).replace(':', '/')}"
+        older = [{"Config": f"blobs/{self.id.replace(':', '/')}", "RepoTags": [f"localhost/{name}:1"],
+                  "Layers": [layer_path]}]  # fmt: skip
         with tarfile.open(self.path, "w") as tar:
             for path, data in (
+                # As newer Docker saves it: in both forms, so that every engine reads one of them.
+                ("manifest.json", json.dumps(older).encode()),
                 ("oci-layout", b'{"imageLayoutVersion":"1.0.0"}'), ("index.json", json.dumps(index).encode()),
                 *((f"blobs/{_digest(d).replace(':', '/')}", d) for d in (layer, configuration, manifest)),
             ):  # fmt: skip
@@ -154,20 +160,22 @@ class Engine:
         return [*inside, "podman", "--root", str(place), "--runroot", str(self.directory / "run"),
                 "--storage-driver", "vfs", "--cgroup-manager", "cgroupfs", *words]  # fmt: skip
 
+    def service(self) -> list[str]:
+        return self.podman("system", "service", "--time=0", f"unix://{self.socket}")
+
     def start(self) -> None:
         self.socket.unlink(missing_ok=True)
         with (self.directory / "service.log").open("ab") as log:
             self._service = subprocess.Popen(
-                self.podman("system", "service", "--time=0", f"unix://{self.socket}"),
-                env=self._env, stdout=log, stderr=log, stdin=subprocess.DEVNULL,
-            )  # fmt: skip
+                self.service(), env=self._env, stdout=log, stderr=log, stdin=subprocess.DEVNULL
+            )
         until = time.monotonic() + 60
         while True:
             with contextlib.suppress(httpx.HTTPError):
                 self.ask("GET", "/_ping")
                 return
             if self._service.poll() is not None or time.monotonic() > until:
-                pytest.skip(f"podman does not serve here: {self.said()}")
+                pytest.skip(f"{self.service()[0]} does not serve here: {self.said()}")
             time.sleep(0.05)
 
     def said(self) -> str:
@@ -225,8 +233,33 @@ class Engine:
             self.clear()
         for process in (self._service, self._holder):
             if process is not None and process.poll() is None:
-                process.kill()
-                process.wait()
+                process.terminate()
+                try:
+                    process.wait(30)
+                except subprocess.TimeoutExpired:
+                    process.kill()
+                    process.wait()
+
+
+class Docker(Engine):
+    """One Docker daemon with a containerd of its own. Killed, it would take its containers along."""
+
+    def open(self) -> None:
+        self._had_bridge = BRIDGE.exists()
+        self.start()
+
+    def close(self) -> None:
+        super().close()
+        if not self._had_bridge and BRIDGE.exists() and shutil.which("ip"):
+            subprocess.run(["ip", "link", "delete", BRIDGE.name], check=False)
+
+    def service(self) -> list[str]:
+        home = self.directory
+        return ["dockerd", "--data-root", str(home / "data"), "--exec-root", str(home / "exec"),
+                "--pidfile", str(home / "pid"), "--host", f"unix://{self.socket}", "--storage-driver", "vfs",
+                # The machine's own rules and routes are left alone: what is published goes through a program.
+                "--iptables=false", "--ip-forward=false", "--ip-masq=false",
+                "--insecure-registry", "127.0.0.0/8"]  # fmt: skip
 
 
 def can_run(engine: Engine, directory: Path) -> str:
@@ -248,14 +281,26 @@ def can_run(engine: Engine, directory: Path) -> str:
 def podman() -> Iterator[Engine]:
     """One engine for all tests of a process; whoever uses it clears up after itself."""
     if shutil.which("podman") is None:
-        pytest.skip("no podman here: apt-get install podman busybox-static")
+        pytest.skip("NOT TESTED: containers. There is no podman here: apt-get install podman busybox-static")
+    yield from opened(Engine)
+
+
+@pytest.fixture(scope="session")
+def docker() -> Iterator[Engine]:
+    """The same of Docker."""
+    if shutil.which("dockerd") is None or os.geteuid() != 0:
+        pytest.skip("NOT TESTED: Docker. There is no dockerd here, or no right to start it: apt-get install docker.io")
+    yield from opened(Docker)
+
+
+def opened(kind: type[Engine]) -> Iterator[Engine]:
     # Sockets have short names, and pytest's directories long ones.
     directory = Path(tempfile.mkdtemp(prefix="batuta-engine-"))
-    engine = Engine(directory)
+    engine = kind(directory)
     try:
         engine.open()
         if why := can_run(engine, directory):
-            pytest.skip(f"podman runs no containers here: {why}")
+            pytest.skip(f"{engine.service()[0]} runs no containers here: {why}")
         yield engine
     finally:
         engine.close()
@@ -264,11 +309,20 @@ def podman() -> Iterator[Engine]:
 
 @pytest.fixture
 def engine(podman: Engine) -> Iterator[Engine]:
+    yield from cleared(podman)
+
+
+@pytest.fixture(params=["podman", "docker"])
+def any_engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
+    yield from cleared(request.getfixturevalue(request.param))
+
+
+def cleared(engine: Engine) -> Iterator[Engine]:
     try:
-        yield podman
+        yield engine
     finally:
-        podman.revive()
-        podman.clear()
+        engine.revive()
+        engine.clear()
 
 
 def _digest(data: bytes) -> str:

@@ -135,6 +135,7 @@ async def _run(config: AgentConfig, identity: Identity, ending: Ending) -> int:
                 doctor=lambda: {
                     "broker": {"pid": station.broker.pid, "restarts": station.restarts},
                     "gateway": door.doctor(),
+                    "containers": engines.doctor(),
                 },
                 bench=Bench(inventory.hardware, versions() if "onnx" in runtimes else {}),
                 busy_percent_max=config.busy_percent_max,

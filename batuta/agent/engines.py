@@ -84,6 +84,9 @@ class Engines:
             self._known = (inventory, self.version, with_engine)
         return self._known[2]
 
+    def doctor(self) -> dict[str, int | str]:
+        return {"engine": self.version, **(self._runtime.doctor() if self._runtime is not None else {})}
+
     def _register(self, socket: str) -> None:
         from batuta.runtimes.container import ContainerRuntime
         from batuta.runtimes.container_order import Whose

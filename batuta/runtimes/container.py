@@ -46,6 +46,8 @@ class ContainerRuntime:
         self.images = Images(self.engine, directory, may_pull=may_pull)
         self.removed = 0
         """Containers of ours that nobody remembered."""
+        self.unswept = 0
+        """Sweeps that the engine refused in part; they are tried again."""
         self._runs: dict[str, ContainerRun] = {}
         self._starting: set[str] = set()
         self._unswept: frozenset[str] | None = None
@@ -61,8 +63,19 @@ class ContainerRuntime:
         parts = [str(part.get("Name", "")) for part in said.get("Components") or ()]
         name = "podman" if any("podman" in part.lower() for part in parts) else "docker"
         if self._unswept is not None:
-            await self._sweep(self._unswept)
+            try:
+                await self._sweep(self._unswept)
+            except EngineRefused:
+                self.unswept += 1
         return f"{name} {str(said.get('Version', ''))[:40]}"
+
+    def doctor(self) -> dict[str, int]:
+        return {
+            "running": len(self._runs),
+            "removed": self.removed,
+            "unswept": self.unswept,
+            "faults": sum(run.faults + run.logs.faults for run in self._runs.values()),
+        }
 
     # --- The contract ---
 
@@ -175,26 +188,35 @@ class ContainerRuntime:
     async def sweep(self, needed: Collection[Instance], keep_s: float = UNUSED_KEPT_S) -> None:
         """Remove containers of ours that are not of these instances, and images that nobody needed for `keep_s`.
         Without an engine, once it is back."""
+        self._unswept = frozenset(instance.name for instance in needed)
         try:
-            await self._sweep(frozenset(instance.name for instance in needed))
+            await self._sweep(self._unswept)
             await self.images.collect(needed, keep_s)
         except EngineRefused:
+            self.unswept += 1
             raise
         except RuntimeFailure:
-            self._unswept = frozenset(instance.name for instance in needed)
+            pass  # said by whoever asks for its version; it is swept when it is back
 
     async def _sweep(self, names: frozenset[str]) -> None:
         labels = [f"{container_order.HOME_LABEL}={self.whose.mark}"]
         query = {"all": "1", "limit": str(LISTED_MAX), "filters": f'{{"label":["{labels[0]}"]}}'}
+        refused: EngineRefused | None = None
         for found in await self.engine.ask("GET", "/containers/json", query) or ():
             labels_found = found.get("Labels") or {}
             instance = labels_found.get(container_order.INSTANCE_LABEL, "")
             if labels_found.get(container_order.HOME_LABEL) != self.whose.mark:
                 continue  # an engine that filters badly must not cost anybody a container
             if instance not in names and instance not in self._runs and instance not in self._starting:
-                await self._halt(str(found["Id"]), 0)
-                await self._remove(str(found["Id"]))
-                self.removed += 1
+                try:
+                    await self._halt(str(found["Id"]), 0)
+                    await self._remove(str(found["Id"]))
+                except EngineRefused as error:
+                    refused = error  # the others are removed all the same
+                else:
+                    self.removed += 1
+        if refused is not None:
+            raise refused
         self._unswept = None
 
     # --- The engine ---

@@ -33,7 +33,8 @@ PLACE_EVERY_S = 2.0
 
 
 class Place(NamedTuple):
-    """Up to where it was read: the time stamp of the last line, and how many lines bore it."""
+    """Up to where a stream was read: the time stamp of the last line, and how many lines bore it. Engines stamp with a
+    nanosecond or with a second; within one stream the stamps rise, and between the two nothing is promised."""
 
     stamp: str = ""
     lines: int = 0
@@ -49,7 +50,7 @@ class ContainerLogs:
         self.faults = 0
         """Lines that could not be written, and rotations that failed."""
         self._note = self.logs.directory / "place.json"
-        self._place = self._read_place()
+        self._places = self._read_places()
         self._placed_at = 0.0
         self._unrotated = 0
 
@@ -57,18 +58,20 @@ class ContainerLogs:
         """Until the container's output ends. Raises RuntimeFailure when the engine goes away."""
         self.logs.make_room()
         query = {"follow": "1", "stdout": "1", "stderr": "1", "timestamps": "1"}
-        before = self._place
-        if before.stamp:
-            query["since"] = str(_seconds(before.stamp))
+        before, alike = dict(self._places), dict.fromkeys(STREAMS, 0)
+        if before:
+            query["since"] = str(min(_seconds(place.stamp) for place in before.values()))
         loop = asyncio.get_running_loop()
-        began, read, alike = loop.time(), 0, 0
+        began, read = loop.time(), 0
         try:
             async with self.engine.open("GET", f"/containers/{self.container}/logs", query) as answer:
                 async for stream, line in _frames(answer.pieces):
                     stamp, _, text = line.partition(b" ")
-                    at = stamp.decode("ascii", "replace")
-                    alike = alike + 1 if at == before.stamp else 0
-                    if not alike or alike > before.lines:
+                    at, known = stamp.decode("ascii", "replace"), before.get(stream, Place())
+                    alike[stream] += at == known.stamp
+                    if at > known.stamp or (at == known.stamp and alike[stream] > known.lines):
+                        # From here on everything is new, also when the clock is set back meanwhile.
+                        before.pop(stream, None)
                         self._keep(stream, text, at)
                     read += len(line)
                     if read > BYTES_PER_S:
@@ -92,22 +95,23 @@ class ContainerLogs:
                 self.logs.rotate()
         except OSError:
             self.faults += 1
-        self._place = Place(at, self._place.lines + 1 if at == self._place.stamp else 1)
+        place = self._places.get(stream, Place())
+        self._places[stream] = Place(at, place.lines + 1 if at == place.stamp else 1)
 
     def write_place(self) -> None:
         self._placed_at = asyncio.get_running_loop().time()
         try:
-            write_whole(self._note, msgspec.json.encode((self.container, *self._place)).decode())
+            write_whole(self._note, msgspec.json.encode((self.container, self._places)).decode())
         except OSError:
             self.faults += 1
 
-    def _read_place(self) -> Place:
+    def _read_places(self) -> dict[str, Place]:
         """Of this very container; another one begins anew."""
         try:
-            container, stamp, lines = msgspec.json.decode(self._note.read_bytes()[:4096], type=tuple[str, str, int])
+            container, places = msgspec.json.decode(self._note.read_bytes()[:4096], type=tuple[str, dict[str, Place]])
         except (OSError, msgspec.MsgspecError):
-            return Place()
-        return Place(stamp, lines) if container == self.container else Place()
+            return {}
+        return places if container == self.container else {}
 
 
 async def _frames(pieces: AsyncIterator[bytes]) -> AsyncIterator[tuple[str, bytes]]:

@@ -43,6 +43,8 @@ class ContainerRun:
         """It has ended, and is not there any more."""
         self.last = Condition("gone")
         """How it ended."""
+        self.faults = 0
+        """Times that its end could not be cleared up, or its log not be read."""
         self.asked = False
         """It was told to end."""
         self.logs = ContainerLogs(engine, container, order.directory)
@@ -130,7 +132,7 @@ class ContainerRun:
         try:
             await self.engine.ask("DELETE", f"/containers/{self.container}", {"force": "1", "v": "1"})
         except RuntimeFailure:
-            self.logs.faults += 1
+            self.faults += 1
 
     # --- Meanwhile ---
 
@@ -142,7 +144,7 @@ class ContainerRun:
                 if error.status == NOT_FOUND:
                     return
             except (RuntimeFailure, ValueError):
-                self.logs.faults += 1
+                self.faults += 1
             else:
                 # Its output ended: either it did, or the engine has let go of us.
                 if not await self._is_running():

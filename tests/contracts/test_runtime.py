@@ -25,7 +25,7 @@ from batuta.runtimes.container_order import Whose
 from batuta.runtimes.model import ModelRuntime
 from batuta.runtimes.process import ProcessRuntime
 from batuta.runtimes.simulated import Machine, Script, SimulatedRuntime
-from tests.engines import Built, Engine, engine, podman  # noqa: F401  fixtures
+from tests.engines import Built, Engine, cleared, docker, podman  # noqa: F401  fixtures
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -141,7 +141,7 @@ class Simulated:
 class RealContainers:
     """A real Podman, and an image of one static program."""
 
-    def __init__(self, directory: Path, engine: Engine) -> None:  # noqa: F811
+    def __init__(self, directory: Path, engine: Engine) -> None:
         self.directory = directory
         self.engine = engine
         self.built = Built(directory)
@@ -184,13 +184,13 @@ def broker_port(tmp_path: Path) -> Iterator[int]:
     child.wait()
 
 
-@pytest.fixture(params=["process", "onnx", "simulated", pytest.param("container", marks=pytest.mark.slow)])
+@pytest.fixture(params=["process", "onnx", "simulated", pytest.param("podman", marks=pytest.mark.slow),
+                        pytest.param("docker", marks=pytest.mark.slow)])  # fmt: skip
 def tenant(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Tenant]:
-    if request.param == "container":
-        containers = RealContainers(tmp_path, request.getfixturevalue("engine"))
-        yield containers
-        left = containers.engine.containers(node="n1")
-        assert left == [], "a test left containers behind"
+    if request.param in ("podman", "docker"):
+        for engine in cleared(request.getfixturevalue(request.param)):
+            yield RealContainers(tmp_path, engine)
+            assert engine.containers(node="n1") == [], "a test left containers behind"
         return
     if request.param == "simulated":
         yield Simulated()

@@ -23,7 +23,7 @@ from batuta.runtimes.container import ContainerRuntime
 from batuta.runtimes.container_order import Whose
 from batuta.runtimes.logs import FILE_BYTES_MAX, OLD_FILES
 from tests.e2e.test_model_package import registry  # noqa: F401  a fixture
-from tests.engines import Built, Engine, engine, podman  # noqa: F401  fixtures
+from tests.engines import Built, Engine, any_engine, docker, podman  # noqa: F401  fixtures
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -36,7 +36,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 class Bench:
     """A runtime and orders for it."""
 
-    def __init__(self, directory: Path, engine: Engine, **more: Any) -> None:  # noqa: F811
+    def __init__(self, directory: Path, engine: Engine, **more: Any) -> None:
         self.directory = directory
         self.engine = engine
         self.built = Built(directory)
@@ -76,8 +76,8 @@ class Bench:
 
 
 @pytest.fixture
-async def bench(tmp_path: Path, engine: Engine) -> AsyncIterator[Bench]:  # noqa: F811
-    made = Bench(tmp_path, engine)
+async def bench(tmp_path: Path, any_engine: Engine) -> AsyncIterator[Bench]:  # noqa: F811
+    made = Bench(tmp_path, any_engine)
     yield made
     await made.runtime.close()
 
@@ -157,17 +157,17 @@ async def test_memory_is_measured(bench: Bench) -> None:
     await bench.runtime.stop(order.instance.name, 0)
 
 
-async def test_a_path_is_mounted_only_where_the_operator_lets_it(tmp_path: Path, engine: Engine) -> None:  # noqa: F811
+async def test_a_path_is_mounted_only_where_the_operator_lets_it(tmp_path: Path, any_engine: Engine) -> None:  # noqa: F811
     (tmp_path / "open").mkdir()
     (tmp_path / "open" / "way-out").symlink_to("/etc")
-    bench = Bench(tmp_path, engine, mountable=(str(tmp_path / "open"),))
+    bench = Bench(tmp_path, any_engine, mountable=(str(tmp_path / "open"),))
     await bench.runtime.start(bench.order(mounts=(Mount(at="/m", host=str(tmp_path / "open")),)))
     await bench.runtime.stop("default/app/box-1-0", 0)
     for path in ("/etc", str(tmp_path), str(tmp_path / "open" / "way-out"), str(tmp_path / "open" / "none")):
         with pytest.raises(RuntimeFailure) as failure:
             await bench.runtime.start(bench.order(mounts=(Mount(at="/m", host=path),)))
         assert failure.value.code == "mount_refused"
-    assert engine.containers(node="n1") == []
+    assert any_engine.containers(node="n1") == []
     await bench.runtime.close()
 
 
@@ -257,7 +257,9 @@ async def test_an_image_is_pulled_by_its_digest_where_that_is_allowed(bench: Ben
     bench.engine.ask("POST", "/images/load", content=built.path.read_bytes(), headers=headers)
     place = f"{registry[0]}/team/pulled"
     bench.engine.ask("POST", f"/images/{built.id}/tag", params={"repo": place, "tag": "1"})
-    bench.engine.ask("POST", f"/images/{place}/push", params={"tag": "1", "tlsVerify": "false"})
+    bench.engine.ask(
+        "POST", f"/images/{place}/push", params={"tag": "1", "tlsVerify": "false"}, headers={"X-Registry-Auth": "e30="}
+    )
     manifest = await asyncio.to_thread(manifest_of, registry[0], "team/pulled")
     bench.engine.ask("DELETE", f"/images/{built.id}", params={"force": "1"})
     assert built.id not in bench.engine.images()

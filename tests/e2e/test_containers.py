@@ -267,6 +267,20 @@ def test_an_engine_that_goes_away_is_said_and_its_container_is_found_again(box: 
     assert (box.container(), box.inspected()["State"]["Pid"]) == (first, pid)
 
 
+def test_an_agent_that_starts_while_the_engine_is_away_finds_the_container_when_it_is_back(box: Box) -> None:
+    box.open()
+    box.apply("exec sleep 3600")
+    first = box.until_ready()
+    box.engine.kill()
+    box.node_process().send_signal(signal.SIGKILL)
+    box.stage.nodes["pi"].running.wait(10)
+    box.stage.restart_node("pi")
+    box.until_reason("engine_unreachable")
+    box.engine.start()
+    box.until_ready()
+    assert box.container() == first
+
+
 def _lost_engine(box: Box) -> bool:
     status = box.stage.node_status("pi")
     problems = [problem["code"] for problem in status.get("problems", ())]
