@@ -2,14 +2,16 @@
 
 A site knows its own by their cards. Beyond it only the hub knows, from assignments and reports. It tells a node only
 of namespaces of which the node itself runs something: what a tenant's machine may reach is what is the tenant's. The
-nearest come first: those with whom the asker's site has a site above it in common (its region), then all others; and
-among those by how far one has to go up and down the tree of sites.
+nearest come first: those with whom the asker's site has a site above it in common (its region), beginning with the
+lowest such site; then all others.
 """
 
 from __future__ import annotations
 
 import zlib
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+import msgspec
 
 from batuta.core.liveness import link
 from batuta.kinds.base import Record
@@ -65,36 +67,60 @@ def version_meant(state: State, wanted: FarWanted) -> str:
     return model.spec.aliases.get(wanted.version, wanted.version) if model is not None else wanted.version
 
 
-def elsewhere(state: State, asker: str, wanted: FarWanted, now: int) -> tuple[FarInstance, ...]:
-    """Instances at other sites, nearest first."""
-    node = state.nodes.get(asker)
-    if node is None:
-        return ()
+class Serving(NamedTuple):
+    """All that serve one thing, ready and online, as of an instant: found once for everybody who asks."""
+
+    of_site: dict[str, list[FarInstance]]
+    """By every site that one is at or below."""
+    everywhere: list[FarInstance]
+    site: dict[str, str]
+    """By node."""
+
+
+def serving(state: State, wanted: FarWanted, now: int) -> Serving:
+    """Who serves it, anywhere."""
     version = version_meant(state, wanted)
-    above = _above(state, node.spec.site)
-    found: list[tuple[int, int, int, FarInstance]] = []
+    found = Serving({}, [], {})
     for app in sorted(state.users_of_model.get(f"{wanted.namespace}/{wanted.model}", ())):
         for held in state.held.get(app, ()):
             instance, order = held.instance, held.instance.model
             there = state.nodes.get(held.node)
-            if order is None or order.name != wanted.model or there is None or there.spec.site == node.spec.site:
+            if order is None or order.name != wanted.model or there is None:
                 continue
             if (version and order.version != version) or wanted.application not in ("", instance.application):
                 continue
             if not _is_ready(state, held.node, instance.name) or link(state, held.node, now) != "online":
                 continue
-            theirs = _above(state, there.spec.site)
-            shared = [site for site in above if site in theirs]
-            steps = above.index(shared[0]) + theirs.index(shared[0]) if shared else len(above) + len(theirs)
             said = FarInstance(
                 application=instance.application, component=instance.component, instance=instance.name,
-                node=held.node, version=order.version, nearness="region" if shared else "hub",
+                node=held.node, version=order.version, nearness="hub",
             )  # fmt: skip
-            # Among equals each asker has an order of its own, so that not everybody runs to the same few.
-            draw = zlib.crc32(f"{asker} {instance.name}".encode())
-            found.append((0 if shared else 1, steps, draw, said))
-    found.sort(key=lambda row: (*row[:3], row[3].instance))
-    return tuple(row[3] for row in found[:TOLD_MOST])
+            found.everywhere.append(said)
+            found.site[held.node] = there.spec.site
+            for site in _above(state, there.spec.site):
+                found.of_site.setdefault(site, []).append(said)
+    return found
+
+
+def elsewhere(state: State, asker: str, found: Serving) -> tuple[FarInstance, ...]:
+    """Those at other sites, nearest first: of the same region, beginning with its nearest part; then any."""
+    node = state.nodes.get(asker)
+    if node is None:
+        return ()
+    told: dict[str, FarInstance] = {}
+    # Each asker begins somewhere else, so that not everybody runs to the same few.
+    draw = zlib.crc32(asker.encode())
+    for nearness, rows in (
+        *(("region", found.of_site.get(site, [])) for site in _above(state, node.spec.site)[1:]),
+        ("hub", found.everywhere),
+    ):
+        for i in range(len(rows)):
+            row = rows[(draw + i) % len(rows)]
+            if len(told) >= TOLD_MOST:
+                return tuple(told.values())
+            if row.instance not in told and found.site[row.node] != node.spec.site:
+                told[row.instance] = row if nearness == "hub" else msgspec.structs.replace(row, nearness="region")
+    return tuple(told.values())
 
 
 def _above(state: State, site: str) -> list[str]:

@@ -7,19 +7,23 @@ the node first asks for it: so a new namespace does not shake the links of a who
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from batuta.core.mesh_far import FarAnswer, FarWanted, elsewhere, namespaces_of, version_meant
+from batuta.core.mesh_far import FarAnswer, FarWanted, elsewhere, namespaces_of, serving, version_meant
 from batuta.kinds.base import encode_hook
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from batuta.core.mesh_far import Serving
     from batuta.core.state import State
     from batuta.fabric.clock import Clock
     from batuta.hub.counters import Counters
+
+HOLDS_MS: Final = 2_000
+FOUND_MOST: Final = 64
 
 
 class Elsewhere:
@@ -30,6 +34,7 @@ class Elsewhere:
         self._state = state
         self._clock = clock
         self._counters = counters
+        self._found: dict[FarWanted, tuple[int, Serving]] = {}
 
     def namespaces(self, node: str) -> tuple[str, ...]:
         """What the link of this node may call."""
@@ -44,12 +49,23 @@ class Elsewhere:
             self._counters.add("asks_refused", "namespace")
             message = f"node {node} runs nothing of namespace {wanted.namespace!r}, so it may not call it elsewhere"
             return _written(FarAnswer(error="not_allowed", message=message))
-        found = elsewhere(self._state(), node, wanted, self._clock.now())
+        found = elsewhere(self._state(), node, self._serving(wanted))
         relinked = bool(found) and self.relink(node, wanted.namespace)
         if relinked:
             self._counters.add("links_widened")
         meant = version_meant(self._state(), wanted)
         return _written(FarAnswer(instances=found, version=meant if meant != wanted.version else "", relinked=relinked))
+
+    def _serving(self, wanted: FarWanted) -> Serving:
+        """Found once for all who ask within two seconds: a whole fleet may use the same model."""
+        now = self._clock.now()
+        at, found = self._found.get(wanted, (now - HOLDS_MS, None))
+        if found is None or not 0 <= now - at < HOLDS_MS:
+            found = serving(self._state(), wanted, now)
+            if len(self._found) >= FOUND_MOST:
+                self._found.clear()
+            self._found[wanted] = (now, found)
+        return found
 
 
 def _written(answer: FarAnswer) -> bytes:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from batuta.core.mesh_far import TOLD_MOST, FarWanted, elsewhere, namespaces_of, version_meant
+from batuta.core.mesh_far import TOLD_MOST, FarWanted, elsewhere, namespaces_of, serving, version_meant
 from batuta.core.state import Change
 from tests.core.fleets import NOW, application, component, machines, model, node, settled, site, state_of
 
@@ -25,7 +25,7 @@ def fleet(*rows, per_site=1):
 
 
 def told(state, asker="b1", wanted=DIGITS, now=NOW):
-    return [(each.node, each.nearness) for each in elsewhere(state, asker, wanted, now)]
+    return [(each.node, each.nearness) for each in elsewhere(state, asker, serving(state, wanted, now))]
 
 
 def test_the_nearest_come_first_and_the_own_site_is_left_to_its_cards() -> None:
