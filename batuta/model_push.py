@@ -216,6 +216,8 @@ def _extended(version: Version, addition: Version) -> Version:
         variants=tuple(variants.values()),
         signature=version.signature or addition.signature,
         labels=version.labels or addition.labels,
+        before=version.before or addition.before,
+        after=version.after or addition.after,
         golden=version.golden or addition.golden,
         drift=version.drift or addition.drift,
         provenance=version.provenance or addition.provenance,

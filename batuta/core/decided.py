@@ -12,6 +12,7 @@ from batuta.kinds.application import Component, Input, Output, ProcessUse, Serve
 from batuta.kinds.base import Bytes, Millicores, Record
 from batuta.kinds.container import ContainerUse
 from batuta.kinds.model import Golden, Signature, Variant
+from batuta.kinds.shaping import After, Before
 
 PROCESS, CONTAINER = "process", "container"
 """Runtimes of what is no model, by the names that nodes report."""
@@ -25,6 +26,8 @@ class ModelOrder(Record):
     variant: Variant
     signature: Signature | None = None
     labels: tuple[str, ...] = ()
+    before: Before | None = None
+    after: After | None = None
     batch: int = 32
     linger_ms: int = 0
     signers: tuple[tuple[str, ...], ...] = ()
@@ -171,6 +174,8 @@ class VersionChoice(Record):
     variants: tuple[Variant, ...]
     signature: Signature | None = None
     labels: tuple[str, ...] = ()
+    before: Before | None = None
+    after: After | None = None
     golden: Golden | None = None
     signers: tuple[tuple[str, ...], ...] = ()
     """Groups of public keys that policies ask for: one of each must have signed."""

@@ -97,6 +97,7 @@ def resolve(state: State, namespace: str, component: Component) -> VersionChoice
     return VersionChoice(
         name=use.name, version=version.version, variants=version.variants,
         signature=version.signature, labels=version.labels, golden=version.golden,
+        before=version.before, after=version.after,
     )  # fmt: skip
 
 
@@ -107,16 +108,18 @@ def runs_the_same(old: Released, component: Component, version: VersionChoice | 
     if old.version is None or version is None:
         return old.version is version
     before, after = old.version, version
-    if (before.name, before.version, before.signature, before.labels, before.signers) != (
-        after.name,
-        after.version,
-        after.signature,
-        after.labels,
-        after.signers,
-    ):
+    if _what_is_told(before) != _what_is_told(after):
         return False
     files = {_file(v, after) for v in after.variants}
     return all(_file(v, before) in files for v in before.variants)
+
+
+def _what_is_told(version: VersionChoice) -> tuple[object, ...]:
+    """All of a version but its files."""
+    return (
+        version.name, version.version, version.signature, version.labels, version.before, version.after,
+        version.signers,
+    )  # fmt: skip
 
 
 def _file(variant: Variant, version: VersionChoice) -> tuple[object, ...]:

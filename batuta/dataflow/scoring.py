@@ -7,12 +7,14 @@ number, or numbers. Requests speak tensors instead, and need none of this.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from batuta.dataflow.engines import Unfit
 from batuta.dataflow.oip.datatypes import BYTES, DTYPES, shortened, widened
+from batuta.dataflow.shaping import item_of, named, shares
+from batuta.dataflow.tensors import Item, decode
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     from batuta.dataflow.engines import Engine
     from batuta.dataflow.oip.datatypes import Port
     from batuta.dataflow.tensors import Array
+    from batuta.kinds.shaping import After
 
     Run = Callable[[dict[str, Array], int], Awaitable[Sequence[Any]]]
     """Feeds and how many rows they have; gives the outputs."""
@@ -39,6 +42,7 @@ class Scorer:
 
     def __init__(self, engine: Engine, order: ModelOrder, tensor: str | None) -> None:
         self.labels = order.labels
+        self._before, self._after = order.before, order.after
         self._engine = engine
         given = _input(engine, tensor)
         self.input = given.name
@@ -51,7 +55,14 @@ class Scorer:
         self.fixed_batch = given.shape[0] if given.shape[0] > 0 else 0
         """A batch of this many and no other; 0 when any is right."""
         self.shape = given.shape[1:]
+        self._image = given._replace(datatype="FP32") if self._is_bf16 else given
         self._bf16_outputs = frozenset(i for i, port in enumerate(engine.outputs) if port.datatype == "BF16")
+
+    def decode(self, data: bytes, how: Literal["json", "raw", "image"]) -> Item:
+        """One message. Raises ValueError with a sentence for people."""
+        if how == "image":
+            return Item(item_of(data, self._before, self._image))
+        return decode(data, how, self.dtype, self.shape)
 
     async def score(self, items: Sequence[Array], run: Run) -> list[dict[str, Any]]:
         """The answers, in order. Raises what the runtime raises, or ValueError for what is no answer."""
@@ -64,11 +75,13 @@ class Scorer:
             outputs = await run({self.input: shortened(batch) if self._is_bf16 else batch}, size)
             if self._bf16_outputs:
                 outputs = [widened(o) if i in self._bf16_outputs else o for i, o in enumerate(outputs)]
-            answers += meaning(outputs, size, self.labels)[: len(chunk)]
+            answers += meaning(outputs, size, self.labels, self._after)[: len(chunk)]
         return answers
 
 
-def meaning(outputs: Sequence[Any], count: int, labels: Sequence[str]) -> list[dict[str, Any]]:
+def meaning(
+    outputs: Sequence[Any], count: int, labels: Sequence[str], after: After | None = None
+) -> list[dict[str, Any]]:
     """What a model's outputs say about each of `count` items: a class with its scores, a number, or numbers."""
     scores = next((o for o in outputs if _is_scores(o, count)), None)
     maps = next((o for o in outputs if isinstance(o, list) and len(o) == count and isinstance(o[0], dict)), None)
@@ -80,6 +93,9 @@ def meaning(outputs: Sequence[Any], count: int, labels: Sequence[str]) -> list[d
         best = chosen if chosen is not None else [int(i) for i in np.argmax(scores, axis=1)]
         if not np.isfinite(scores).all():
             raise ValueError(NONSENSE)
+        scores = shares(scores, after)
+        if after is not None and (after.argmax or after.top_k is not None or after.threshold is not None):
+            return _picked(scores, after, labels)
         rows = np.round(scores.astype(np.float64), 6).tolist()
         return [_class(value, row, labels) for value, row in zip(best, rows, strict=True)]
     if plain is None:
@@ -113,6 +129,18 @@ def _class(value: int | str, row: list[float], labels: Sequence[str]) -> dict[st
     best = sorted(range(len(row)), key=lambda i: -row[i])[:BEST]
     answer["scores"] = {labels[i] if len(labels) == len(row) else str(i): row[i] for i in best}
     return answer
+
+
+def _picked(scores: Array, after: After, labels: Sequence[str]) -> list[dict[str, Any]]:
+    """What the version wants to be named, and nothing else; no value where no class is good enough."""
+    found: list[dict[str, Any]] = []
+    said = named(scores, after, labels)
+    for row, words, best in zip(said.classes.tolist(), said.labels, np.round(said.scores, 6).tolist(), strict=True):
+        answer: dict[str, Any] = _labelled(row[0], labels) if row[0] >= 0 else {"value": None}
+        if not after.argmax:
+            answer["scores"] = {w.decode(): s for c, w, s in zip(row, words, best, strict=True) if c >= 0}
+        found.append(answer)
+    return found
 
 
 def _named(scores: dict[Any, float], labels: Sequence[str]) -> dict[str, Any]:

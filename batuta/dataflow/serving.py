@@ -15,6 +15,7 @@ from batuta.dataflow.oip.batching import Batching
 from batuta.dataflow.oip.endpoint import Endpoint
 from batuta.dataflow.oip.http import BODY_BYTES_MAX, HELD_BYTES_MAX, MIB, Listener
 from batuta.dataflow.oip.on_fabric import OnFabric
+from batuta.dataflow.oip.shaped import Shaped
 from batuta.dataflow.unix import listen_unix
 
 if TYPE_CHECKING:
@@ -40,7 +41,8 @@ class Serving:
         self.engine = load(order.artifact, model.variant.format, [grant.kind for grant in order.instance.accelerators])
         self.batching = Batching(self.engine, model.batch, model.linger_ms)
         self.batching.try_out()
-        self.endpoint = Endpoint(model.name, model.version, self.engine, self.batching)
+        shaped = Shaped(self.engine, model.before, model.after, model.labels)
+        self.endpoint = Endpoint(model.name, model.version, self.engine, self.batching, shaped)
         self.endpoint.told = self._told
         memory_bytes = int(order.instance.memory_bytes)
         held = min(HELD_BYTES_MAX, max(16 * MIB, memory_bytes // 2)) if memory_bytes else HELD_BYTES_MAX

@@ -5,7 +5,7 @@ keeps a file once however many packages hold it, and a package that came through
 reader of ModelPack finds the files; Batuta finds in the annotations what it needs beyond them:
 
 
-    on the manifest    dev.batuta.model.{signature,labels,task,golden,drift,provenance}
+    on the manifest    dev.batuta.model.{signature,labels,before,after,task,golden,drift,provenance}
     on a layer         dev.batuta.variant.{name,format,opset,runtime,memory,accelerator,precision,architectures,
                        quality,profiles,calibration,signatures,golden,provenance} and dev.batuta.role
 
@@ -23,6 +23,7 @@ from batuta.errors import ArtifactRefused
 from batuta.interop.oci import MANIFEST, Descriptor, decoded, digest_of, manifest_of
 from batuta.kinds.base import Digest, decode_hook, encode_hook
 from batuta.kinds.model import Golden, Signature, Variant, Version
+from batuta.kinds.shaping import After, Before
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -99,6 +100,8 @@ def write(package: Package, created_at: str = "") -> Documents:
             "dev.batuta.model.task": package.task or "",
             "dev.batuta.model.signature": _json(version.signature) if version.signature is not None else "",
             "dev.batuta.model.labels": _json(version.labels) if version.labels else "",
+            "dev.batuta.model.before": _json(version.before) if version.before is not None else "",
+            "dev.batuta.model.after": _json(version.after) if version.after is not None else "",
             "dev.batuta.model.golden": _json(version.golden) if version.golden is not None else "",
             "dev.batuta.model.drift": version.drift or "",
             "dev.batuta.model.provenance": version.provenance or "",
@@ -140,6 +143,8 @@ def read(manifest: bytes, config: bytes) -> Package:
         signature=_noted(notes, "model.signature", Signature),
         golden=_noted(notes, "model.golden", Golden),
         labels=_noted(notes, "model.labels", tuple[str, ...]) or (),
+        before=_noted(notes, "model.before", Before),
+        after=_noted(notes, "model.after", After),
         drift=_noted_text(notes, "model.drift", Digest),
         provenance=_noted_text(notes, "model.provenance", Digest),
     )

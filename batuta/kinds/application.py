@@ -68,8 +68,9 @@ class Input(Record):
     topic: Topic
     tensor: str | None = None
     """The model's input; may be left out when it has one."""
-    decode: Literal["json", "raw"] = "json"
-    """`json`: numbers in nested lists; `raw`: the tensor's little-endian bytes."""
+    decode: Literal["json", "raw", "image"] = "json"
+    """`json`: numbers in nested lists; `raw`: the tensor's little-endian bytes; `image`: a JPEG or PNG, shaped as
+    `before` of the model's version says."""
 
 
 class Output(Record):
@@ -354,7 +355,7 @@ def _component_problems(here: str, component: Component) -> Iterator[Problem]:
 def _flow_problems(here: str, component: Component) -> Iterator[Problem]:
     if component.outputs and not component.inputs:
         message = "answers to requests go to who asked; without inputs there is nothing to write"
-        yield Problem(path=f"{here}.outputs", code="value", message=message, hint="name an input topic, or leave it out")
+        yield Problem(path=f"{here}.outputs", code="value", message=message, hint="name an input, or leave it out")
     if len({i.tensor for i in component.inputs}) > 1:
         yield Problem(
             path=f"{here}.inputs",

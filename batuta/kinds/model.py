@@ -9,14 +9,15 @@ from msgspec import Meta
 
 from batuta.kinds.base import Bytes, Digest, Millis, Name, Problem, Record, Resource
 from batuta.kinds.hardware import AcceleratorKind, Architecture, Hardware, Precision, architecture_problems
+from batuta.kinds.shaping import After, Before, shaping_problems
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 
 Format = Literal["onnx", "tflite", "pte"]
-"""What a file is; the runtime of that name loads it. Nodes report those they have: `onnx` with `batuta[model]`, `tflite`
-with `batuta[litert]`, and none has `pte` yet."""
+"""What a file is; the runtime of that name loads it. Nodes report those they have: `onnx` with `batuta[model]`,
+`tflite` with `batuta[litert]`, and none has `pte` yet."""
 PROVABLE: tuple[Format, ...] = ("onnx",)
 """Of these, golden inputs can be replayed on a device."""
 SIGNATURES_MAX = 8
@@ -116,6 +117,11 @@ class Version(Record):
     golden: Golden | None = None
     labels: tuple[str, ...] = ()
     """Names of the classes, in the order of the model's output."""
+    before: Before | None = None
+    """What is done to an image before the model sees it. Tensors of the model's own signature are left as they are."""
+    after: After | None = None
+    """What is done to its scores before they are told; whoever sends tensors of its own signature is told the scores
+    themselves."""
     drift: Digest | None = None
     """An artifact: what inputs and outputs looked like in training, for what nodes see to be compared with."""
     provenance: Digest | None = None
@@ -165,6 +171,7 @@ class Model(Resource, tag="Model", kw_only=True):
                     path=f"{here}.version", code="duplicate", message=f"version {version.version!r} is there twice"
                 )
             seen.add(version.version)
+            yield from shaping_problems(here, version.before, version.after)
             if not version.variants:
                 yield Problem(path=f"{here}.variants", code="empty", message="a version needs at least one variant")
             names: set[str] = set()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
@@ -18,6 +19,7 @@ from batuta.dataflow.oip.batching import Job
 from batuta.dataflow.oip.datatypes import BYTES, DTYPES
 from batuta.dataflow.oip.faults import Fault
 from batuta.dataflow.oip.messages import Asked, Call, Given, Made, from_bytes, read, write
+from batuta.dataflow.oip.shaped import Shaped, is_answer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -33,6 +35,9 @@ if TYPE_CHECKING:
 EXTENSIONS: Final = (
     "binary_tensor_data", "classification", "model_repository", "schedule_policy", "system_shared_memory",
 )  # fmt: skip
+IMAGES_AT_ONCE_MAX: Final = 64
+IMAGE_THREADS: Final = 2
+"""An image is large once it is unpacked, so few are at one time."""
 CLASSES_OF_PRIORITY: Final = {1: 0, 2: 1, 3: 2}
 """The protocol's extension counts priorities from 1, the highest; 0 is what the server thinks usual."""
 
@@ -50,11 +55,17 @@ class Asking(NamedTuple):
 class Endpoint:
     """One model, and how requests to it fare."""
 
-    def __init__(self, name: str, version: str, engine: Engine, batching: Batching) -> None:
+    def __init__(
+        self, name: str, version: str, engine: Engine, batching: Batching, shaped: Shaped | None = None
+    ) -> None:
         self.name = name
         self.version = version
         self.engine = engine
         self.batching = batching
+        self.shaped = shaped or Shaped(engine, None, None, ())
+        self._unpacking = ThreadPoolExecutor(IMAGE_THREADS, thread_name_prefix="image")
+        self._shaping = 0
+        """Requests whose images are being unpacked."""
         self.is_ready = True
         self.received = 0
         self.answered = 0
@@ -93,8 +104,8 @@ class Endpoint:
         except Fault as fault:
             over(fault.body, None, fault)
         except MemoryError:
-            fault = Fault("too_large", "there is no memory for this request")
-            over(fault.body, None, fault)
+            large = Fault("too_large", "there is no memory for this request")
+            over(large.body, None, large)
 
     def _take(self, body: memoryview, json_bytes: int | None, asking: Asking, answer: Answer) -> None:
         if not self.is_ready:
@@ -104,29 +115,46 @@ class Endpoint:
             call = self._raw(body)
         else:
             call = read(body, json_bytes, None if shared is None else lambda said: shared().read(said))
-        urgency, timeout_ms = _pressing(call, asking)
-        feeds, rows, alone = self._fed(call)
         for asked in call.outputs:
-            if asked.name not in self._outputs:
+            if asked.name not in self._outputs and not is_answer(asked.name, self._outputs):
                 raise Fault("unfit", f"there is no output {asked.name!r}; there is {', '.join(self._outputs)}")
+        urgency, timeout_ms = _pressing(call, asking)
+        deadline = None if timeout_ms is None else self._loop.time() + timeout_ms / 1000
+        in_images = self.shaped.is_meant(call)
 
         def done(outputs: Sequence[Any] | None, fault: Exception | None) -> None:
             try:
                 if outputs is None:
                     raise _blamed(fault)
-                made = self._made(outputs, call)
+                made = self._made(outputs, call, in_images=in_images)
                 store = None if shared is None else lambda where, data: shared().write(where, data)
                 said, size = write(self.name, self.version, call, made, store)
             except Fault as wrong:
                 answer(wrong.body, None, wrong)
             except Exception as error:  # no memory for the answer, say: whoever waits is to hear of it all the same
-                wrong = Fault("model_failed", f"the answer could not be made: {first_line(error)}")
-                answer(wrong.body, None, wrong)
+                failed = Fault("model_failed", f"the answer could not be made: {first_line(error)}")
+                answer(failed.body, None, failed)
             else:
                 answer(said, size, None)
 
-        deadline = None if timeout_ms is None else self._loop.time() + timeout_ms / 1000
-        self.batching.submit(Job(feeds, rows, done, urgency=urgency, deadline=deadline, alone=alone))
+        if not in_images:
+            feeds, rows, alone = self._fed(call)
+            self.batching.submit(Job(feeds, rows, done, urgency=urgency, deadline=deadline, alone=alone))
+            return
+        if self._shaping >= IMAGES_AT_ONCE_MAX:
+            raise Fault("overloaded", f"the images of {self._shaping} requests are being unpacked already", 1)
+
+        def go_on(shaping: asyncio.Future[dict[str, Any]]) -> None:
+            self._shaping -= 1
+            try:
+                feeds = shaping.result()
+                rows = len(next(iter(feeds.values())))
+                self.batching.submit(Job(feeds, rows, done, urgency=urgency, deadline=deadline))
+            except Exception as error:  # Fault, or whatever else: who asked is told
+                done(None, error)
+
+        self._shaping += 1
+        self._loop.run_in_executor(self._unpacking, self.shaped.feeds, call).add_done_callback(go_on)
 
     def _raw(self, body: memoryview) -> Call:
         """No JSON at all: the body is the only input, and its shape follows from its size."""
@@ -173,13 +201,18 @@ class Endpoint:
         missing = sorted(self._inputs.keys() - given.keys())
         raise Fault("unfit", f"input {missing[0]!r} is missing")
 
-    def _made(self, outputs: Sequence[Any], call: Call) -> list[Made]:
+    def _made(self, outputs: Sequence[Any], call: Call, *, in_images: bool) -> list[Made]:
         arrays = self.engine.tensors(outputs)
         ports = self.engine.outputs
+        if in_images and not call.outputs and self.shaped.after is not None:
+            return self.shaped.made(arrays)
         if not call.outputs:
             return [Made(port.name, port.datatype, array) for port, array in zip(ports, arrays, strict=True)]
         found: list[Made] = []
         for asked in call.outputs:
+            if asked.name not in self._outputs:
+                found += self.shaped.made(arrays, asked.name)
+                continue
             i = self._outputs[asked.name]
             made = Made(asked.name, ports[i].datatype, arrays[i])
             found.append(classified(made, asked) if asked.classes else made)
