@@ -16,6 +16,7 @@ from batuta.demo.stage import processes_in, wait_for
 from batuta.errors import BatutaError, NotFound, Refused
 from batuta.fabric.broker import free_port
 from batuta.kinds import Application
+from batuta.model_sign import make_key
 from tests.engines import Built, Engine, engine, podman  # noqa: F401  fixtures
 
 if TYPE_CHECKING:
@@ -154,8 +155,9 @@ def test_it_runs_is_restarted_survives_an_agent_and_goes_with_its_application(bo
 
 
 def _another(box: Box, first: str) -> str | None:
+    """The one container there is, once it is not the first."""
     found = [str(each["Id"]) for each in box.engine.containers(node="pi")]
-    return found[0] if found and found != [first] else None
+    return found[0] if len(found) == 1 and found != [first] else None
 
 
 def _loaded(engine: Engine, built: Built) -> str:  # noqa: F811
@@ -332,11 +334,38 @@ def test_images_are_pushed_by_the_command_line(box: Box) -> None:
     taken = push("--from-engine", name, "--engine", str(box.engine.socket))
     assert box.built.id in taken or box.built.manifest in taken
 
-    component = "\n      ".join(line.strip() for line in taken.splitlines()[1:])
-    image = component.splitlines()[0].removeprefix("image: ")
-    rest = "\n".join(component.splitlines()[1:])
-    box.apply("exec sleep 3600", image=image, archive=rest.strip())
+    box.apply("exec sleep 3600", **printed(taken))
+    first = box.until_ready()
+
+    # Whoever must sign has not, so a change waits; signed, it is loaded.
+    private, public = make_key(box.stage.directory / "ours")
+    box.stage.client.apply(GUARD.format(key=json.dumps(public.read_text())))
+    box.apply("exec sleep 3601", **printed(taken))
+    wait_for("the refusal", lambda: "signature_missing" in str(_status(box)) or None, WAIT_S)
+    assert box.container() == first, "what ran runs on"
+    signed = push(str(box.built.path), "--key", str(private))
+    assert "signatures: [" in signed
+    box.apply("exec sleep 3601", **printed(signed))
+    wait_for("the signed one", lambda: _another(box, first), WAIT_S)
     box.until_ready()
+
+
+GUARD = """\
+apiVersion: batuta.dev/v1
+kind: Policy
+metadata: {{name: signed}}
+spec: {{requireSigner: [{key}]}}
+"""
+
+
+def printed(said: str) -> dict[str, str]:
+    """What `image push` printed, as a component says it."""
+    _, image, *rest = (line.strip() for line in said.splitlines())
+    return {"image": image.removeprefix("image: "), "archive": "\n      ".join(rest)}
+
+
+def _status(box: Box) -> Mapping[str, Any]:
+    return box.stage.client.get(Application, "box").status
 
 
 def test_never_twice_is_refused(stage: Stage) -> None:
