@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from batuta.core.decided import Assignment, Capture, Commons, Peer, assignment_key, commons_key
-from batuta.core.state import Change
+from batuta.core.state import Change, apart
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -166,8 +166,8 @@ class Book:
 
     def _note(self, node: str, before: Sequence[Instance], after: Sequence[Instance]) -> set[str]:
         """Write down which models run on a node; returns the consumers of which something changed."""
-        same = {id(i) for i in before} & {id(i) for i in after}
-        stirred = {i.consumer for i in (*before, *after) if i.model is not None and id(i) not in same}
+        left, come = apart(before, after)
+        stirred = {i.consumer for i in (*left, *come) if i.model is not None}
         for consumer in stirred:
             nodes = self._models.setdefault(consumer, {})
             nodes[node] = [i for i in after if i.model is not None and i.consumer == consumer]

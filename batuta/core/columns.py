@@ -57,8 +57,8 @@ class Columns:
             return known.values
         column = self._kept(key, dtype)
         stale = self._stale(column, present, versions)
-        for row in stale.tolist():
-            column.values[row] = ask(row)
+        if stale.size:
+            column.values[stale] = [ask(row) for row in stale.tolist()]
         return column.values
 
     def asked_by_class(  # noqa: PLR0917

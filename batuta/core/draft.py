@@ -90,15 +90,19 @@ class Draft:
 
     def give(self, node: str, instance: Instance, load: Load | None = None) -> None:
         """`load`: what the instance takes, where that is known already."""
-        drafted, name = self._drafted(node), instance.name
-        place = bisect_left(drafted, name, key=_name)
-        assert place == len(drafted) or drafted[place].name != name, f"{name} is given to {node} twice"
-        drafted.insert(place, instance)
+        drafted, app = self._drafted(node), instance.app
+        if drafted:
+            name = instance.name
+            place = bisect_left(drafted, name, key=_name)
+            assert place == len(drafted) or drafted[place].name != name, f"{name} is given to {node} twice"
+            drafted.insert(place, instance)
+        else:
+            drafted.append(instance)
         held = Held(node, instance)
-        self._holders(instance.app).append(held)
-        if (books := self.books.get((instance.app, instance.component))) is not None:
+        self._holders(app).append(held)
+        if self.books and (books := self.books.get((app, instance.component))) is not None:
             books.gave(held)
-        self.rooms.doubt(node, instance.app)
+        self.rooms.doubt(node, app)
         self._shift(node, instance, 1, load)
 
     def take(self, held: Held) -> None:

@@ -241,6 +241,10 @@ class Fleet(Figures):
         assert node is not None, "a row without a node was asked"
         return node, self._report[row], self._assignment[row]
 
+    def nodes_and_reports(self) -> tuple[list[Any], list[Report | None]]:
+        """By row, for who asks many rows; a row without a node has neither."""
+        return self._node, self._report
+
     def chain(self, site: str) -> list[Site]:
         """A site and those above it, nearest first, as far as they are declared."""
         return [found for name in chain(site, self.sites) if (found := self.sites.get(name)) is not None]

@@ -90,7 +90,8 @@ class Rooms:
 
     def doubt(self, node: str, app: str) -> None:
         """Somebody was placed on a node: whoever else keeps room there looks whether it is still there."""
-        self.doubted |= {room.app for key in self._at.get(node, ()) if (room := self._rooms[key]).app != app}
+        if there := self._at.get(node):
+            self.doubted |= {room.app for key in there if (room := self._rooms[key]).app != app}
 
     # --- What is kept ---
 

@@ -23,7 +23,7 @@ from batuta.kinds.policy import Policy
 from batuta.kinds.site import Site
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
 Table = Literal["desired", "decided", "observed", "sightings"]
 
@@ -312,13 +312,11 @@ class State:
                 if was is now:
                     continue
                 # Whoever drafts an assignment keeps the instances that stay: what is the same object is not looked at.
-                stay = {id(i) for i in was} & {id(i) for i in now}
-                for instance in was:
-                    if id(instance) not in stay:
-                        gone.setdefault(instance.app, set()).add((row.node, id(instance)))
-                for instance in now:
-                    if id(instance) not in stay:
-                        come.setdefault(instance.app, []).append(Held(row.node, instance))
+                left, new_ones = apart(was, now)
+                for instance in left:
+                    gone.setdefault(instance.app, set()).add((row.node, id(instance)))
+                for instance in new_ones:
+                    come.setdefault(instance.app, []).append(Held(row.node, instance))
             elif isinstance(row, Commons):
                 commons = dict(self.commons) if commons is None else commons
                 if isinstance(new, Commons):
@@ -399,6 +397,16 @@ class State:
 def is_member(resource: Resource | None) -> TypeGuard[Node]:
     """A machine that waits for approval is declared, so that it can be seen, and is no node of the fleet yet."""
     return isinstance(resource, Node) and not resource.spec.pending
+
+
+def apart(was: Sequence[Instance], now: Sequence[Instance]) -> tuple[list[Instance], list[Instance]]:
+    """Of what is assigned to a node: what is gone, and what has come. What stays is the same object."""
+    before = {id(i) for i in was}
+    come = [i for i in now if id(i) not in before]
+    if len(was) == len(now) - len(come):
+        return [], come
+    after = {id(i) for i in now}
+    return [i for i in was if id(i) not in after], come
 
 
 def _instances(row: Any) -> tuple[Instance, ...]:

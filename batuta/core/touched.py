@@ -66,7 +66,10 @@ def _touched(before: State, after: State, now: int, fleet: Fleet | None, own: Ma
     came = all(after.decided.get(key) is row for key, row in own.items())
     for key, row in own.items() if not came else ():
         yield from _by_decided(before.decided.get(key), row)
-    for key, old, new in _differences(before.decided, after.decided, None if keys is None else keys.get("decided", ())):
+    known = None if keys is None else keys.get("decided", set())
+    if came and known is not None:
+        known = known - {key for key, row in own.items() if isinstance(row, _SETTLED)}
+    for key, old, new in _differences(before.decided, after.decided, known):
         # What stands beside who holds what may ask for another look as soon as it is there.
         if not came or key not in own or not isinstance(new if new is not None else old, _SETTLED):
             yield from _by_decided(old, new)

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 UNKNOWN = -1
 RULINGS_MAX = 4096
+GRANTS_MAX = 4096
 
 # --- What a node is ---------------------------------------------------------------------------------------------------
 
@@ -41,13 +42,15 @@ RULINGS_MAX = 4096
 def trait(fleet: Fleet, name: str, ask: Callable[[Node, Report | None], int], *, vital: bool = False) -> Ints:
     """By row: a number that follows from what a node is and what its site is; with `vital`, also from how it is."""
     versions = fleet.vital_versions() if vital else fleet.machine
-    found: Ints = fleet.column(("trait", name), versions, lambda row: ask(*fleet.at(row)[:2]), np.int64)
+    nodes, reports = fleet.nodes_and_reports()
+    found: Ints = fleet.column(("trait", name), versions, lambda row: ask(nodes[row], reports[row]), np.int64)
     return found
 
 
 def holds(fleet: Fleet, key: object, ask: Callable[[Node, Report | None], bool]) -> Bools:
     """By row: something that is so or not, because of what a node is."""
-    found: Bools = fleet.column(("holds", key), fleet.machine, lambda row: ask(*fleet.at(row)[:2]), np.bool_)
+    nodes, reports = fleet.nodes_and_reports()
+    found: Bools = fleet.column(("holds", key), fleet.machine, lambda row: ask(nodes[row], reports[row]), np.bool_)
     return found
 
 
@@ -160,16 +163,9 @@ def is_free(fleet: Fleet, claim: Claim) -> Bools:
 def allots(fleet: Fleet, needs: tuple[AcceleratorNeed, ...]) -> Bools:
     """By row: are these accelerators free there?"""
     versions = fleet.machine + fleet.claimed
-    untouched: dict[tuple[Card, ...], bool] = fleet.kept.setdefault(("allots", needs), {})
 
     def ask(row: int) -> bool:
-        if row in fleet.claims:
-            return not needs or bool(grants(fleet, needs, row))
-        # Where nobody has any, alike nodes give the same answer.
-        there = cards(fleet, row)
-        if there not in untouched:
-            untouched[there] = not needs or bool(allot(needs, there, {}))
-        return untouched[there]
+        return not needs or bool(grants(fleet, needs, row))
 
     found: Bools = fleet.column(("allots", needs), versions, ask, np.bool_)
     return found
@@ -177,7 +173,15 @@ def allots(fleet: Fleet, needs: tuple[AcceleratorNeed, ...]) -> Bools:
 
 def grants(fleet: Fleet, needs: tuple[AcceleratorNeed, ...], row: int) -> tuple[Grant, ...]:
     """The accelerators that an instance would get there; empty when they do not suffice."""
-    return allot(needs, cards(fleet, row), fleet.claims.get(row, {})) or ()
+    known: dict[Any, tuple[Grant, ...]] = fleet.kept.setdefault(("grants", needs), {})
+    there, claims = cards(fleet, row), fleet.claims.get(row, {})
+    key = (there, frozenset(claims.items()))
+    found = known.get(key)
+    if found is None:
+        if len(known) >= GRANTS_MAX:
+            known.clear()
+        found = known[key] = allot(needs, there, claims) or ()
+    return found
 
 
 def cards(fleet: Fleet, row: int) -> tuple[Card, ...]:
