@@ -137,7 +137,7 @@ async def _run(config: AgentConfig, identity: Identity, ending: Ending) -> int:
                     "gateway": door.doctor(),
                     "containers": engines.doctor(),
                 },
-                bench=Bench(inventory.hardware, versions() if "onnx" in runtimes else {}),
+                bench=Bench(inventory.hardware, {how: v for how, v in versions().items() if how in runtimes}),
                 busy_percent_max=config.busy_percent_max,
                 artifacts_bytes=config.artifacts_bytes,
                 contact_every_ms=config.contact_every_ms,

@@ -123,17 +123,19 @@ def _golden(file: Path | None, data: Path | None, model: Path, labels: str) -> b
         raise click.UsageError("give --golden or --golden-from, not both")
     if file is None and data is None:
         return b""
+    from batuta.model_push import read
+
     try:
+        from batuta.dataflow.proving_session import opened
         from batuta.tuning import data as data_of
         from batuta.tuning import golden
-        from batuta.tuning.session import Session
     except ImportError as error:
         from batuta.errors import BatutaError
 
         raise BatutaError(
             f"this needs packages that cannot be loaded here: {error}", next_step="pip install 'batuta[optimize]'"
         ) from None
-    session = Session(model)
+    session = opened(model, read(model).format)
     with tempfile.TemporaryDirectory(prefix="batuta-golden-") as directory:
         path = Path(directory) / "golden.npz" if file is None else file
         if data is not None:

@@ -50,6 +50,8 @@ class ProvingOrder(Record):
     tolerance: float = 0.001
     p99_ms_max: float | None = None
     memory_bytes_max: Bytes | None = msgspec.field(default=None, name="memoryMax")
+    accelerators: tuple[str, ...] = ()
+    """Kinds of those that it may use, as when it runs."""
     measure_ms: int = MEASURE_MS
     vouching: WorkerOrder | None = None
     """Whose signers must have signed the file, before it is loaded."""
@@ -115,9 +117,10 @@ def proof_key(instance: Instance, bench: Bench) -> str:
     if model is None or model.golden is None or model.variant.format not in bench.runtimes:
         return ""
     golden, allowed = model.golden, int(instance.memory_bytes)
+    cards = "+".join(grant.kind for grant in instance.accelerators)
     said = (
         model.variant.digest, golden.digest, f"{golden.tolerance:g}", str(golden.p99_ms or ""),
-        str(golden.memory_bytes or ""), str(allowed), bench.runtimes[model.variant.format], bench.hardware,
+        str(golden.memory_bytes or ""), str(allowed), cards, bench.runtimes[model.variant.format], bench.hardware,
     )  # fmt: skip
     return " ".join(word or "-" for word in said)
 

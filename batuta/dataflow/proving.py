@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from batuta.tuning.golden import Replayed
-    from batuta.tuning.session import Session
+    from batuta.tuning.session import Loaded
 
 WARM_UP = 5
 SLOW_FACTOR = 10
@@ -38,12 +38,11 @@ def prove(order: ProvingOrder) -> Proof:
     try:
         if order.vouching is not None:
             vouched_for(order.vouching)
-        if order.format != "onnx":
-            raise ArtifactRefused("runtime_missing", f"{order.format} files cannot be proved yet")
+        from batuta.dataflow.proving_session import opened
         from batuta.tuning import golden as cases_of
-        from batuta.tuning.session import Session, anything, feedable
+        from batuta.tuning.session import anything, feedable
 
-        session = Session(order.artifact)
+        session = opened(order.artifact, order.format, order.accelerators)
         runtime = session.runtime
         if order.golden:
             golden = cases_of.read(Path(order.golden))
@@ -69,7 +68,7 @@ def prove(order: ProvingOrder) -> Proof:
     )
 
 
-def _measured(session: Session, inputs: Mapping[str, Any], measure_ms: int) -> Measured:
+def _measured(session: Loaded, inputs: Mapping[str, Any], measure_ms: int) -> Measured:
     """Item by item, over and over: the cases in turn, so that not one of them alone speaks for all."""
     items = list(_items(session, inputs))
     for i in range(WARM_UP):
@@ -92,7 +91,7 @@ def _measured(session: Session, inputs: Mapping[str, Any], measure_ms: int) -> M
     )  # fmt: skip
 
 
-def _items(session: Session, inputs: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+def _items(session: Loaded, inputs: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """One item each, or one batch of the only size that it takes."""
     size = session.batch or 1
     count = len(next(iter(inputs.values())))

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 Format = Literal["onnx", "tflite", "pte"]
 """What a file is; the runtime of that name loads it. Nodes report those they have: `onnx` with `batuta[model]`,
 `tflite` with `batuta[litert]`, and none has `pte` yet."""
-PROVABLE: tuple[Format, ...] = ("onnx",)
+PROVABLE: tuple[Format, ...] = ("onnx", "tflite")
 """Of these, golden inputs can be replayed on a device."""
 SIGNATURES_MAX = 8
 

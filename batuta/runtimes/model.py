@@ -140,11 +140,14 @@ class ModelRuntime(Keeping[ModelRun]):
 def versions() -> dict[str, str]:
     """By format: what loads it here, with its version, read from the file system. Nothing is imported for it."""
     found: dict[str, str] = {}
-    spec = importlib.util.find_spec("onnxruntime")
-    if spec is not None and spec.origin is not None:
-        # The distribution may be onnxruntime_gpu, or another build of the same module.
-        notes = sorted(Path(spec.origin).parent.parent.glob("onnxruntime*.dist-info"))
-        found["onnx"] = notes[0].name.removesuffix(".dist-info").replace("-", " ") if notes else "onnxruntime"
+    for how, module in LOADS.items():
+        spec = importlib.util.find_spec(module)
+        if spec is None or spec.origin is None:
+            continue
+        beside = Path(spec.origin).parent.parent
+        # A build for graphics cards is another distribution of the same module: onnxruntime_gpu.
+        notes = sorted(beside.glob(f"{module}-*.dist-info")) or sorted(beside.glob(f"{module}_*.dist-info"))
+        found[how] = notes[0].name.removesuffix(".dist-info").replace("-", " ") if notes else module
     return found
 
 

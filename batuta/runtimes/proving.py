@@ -50,6 +50,7 @@ async def prove_instance(order: Order) -> Proof:
         tolerance=golden.tolerance if golden is not None else 0.0,
         p99_ms_max=float(golden.p99_ms) if golden is not None and golden.p99_ms is not None else None,
         memory_bytes_max=Bytes(min(limits)) if limits else None,
+        accelerators=tuple(grant.kind for grant in instance.accelerators),
         vouching=WorkerOrder(
             instance=instance, artifact=str(order.artifacts[model.variant.digest]), directory=str(order.directory),
             broker={}, start=0, bundles=tuple(str(order.artifacts[d]) for d in model.bundles),

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from batuta.tuning.session import Session
+    from batuta.tuning.session import Loaded
 
 INPUT, OUTPUT = "input.", "output."
 ARRAYS_MAX = 256
@@ -92,7 +92,7 @@ def write(path: Path, golden: GoldenSet) -> None:
                     np.lib.format.write_array(file, np.ascontiguousarray(value), allow_pickle=False)
 
 
-def make(session: Session, inputs: Mapping[str, Any], cases: int = CASES) -> GoldenSet:
+def make(session: Loaded, inputs: Mapping[str, Any], cases: int = CASES) -> GoldenSet:
     """What the model says now of the first of these inputs is what it must say for ever."""
     chosen = feedable(session, {name: value[:cases] for name, value in inputs.items()})
     outputs = {name: _plain(value) for name, value in session.run_all(chosen, batch=1).items()}
@@ -102,7 +102,7 @@ def make(session: Session, inputs: Mapping[str, Any], cases: int = CASES) -> Gol
     return GoldenSet({name: _wordy(value) for name, value in chosen.items()}, kept)
 
 
-def replay(session: Session, golden: GoldenSet, tolerance: float) -> Replayed:
+def replay(session: Loaded, golden: GoldenSet, tolerance: float) -> Replayed:
     """Run all cases and compare. Raises ArtifactRefused when they cannot even be run."""
     unknown = sorted(golden.outputs.keys() - {port.name for port in session.outputs})
     if unknown:

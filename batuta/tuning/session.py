@@ -33,42 +33,27 @@ class Port(NamedTuple):
     """-1 for a dimension that varies."""
 
 
-class Session:
-    """One loaded file. Raises ArtifactRefused when it cannot be loaded."""
+class Loaded:
+    """A loaded file, whichever runtime has it."""
 
-    def __init__(self, path: str | os.PathLike[str] | Path) -> None:
-        try:
-            import onnxruntime as ort
-        except ImportError as error:
-            raise ArtifactRefused(
-                "runtime_missing",
-                f"ONNX Runtime cannot be loaded here: {error}",
-                next_step="pip install 'batuta[model]'",
-            ) from None
-        self.runtime = f"onnxruntime {ort.__version__}"
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = options.inter_op_num_threads = 1
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        options.log_severity_level = 3
-        try:
-            self._session = ort.InferenceSession(os.fspath(path), options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # ONNX Runtime raises its own kinds for every fault of a file
-            code = "too_much_memory" if _is_of_memory(error) else "artifact_unreadable"
-            raise ArtifactRefused(code, f"ONNX Runtime cannot load it: {first_line(error)}") from error
-        self.inputs = tuple(_port(each) for each in self._session.get_inputs())
-        self.outputs = tuple(_port(each) for each in self._session.get_outputs())
+    def __init__(self, runtime: str, inputs: Sequence[Port], outputs: Sequence[Port]) -> None:
+        self.runtime = runtime
+        self.inputs, self.outputs = tuple(inputs), tuple(outputs)
         fixed = {port.shape[0] for port in self.inputs if port.shape and port.shape[0] > 0}
         self.batch = fixed.pop() if len(fixed) == 1 else 0
         """Items that it takes at once and no other number; 0 when any is right."""
 
+    def call(self, feed: Mapping[str, Any]) -> list[Any]:
+        """The outputs, in order, as the runtime gives them. Raises whatever it raises."""
+        raise NotImplementedError
+
     def run(self, feed: Mapping[str, Any]) -> list[Any]:
         """The outputs, in order. Raises ArtifactRefused: a file that cannot run is none."""
         try:
-            found: list[Any] = self._session.run(None, dict(feed))
-        except Exception as error:  # as above
+            return self.call(feed)
+        except Exception as error:  # runtimes raise their own kinds
             code = "too_much_memory" if _is_of_memory(error) else "artifact_unreadable"
             raise ArtifactRefused(code, f"it cannot be run: {first_line(error)}") from error
-        return found
 
     def run_all(self, inputs: Mapping[str, Any], batch: int = 64) -> dict[str, Any]:
         """The outputs for all items, by name; items are the first dimension of every input."""
@@ -86,6 +71,35 @@ class Session:
         return {port.name: _joined([part[i] for part in parts]) for i, port in enumerate(self.outputs)}
 
 
+class Session(Loaded):
+    """An ONNX file in ONNX Runtime. Raises ArtifactRefused when it cannot be loaded."""
+
+    def __init__(self, path: str | os.PathLike[str] | Path) -> None:
+        try:
+            import onnxruntime as ort
+        except ImportError as error:
+            said, step = f"ONNX Runtime cannot be loaded here: {error}", "pip install 'batuta[model]'"
+            raise ArtifactRefused("runtime_missing", said, next_step=step) from None
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = options.inter_op_num_threads = 1
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        options.log_severity_level = 3
+        try:
+            self._session = ort.InferenceSession(os.fspath(path), options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # ONNX Runtime raises its own kinds for every fault of a file
+            code = "too_much_memory" if _is_of_memory(error) else "artifact_unreadable"
+            raise ArtifactRefused(code, f"ONNX Runtime cannot load it: {first_line(error)}") from error
+        super().__init__(
+            f"onnxruntime {ort.__version__}",
+            [_port(each) for each in self._session.get_inputs()],
+            [_port(each) for each in self._session.get_outputs()],
+        )
+
+    def call(self, feed: Mapping[str, Any]) -> list[Any]:
+        found: list[Any] = self._session.run(None, dict(feed))
+        return found
+
+
 def count_of(inputs: Mapping[str, Any]) -> int:
     """How many items there are; every input must have as many. Raises ArtifactRefused."""
     counts = {name: len(value) for name, value in inputs.items()}
@@ -94,7 +108,7 @@ def count_of(inputs: Mapping[str, Any]) -> int:
     return next(iter(counts.values()))
 
 
-def feedable(session: Session, inputs: Mapping[str, Any]) -> dict[str, Any]:
+def feedable(session: Loaded, inputs: Mapping[str, Any]) -> dict[str, Any]:
     """Inputs as the model takes them: by name, of its type and shape. Raises ArtifactRefused where they are not."""
     lacking = [port.name for port in session.inputs if port.name not in inputs]
     unknown = sorted(inputs.keys() - {port.name for port in session.inputs})
@@ -122,7 +136,7 @@ def feedable(session: Session, inputs: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def anything(session: Session, signature: Signature | None, items: int) -> dict[str, Any]:
+def anything(session: Loaded, signature: Signature | None, items: int) -> dict[str, Any]:
     """Inputs to measure with where nobody gave any: the same ones every time. A dimension that varies is taken as 1."""
     chance = np.random.default_rng(7)
     found: dict[str, Any] = {}

@@ -14,9 +14,11 @@ import pytest
 
 from batuta.core.proving import Proof, ProvingOrder
 from batuta.dataflow.proving import prove
+from batuta.dataflow.proving_session import opened
 from batuta.kinds.base import Bytes, decode_hook, encode_hook
 from batuta.tuning import golden
 from batuta.tuning.session import Session
+from tests.dataflow.test_engines import tflite
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -96,3 +98,27 @@ def test_it_is_a_process_that_leaves_one_document(model: Path) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
     proof = msgspec.json.decode(model.with_suffix(".json").read_bytes(), type=Proof, dec_hook=decode_hook)
     assert (proof.reasons, proof.cases) == ((), 4)
+
+
+def test_other_runtimes_are_proved_as_they_serve(tmp_path: Path) -> None:
+    weights = np.float32([[1, 2, 3], [-1, 0, 1]])
+    file = tflite(tmp_path / "m.tflite", weights, batch=1)
+    made = golden.make(opened(file, "tflite"), {"x": np.arange(12, dtype=np.float32).reshape(4, 3)})
+    golden.write(tmp_path / "right.npz", made)
+    golden.write(tmp_path / "wrong.npz", made._replace(outputs={"y": made.outputs["y"] + 1}))
+    right = prove(order(file, format="tflite", golden=str(tmp_path / "right.npz")))
+    assert (right.reasons, right.cases) == ((), 4)
+    assert right.runtime.startswith("ai-edge-litert ")
+    assert right.measured is not None
+    wrong = prove(order(file, format="tflite", golden=str(tmp_path / "wrong.npz")))
+    assert [r.code for r in wrong.reasons] == ["golden_mismatch"]
+
+
+def test_words_go_in_and_come_out(tmp_path: Path) -> None:
+    ends = [make.make_tensor_value_info(n, onnx.TensorProto.STRING, ["n"]) for n in "xy"]
+    graph = make.make_graph([make.make_node("Identity", ["x"], ["y"])], "g", ends[:1], ends[1:])
+    file = tmp_path / "words.onnx"
+    onnx.save(make.make_model(graph, opset_imports=[make.make_opsetid("", 17)], ir_version=8), file)
+    golden.write(tmp_path / "g.npz", golden.make(opened(file, "onnx"), {"x": np.array(["ä", "bc"])}))
+    assert prove(order(file, golden=str(tmp_path / "g.npz"))).reasons == ()
+    assert prove(order(file)).reasons == ()
