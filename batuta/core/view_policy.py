@@ -17,6 +17,7 @@ from batuta.core import traits
 from batuta.core.fleet import FAULT, fleet_of
 from batuta.core.standing import Moved
 from batuta.core.words import WORDS
+from batuta.kinds.instants import Instant
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -72,7 +73,8 @@ def _moves(state: State, name: str) -> dict[str, Any]:
     rows = [row for rows in state.standing.values() for row in rows.values() if isinstance(row, Moved)]
     found: dict[str, Any] = {"remembered": sum(row.policy == name for row in rows)}
     if look is not None:
-        found |= {"lookedAt": look.at, "looksNext": look.next_at, "weighed": look.looked_at, "begun": look.made}
+        again = Instant(look.next_at).text()
+        found |= {"lookedAt": look.at, "looksAgain": again, "weighed": look.looked_at, "begun": look.made}
     return found
 
 

@@ -325,6 +325,7 @@ class Hub:
             if name in self.broker.resting:
                 self.broker.nodes[name].pulse.wake()
         self._written, self._decided_for = 0, self.state
+        self.laws.decided(self.state, decision.changes)
         self._unwritten = self._in_some_order(decision.changes)
         self._write_next()
 

@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from batuta.core.decided import Assignment
 from batuta.core.liveness import MISSED_MS
+from batuta.core.standing import Displaced, Looked, Scaled
 from batuta.kinds.application import Application
 from batuta.kinds.base import Ref
+from batuta.twin.budget_law import exceeded
 from batuta.twin.world import EPOCH_MS
 
 if TYPE_CHECKING:
@@ -33,6 +35,8 @@ LAWS: Final = {
     "idle_when_done": "deciding again after a decision changes nothing",
     "touched_is_enough": "deciding all finds nothing that deciding the touched left over",
     "no_move_without_cause": "an at-least-once instance that is well on a node that is there stays",
+    "gives_way_upwards": "nothing gives way to what has no higher priority",
+    "budgets": "what is done on purpose leaves no more missing than its application allows",
     "converges": "once healed, every wish that fits is ready exactly once, and nothing else runs",
     "stays_converged": "a converged fleet does nothing more",
     "expectation": "what the scenario expects is so in time",
@@ -66,6 +70,8 @@ class Laws:
         self.is_there: Callable[[str, int], bool] = lambda _, __: False
         """Has this node been running, and its own link been whole, for so long?"""
         self._given_up: set[tuple[str, int]] = set()
+        self._decided: State | None = None
+        """What the decision that is being written comes to."""
 
     def breaks(self, law: str, detail: str) -> None:
         self.broken.append(Broken(law, self.world.now - EPOCH_MS, detail))
@@ -105,9 +111,19 @@ class Laws:
 
     # --- At the hub ---
 
+    def decided(self, before: State, changes: Sequence[Change]) -> None:
+        """A decision that is about to be written; `before` is what the hub decided upon."""
+        self._decided = after = before.with_changes(changes)
+        for change in changes:
+            row = change.value
+            if isinstance(row, Displaced) and row.by_priority <= row.priority:
+                self.breaks("gives_way_upwards", row.said)
+        for broken in exceeded(before, after, self.world.now) if _has_budgets(before) else ():
+            self.breaks("budgets", str(broken))
+
     def wrote(self, before: State, change: Change) -> None:
-        """One row of a commit; `before` is what the hub decided upon."""
-        self.acts += 1
+        """One row of a commit."""
+        self.acts += is_act(change)
         if isinstance(change.value, Assignment):
             assignment = change.value
             self._raises(f"assignment of {assignment.node}", assignment.serial)
@@ -137,7 +153,7 @@ class Laws:
     def _dies(self, before: State, instance: Instance, node: str) -> None:
         """Was its node given up for silent, and was that so?"""
         component, sighting = component_of(before, instance), before.sightings.get(node)
-        if component is None or sighting is None or not is_wished(before, component, instance.slot):
+        if component is None or sighting is None or not is_wished(before, instance.app, component, instance.slot):
             return
         heard_at = _heard_at(before, sighting)
         after_ms = max(MISSED_MS, int(component.failover.after_ms))
@@ -149,8 +165,10 @@ class Laws:
             self.falsely_dead += 1
 
     def _may_leave(self, before: State, instance: Instance, node: str) -> bool:
-        component = component_of(before, instance)
-        if component is None or not is_wished(before, component, instance.slot):
+        component, after = component_of(before, instance), self._decided or before
+        if component is None or not is_wished(after, instance.app, component, instance.slot):
+            return True
+        if _gives_way(before, after, instance, node):
             return True
         rivals = [
             held
@@ -199,15 +217,46 @@ def component_of(state: State, instance: Instance) -> Component | None:
     return next((c for c in resource.spec.components if c.name == instance.component), None)
 
 
-def wished_slots(state: State, component: Component) -> list[str]:
-    """The slots that a component asks for, in this fleet."""
-    replicas = component.replicas
-    if replicas.count is not None:
-        return [str(k) for k in range(replicas.count)]
+def wished_count(state: State, app: str, component: Component) -> int | None:
+    """How many replicas it wants, for one that counts them: as declared, or as it was scaled last."""
+    if component.replicas.autoscale is None:
+        return component.replicas.count
+    rows = state.standing.get(app, {}).values()
+    return next((r.count for r in rows if isinstance(r, Scaled) and r.component == component.name), 0)
+
+
+def wished_slots(state: State, app: str, component: Component) -> list[str]:
+    """The slots that a component of an application asks for, in this fleet."""
+    replicas, count = component.replicas, wished_count(state, app, component)
+    if count is not None:
+        return [str(k) for k in range(count)]
     if replicas.per_site is not None:
         return [f"{site}-{k}" for site in sorted(state.nodes_of_site) for k in range(replicas.per_site)]
     return sorted(state.nodes)
 
 
-def is_wished(state: State, component: Component, slot: str) -> bool:
-    return slot in wished_slots(state, component)
+def is_wished(state: State, app: str, component: Component, slot: str) -> bool:
+    return slot in wished_slots(state, app, component)
+
+
+def is_act(change: Change) -> bool:
+    """Does it make any difference? That somebody looked, or where a load is heading, does not yet."""
+    return not isinstance(change.value, (Looked, Scaled))
+
+
+def _gives_way(before: State, after: State, instance: Instance, node: str) -> bool:
+    """Does something of a higher priority come to its node in the same decision?"""
+    old, new = before.assignments.get(node), after.assignments.get(node)
+    here = {slot_of(i) for i in old.instances} if old is not None else set()
+    come = [i for i in new.instances if slot_of(i) not in here] if new is not None else []
+    return any(_priority(after, i.app) > _priority(after, instance.app) for i in come)
+
+
+def _priority(state: State, app: str) -> int:
+    application = state.application(app)
+    return application.spec.priority if application is not None else 0
+
+
+def _has_budgets(state: State) -> bool:
+    spoken = (a.spec.rollout.disruption for a in state.declared.values())
+    return any(d.per_site is not None or d.per_domain for d in spoken)

@@ -7,9 +7,8 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any, Final
 
 from batuta.core.liveness import link
-from batuta.kinds.application import Application
 from batuta.kinds.condition import ConditionFault, compile_condition, evaluate
-from batuta.twin.laws import wished_slots
+from batuta.twin.laws import wished_count, wished_slots
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -91,12 +90,9 @@ class Looks:
             links["online"] += len(nodes) - len(awake)
             assigned = sum(len(a.instances) for a in state.assignments.values())
             wished = sum(
-                component.replicas.count
-                if component.replicas.count is not None
-                else len(wished_slots(state, component))
-                for resource in state.desired.values()
-                if isinstance(resource, Application)
-                for component in resource.spec.components
+                count if (count := wished_count(state, app, part)) is not None else len(wished_slots(state, app, part))
+                for app, resource in state.declared.items()
+                for part in resource.spec.components
             )
         found |= {word: links[word] for word in ("online", "late", "offline")}
         found |= {"wished": wished, "assigned": assigned, "ready_of": {}}

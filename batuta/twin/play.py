@@ -15,6 +15,7 @@ from batuta.twin import faults
 from batuta.twin.chance import Chance
 from batuta.twin.hub import Broker, Hub
 from batuta.twin.laws import Laws
+from batuta.twin.load import Work
 from batuta.twin.node import Node
 from batuta.twin.rest import CALM_MS
 from batuta.twin.world import EPOCH_MS, Wire, World
@@ -50,6 +51,9 @@ class Play:
             beside = self.broker.sites.setdefault(plan.site, [])
             node.place = len(beside)
             beside.append(node)
+        load = Work(scenario, seed, self.nodes)
+        for node in self.nodes.values():
+            node.pulse.load = load
         self.laws.is_there = lambda name, for_ms: self.nodes[name].is_there(for_ms)
         self.start_hub()
         for node in self.nodes.values():

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 from batuta.core.local import locals_for_report
 from batuta.core.observed import Accelerator, Inventory, Report
 from batuta.kinds.base import Bytes, Millicores
+from batuta.twin.load import NO_WORK
 from batuta.twin.rest import Rest, may_rest
 from batuta.twin.weights import ASK_BYTES, BEAT_BYTES, report_bytes
 from batuta.twin.world import ASK, BEAT, LOOK, REPORT
@@ -30,6 +31,8 @@ class Pulse:
         self.rest: Rest | None = None
         self.heard_last = self.world.now
         """When its neighbours last heard it, unless it rests."""
+        self.load = NO_WORK
+        """The work that comes to what runs here."""
         self.forget()
 
     def forget(self) -> None:
@@ -174,7 +177,7 @@ class Pulse:
             at=node.clock(at),
             serial=node.serial,
             inventory=node.inventory,
-            instances=locals_for_report(node.ledger.locals, {}),
+            instances=locals_for_report(node.ledger.locals, self.load.measures(node, at)),
             artifacts=tuple(sorted(node.ledger.artifacts)),
             hears={n.name: at - n.pulse.heard_at(at) for n in self._neighbours() if n.boots},
         )

@@ -30,6 +30,8 @@ def may_rest(pulse: Pulse) -> bool:
     longest_ms = node.wire.latency_ms[1]
     if node.jobs or any(local.phase == "stopping" for local in node.ledger.locals.values()):
         return False  # Somebody waits to hear that it is gone, and counts from when it was heard.
+    if pulse.load.comes_to(node):
+        return False  # Each of its reports says something else.
     if node.is_isolated or pulse.report_planned or not last or 4 * longest_ms >= min(every_ms, 2_000):
         return False
     hub, before = node.broker.hub, world.now - every_ms

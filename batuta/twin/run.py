@@ -8,23 +8,27 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
+from batuta.core.rules import ruling_of
+from batuta.core.standing import Awaited, Scaled
 from batuta.kinds.application import Application
-from batuta.twin.laws import Broken, slot_of, wished_slots
+from batuta.twin.laws import Broken, is_act, slot_of, wished_slots
 from batuta.twin.looks import Figures, Looks
 from batuta.twin.play import Play
 from batuta.twin.rules import RULES, Rules
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from batuta.core.state import State
-    from batuta.kinds.application import Component
+    from batuta.kinds.application import Component, ModelUse
     from batuta.twin.machine import Process
     from batuta.twin.scenario import Scenario
 
 POLL_MS = 2_000
 DRAIN_MS = 12_000
 """What was sent before the healing may be under way for so long."""
+MEASURED_MS = 20_000
+"""And after so long everybody has reported what he measures."""
 QUIET_MS = 10_000
 """A converged fleet is watched for so long."""
 
@@ -92,7 +96,7 @@ def run(scenario: Scenario, seed: int, rules: Rules = RULES, tell: Callable[[int
 def _settle(play: Play, looks: Looks | None = None) -> int | None:
     """Waits until nothing is amiss, then watches that nothing moves; says how long it took."""
     begun = play.at_ms
-    play.run_to(begun + DRAIN_MS)
+    play.run_to(begun + (DRAIN_MS if not play.scenario.demands else MEASURED_MS))
     amiss = ["not yet looked at"]
     while amiss and play.at_ms - begun < play.scenario.settle_ms:
         play.run_to(play.at_ms + POLL_MS)
@@ -109,7 +113,7 @@ def _settle(play: Play, looks: Looks | None = None) -> int | None:
         play.laws.breaks("stays_converged", f"{play.laws.acts - acts} acts in {QUIET_MS} ms of rest")
     hub = play.broker.hub
     if hub is not None:
-        found = play.rules.decide(hub.known(), play.world.now).changes
+        found = [c for c in play.rules.decide(hub.known(), play.world.now).changes if is_act(c)]
         if found:
             play.laws.breaks("stays_converged", "a second pass writes " + ", ".join(c.key for c in found))
     return took_ms
@@ -144,15 +148,53 @@ def _amiss(play: Play) -> list[str]:
     ready_slots: dict[tuple[str, str, str], list[Process]] = {}
     for process in _processes(play):
         ready_slots.setdefault(slot_of(process.instance), []).append(process)
+    there = set(ready_slots)
     for resource in sorted((r for r in state.desired.values() if isinstance(r, Application)), key=lambda r: r.ref):
-        for component in resource.spec.components:
-            for slot in wished_slots(state, component):
-                app = f"{resource.ref.namespace}/{resource.ref.name}"
+        app = f"{resource.ref.namespace}/{resource.ref.name}"
+        for component in _followed(state, app, resource):
+            for slot in wished_slots(state, app, component):
                 copies = ready_slots.pop((app, component.name, slot), [])
                 amiss += _amiss_at(play, state, component, (app, slot), copies)
     amiss += _left_fences(state)
+    amiss += [
+        f"{row.app} {row.component} is {row.count} since {row.since} and about to be {row.heading_to}"
+        for rows in state.standing.values()
+        for row in rows.values()
+        if isinstance(row, Scaled) and (row.heading is not None or _is_unmeasured(play, row))
+    ]
+    amiss += [
+        f"{row.app} {row.component} {row.slot} is there and still awaited"
+        for rows in state.standing.values()
+        for row in rows.values()
+        if isinstance(row, Awaited) and (row.app, row.component, row.slot) in there
+    ]
     amiss += [f"{p.instance.name} runs on {p.node} and nobody wishes it" for c in ready_slots.values() for p in c]
     return amiss
+
+
+def _followed(state: State, app: str, resource: Application) -> Sequence[Component]:
+    """What is to run: as people wrote it; while nobody has signed what they wrote, as it was before."""
+    unsigned = any(
+        component.model is not None
+        and ruling_of(state.policies, component, resource, app).signers
+        and not _is_signed(state, app, component.model)
+        for component in resource.spec.components
+    )
+    if not unsigned:
+        return resource.spec.components
+    return [r.component for release in state.releases.get(app, ())[-1:] for r in release.components]
+
+
+def _is_signed(state: State, app: str, use: ModelUse) -> bool:
+    model = state.model(app.partition("/")[0], use.name)
+    version = model.spec.version(use.version) if model is not None else None
+    return version is not None and any(variant.signatures for variant in version.variants)
+
+
+def _is_unmeasured(play: Play, row: Scaled) -> bool:
+    """Was it scaled so lately that not everybody has measured what came of it?"""
+    is_asked = f"{row.app}/{row.component}" in play.scenario.demands
+    return is_asked and play.world.now - row.since < MEASURED_MS
 
 
 def _left_fences(state: State) -> list[str]:
@@ -160,10 +202,10 @@ def _left_fences(state: State) -> list[str]:
     left: list[str] = []
     for app, fences in sorted(state.fences.items()):
         resource = state.application(app)
-        components = {c.name: c for c in resource.spec.components} if resource is not None else {}
+        components = {c.name: c for c in _followed(state, app, resource)} if resource is not None else {}
         for key in sorted(fences):
             name, _, slot = key.partition("/")
-            if name not in components or slot not in wished_slots(state, components[name]):
+            if name not in components or slot not in wished_slots(state, app, components[name]):
                 left.append(f"{app} {key} is still fenced")
     return left
 
@@ -175,11 +217,17 @@ def _amiss_at(
     app, slot = place
     if len(copies) > 1:
         return [f"{app} {component.name} {slot} runs {len(copies)} times"]
-    if copies and _is_as_wished(state, component, copies[0]):
+    if copies and (_is_as_wished(state, component, copies[0]) or _stays_as_it_is(state, app)):
         return []
     room = [name for name in sorted(play.nodes) if _could_take(play, state, component, (app, slot), name)]
     what = f"of another release ({copies[0].instance.name})" if copies else "missing"
     return [f"{app} {component.name} {slot} is {what}, and {', '.join(room)} could take it"] if room else []
+
+
+def _stays_as_it_is(state: State, app: str) -> bool:
+    """Its budget lets nothing be missing, not even for as long as a change takes that cannot be made beside it."""
+    application = state.application(app)
+    return application is not None and application.spec.rollout.disruption.per_site == 0
 
 
 def _is_as_wished(state: State, component: Component, copy: Process) -> bool:

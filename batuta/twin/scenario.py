@@ -51,6 +51,14 @@ class Machine(Record):
     bandwidth_bps: int | None = None
 
 
+class Demand(Record):
+    """How much work comes to a component: so many replicas would be just enough, drawn anew every so often."""
+
+    least: int
+    most: int
+    every_ms: int = 20_000
+
+
 class Edit(Record):
     """What people do at an instant: apply a resource, or delete the one called so."""
 
@@ -91,6 +99,8 @@ class Scenario(Record):
     rates: dict[FaultKind, int] = {}
     """And so many of these in an hour, drawn anew for every seed."""
     expectations: tuple[Expectation, ...] = ()
+    demands: dict[str, Demand] = {}
+    """By `namespace/name/component`: the work that comes; nothing is measured of those that are not named."""
     physics: Physics = Physics()
     duration_ms: int = 300_000
     """The phase with faults; afterwards links heal and machines come back."""

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from batuta.kinds.application import (
     Application,
     ApplicationSpec,
     Component,
+    Disruption,
     Failover,
     Input,
     ModelUse,
@@ -16,11 +19,14 @@ from batuta.kinds.application import (
     ProcessUse,
     Replicas,
     Resources,
+    Rollout,
 )
-from batuta.kinds.base import Bytes, Metadata, Millicores, Millis
+from batuta.kinds.autoscale import Autoscale, Window
+from batuta.kinds.base import Bytes, Metadata, Millicores, Millis, Ref
 from batuta.kinds.model import Model, ModelSpec, Needs, Variant, Version
+from batuta.kinds.policy import Moves, Policy, PolicySpec
 from batuta.twin.chance import Chance
-from batuta.twin.scenario import Edit, Machine, Scenario
+from batuta.twin.scenario import Demand, Edit, Machine, Scenario
 
 if TYPE_CHECKING:
     from batuta.twin.scenario import FaultKind
@@ -28,6 +34,9 @@ if TYPE_CHECKING:
 MIB = 2**20
 MODEL = "digits"
 VERSIONS = ("1", "2", "3")
+SIGNED = VERSIONS[:2]
+"""The last version nobody has signed."""
+KEY = "-----BEGIN PUBLIC KEY-----\nMFkwEwYHKoZIzj0CAQYIKoZIzj0DAQcDQgAE\n-----END PUBLIC KEY-----\n"
 
 # How many an hour, over the whole fleet; a sketch scales each by its own mood.
 USUAL_RATES: dict[FaultKind, int] = {
@@ -51,7 +60,7 @@ USUAL_RATES: dict[FaultKind, int] = {
 }
 
 
-def sketch(seed: int, *, nodes: int = 8, duration_ms: int = 300_000) -> Scenario:
+def sketch(seed: int, *, nodes: int = 8, duration_ms: int = 170_000) -> Scenario:
     """Another scenario for every seed, the same for the same."""
     chance = Chance(seed, "sketch")
     sites = ("berlin", "lyon", "oslo")[: chance.between(1, 3)]
@@ -70,6 +79,14 @@ def sketch(seed: int, *, nodes: int = 8, duration_ms: int = 300_000) -> Scenario
     edits = [Edit(at_ms=0, apply=_model())]
     for k in range(chance.between(2, 5)):
         edits += _application_life(f"app-{k}", chance, duration_ms)
+    edits += _policies(chance, duration_ms)
+    demands = {
+        f"default/{edit.apply.metadata.name}/{component.name}": Demand(least=0, most=chance.between(1, 5))
+        for edit in edits
+        if isinstance(edit.apply, Application)
+        for component in edit.apply.spec.components
+        if component.replicas.autoscale is not None and component.replicas.autoscale.load is not None
+    }
     rates: dict[FaultKind, int] = {
         kind: usual * chance.pick((1, 1, 2, 4)) for kind, usual in USUAL_RATES.items() if chance.happens(700)
     }
@@ -79,6 +96,7 @@ def sketch(seed: int, *, nodes: int = 8, duration_ms: int = 300_000) -> Scenario
         machines=machines,
         edits=tuple(sorted(edits, key=lambda e: e.at_ms)),
         rates=rates,
+        demands=demands,
         duration_ms=duration_ms,
         lost=lost,
     )
@@ -97,6 +115,7 @@ def _model() -> Model:
                 format=variant.format,
                 digest=variant.digest % (10 * v + k + 1),
                 size_bytes=variant.size_bytes,
+                signatures=(f"sha256:{'%064x' % (900 + v)}",) if word in SIGNED else (),
                 needs=Needs(memory_bytes=Bytes((128, 64)[k] * MIB)),
             )
             for k, variant in enumerate(variants)
@@ -108,20 +127,74 @@ def _model() -> Model:
 def _application_life(name: str, chance: Chance, duration_ms: int) -> list[Edit]:
     """It is applied early, changed a few times, now and then deleted, and perhaps declared anew."""
     components = tuple(_component(f"part-{k}", chance) for k in range(chance.between(1, 2)))
-    edits = [Edit(at_ms=chance.between(0, 10_000), apply=_application(name, components))]
+    mood = ApplicationSpec(
+        components=components,
+        priority=chance.pick((0, 0, 0, -10, 10, 100)),
+        rollout=Rollout(disruption=Disruption(per_site=chance.pick((None, None, None, 0, 1, 2)))),
+    )
+    edits = [Edit(at_ms=chance.between(0, 10_000), apply=_application(name, mood))]
     for _ in range(chance.between(0, 3)):
-        components = tuple(_changed(component, chance) for component in components)
-        edits.append(Edit(at_ms=chance.between(15_000, duration_ms - 5_000), apply=_application(name, components)))
+        mood = msgspec.structs.replace(mood, components=tuple(_changed(part, chance) for part in mood.components))
+        if chance.happens(200):
+            mood = msgspec.structs.replace(mood, priority=chance.pick((0, 10)))
+        edits.append(Edit(at_ms=chance.between(15_000, duration_ms - 5_000), apply=_application(name, mood)))
     edits.sort(key=lambda e: e.at_ms)
     if chance.happens(150):
-        edits.append(Edit(at_ms=duration_ms - 4_000, delete=_application(name, components).ref))
+        edits.append(Edit(at_ms=duration_ms - 4_000, delete=_application(name, mood).ref))
         if chance.happens(400):
             edits.append(Edit(at_ms=duration_ms - 4_000 + chance.between(1, 3_000), apply=edits[0].apply))
     return edits
 
 
-def _application(name: str, components: tuple[Component, ...]) -> Application:
-    return Application(metadata=Metadata(name=name), spec=ApplicationSpec(components=components))
+def _application(name: str, spec: ApplicationSpec) -> Application:
+    return Application(metadata=Metadata(name=name), spec=spec)
+
+
+def _policies(chance: Chance, duration_ms: int) -> list[Edit]:
+    """Somebody must have signed what models run, from some time on; and things are moved to where they are better off,
+    until it is time to come to rest."""
+    edits: list[Edit] = []
+    if chance.happens(250):
+        signed = PolicySpec(require_signer=(KEY,), applies=chance.pick((None, 'application.name == "app-0"')))
+        edits.append(_policy("signed", signed, chance.between(0, duration_ms // 2)))
+        if chance.happens(400):
+            edits.append(Edit(at_ms=chance.between(duration_ms // 2, duration_ms - 5_000), delete=SIGNED_POLICY))
+    if chance.happens(300):
+        moves = Moves(
+            every_ms=Millis(chance.pick((20_000, 60_000))),
+            at_most=chance.between(1, 5),
+            least_gain=chance.pick((1, 10)),
+            again_ms=Millis(chance.pick((30_000, 120_000))),
+        )
+        edits.append(_policy("tidy", PolicySpec(moves=moves), chance.between(0, duration_ms // 2)))
+        edits.append(Edit(at_ms=duration_ms - 3_000, delete=TIDY_POLICY))
+    return edits
+
+
+def _policy(name: str, spec: PolicySpec, at_ms: int) -> Edit:
+    return Edit(at_ms=at_ms, apply=Policy(metadata=Metadata(name=name), spec=spec))
+
+
+SIGNED_POLICY, TIDY_POLICY = Ref("policies", "", "signed"), Ref("policies", "", "tidy")
+
+
+def _autoscale(chance: Chance) -> Replicas:
+    """By the load, by the hour, or by both. Runs begin at 22:13:20, and windows have closed when they end."""
+    window = Window(
+        opens=f"{chance.between(14, 15)} 22 * * *", closes="16 22 * * *",
+        min=chance.pick((None, 2, 3)), max=chance.pick((4, 5)),
+    )  # fmt: skip
+    load = chance.pick((None, "latency.p99 / 50.0", "latency.p99 / 50.0"))
+    return Replicas(
+        autoscale=Autoscale(
+            min=chance.between(0, 1),
+            max=chance.between(3, 5),
+            windows=(window,) if load is None or chance.happens(400) else (),
+            load=load,
+            up_after_ms=Millis(chance.pick((1_000, 10_000))),
+            down_after_ms=Millis(chance.pick((5_000, 30_000))),
+        )
+    )
 
 
 def _component(name: str, chance: Chance) -> Component:
@@ -133,6 +206,7 @@ def _component(name: str, chance: Chance) -> Component:
             Replicas(count=chance.between(1, 5)),
             Replicas(per_site=chance.between(1, 2)),
             Replicas(every_node=True),
+            _autoscale(chance),
         )
     )
     return Component(

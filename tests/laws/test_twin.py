@@ -5,9 +5,6 @@ Seeds that fail are written to `tests/seeds/` by the test that found them and ar
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import msgspec
@@ -19,6 +16,7 @@ from batuta.core.local import Local, Plan, Start, step
 from batuta.core.state import Change
 from batuta.kinds.application import Application, ApplicationSpec, Component, Failover, ProcessUse, Replicas
 from batuta.kinds.base import Metadata, Millis, Record, decode_hook, encode_hook
+from batuta.kinds.policy import Policy
 from batuta.twin.chance import Chance
 from batuta.twin.faults import BEGIN
 from batuta.twin.physics import Physics
@@ -26,6 +24,7 @@ from batuta.twin.rules import RULES
 from batuta.twin.run import run
 from batuta.twin.scenario import Edit, Expectation, Fault, Machine, Scenario
 from batuta.twin.sketch import sketch
+from tests.laws.hash_seeds import told_under_hash_seeds
 
 SEEDS = Path(__file__).parent.parent / "seeds"
 CHUNKS, CHUNK = 10, 30
@@ -86,11 +85,23 @@ def test_sketches_try_everything():
         for edit in scenario.edits:
             wishes |= {"delete"} if edit.delete else set()
             if isinstance(edit.apply, Application):
-                for component in edit.apply.spec.components:
+                spec = edit.apply.spec
+                wishes |= {"above"} if spec.priority > 0 else {"below"} if spec.priority < 0 else set()
+                wishes |= {"budget"} if spec.rollout.disruption.per_site is not None else set()
+                for component in spec.components:
                     wishes |= {component.runs, component.type}
-                    wishes |= {f for f in ("count", "per_site", "every_node") if getattr(component.replicas, f)}
+                    ways = ("count", "per_site", "every_node", "autoscale")
+                    wishes |= {f for f in ways if getattr(component.replicas, f)}
+                    if component.replicas.autoscale is not None:
+                        wishes |= {"load"} if component.replicas.autoscale.load else set()
+                        wishes |= {"hours"} if component.replicas.autoscale.windows else set()
+            if isinstance(edit.apply, Policy):
+                wishes |= set(edit.apply.spec.rules)
     assert kinds == set(BEGIN)
-    assert wishes == {"delete", "at-least-once", "never-twice", "model", "process", "count", "per_site", "every_node"}
+    assert wishes == {
+        "delete", "at-least-once", "never-twice", "model", "process", "count", "per_site", "every_node", "autoscale",
+        "load", "hours", "above", "below", "budget", "requireSigner", "moves",
+    }  # fmt: skip
 
 
 # --- One seed, one trace --------------------------------------------------------------------------------------------
@@ -107,19 +118,8 @@ def test_the_trace_does_not_depend_on_the_hash_seed():
         "from batuta.twin.run import run\nfrom batuta.twin.sketch import sketch\n"
         "print([run(sketch(s), s).trace for s in (1, 2, 3)])"
     )
-    told = [
-        subprocess.run(
-            [sys.executable, "-c", program],
-            env={**os.environ, "PYTHONHASHSEED": hash_seed},
-            capture_output=True,
-            text=True,
-            check=True,
-            timeout=120,
-        ).stdout
-        for hash_seed in ("0", "1", "4242")
-    ]
-    assert told[0] == told[1] == told[2]
-    assert told[0].strip() == str([run(sketch(s), s).trace for s in (1, 2, 3)])
+    told = set(told_under_hash_seeds(program, timeout_s=300).values())
+    assert told == {str([run(sketch(s), s).trace for s in (1, 2, 3)])}
 
 
 def test_chance_is_the_same_on_every_machine():
