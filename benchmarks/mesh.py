@@ -6,9 +6,10 @@ Node m1 has no instance; m2 and m3 have one each of a model trained here. A stea
 (open loop: each call is sent at its time, however slow the others are). After a third of the time m2 loses its power:
 node agent, broker and worker are killed at once. Counted are calls that failed, calls that took another attempt, and
 how long the p99 of half-second windows stayed above three times what it was (and above 25 ms, the noise of a busy
-machine). Then the same with the hub's machine dead; and then the hard case, also without a hub: m3 calls instances on
-m1 and m2, and m1 dies, to which the others are linked, so that m3 and m2 have to find each other first. Baseline in the
-same run: the same stream straight to the Unix socket of the instance on m3, without a gateway.
+machine). Then the same with the hub's machine dead: m2 frozen, so that no connection closes (as behind a cut cable); m2
+killed; and last the hard case: m3 calls instances on m1 and m2, and m1 dies, to which the others are linked, so that m3
+and m2 have to find each other first. Baseline in the same run: the same stream straight to the Unix socket of the
+instance on m3, without a gateway.
 """
 
 from __future__ import annotations
@@ -202,7 +203,10 @@ class Bench:
                     return
                 await asyncio.sleep(0.1)
 
-    async def with_a_death(self, application: str, victim: str, rate: float, seconds: float) -> dict[str, Any]:
+    async def with_a_death(
+        self, application: str, victim: str, rate: float, seconds: float, *, frozen: bool = False
+    ) -> dict[str, Any]:
+        """`frozen`: its processes are stopped instead, so that no connection closes: death by a cut cable."""
         port = self.ports[APPLICATIONS[application]]
 
         def stream_of() -> Stream:
@@ -218,7 +222,7 @@ class Bench:
         victims = await asyncio.to_thread(processes_in, self.stage.nodes[victim].state)
         at_s = time.perf_counter() - stream.began_s
         for each in victims:
-            each.kill()
+            (each.suspend if frozen else each.kill)()
         await running
         await asyncio.to_thread(self.stage.kill_node, victim)
         return judged(stream.calls, at_s)
@@ -275,6 +279,8 @@ def run(rate: float, seconds: float) -> dict[str, Any]:
         found["gateway_rss_mb"] = bench.gateway_rss_mb("m1")
         bench.restart("m2")
         bench.stage.kill_hub()
+        found["without_hub_frozen"] = asyncio.run(bench.with_a_death("leaf-dies", "m2", rate, seconds, frozen=True))
+        bench.stage.restart_node("m2")
         found["without_hub"] = asyncio.run(bench.with_a_death("leaf-dies", "m2", rate, seconds))
         bench.stage.restart_node("m2")
         found["without_hub_root"] = asyncio.run(bench.with_a_death("root-dies", "m1", rate, seconds))

@@ -4,9 +4,10 @@
     open        it is not asked until an instant
     half-open   one request is let through; its fate closes the breaker, or opens it for longer
 
-Where nobody listens, the breaker opens at once; where somebody answers badly, or late, after several failures in a row
-or when half of the last ones failed. Each time that it opens without having been closed between, it stays open twice as
-long. Values: every function gives the next Breaker, and `now` is an argument.
+Where nobody listens, the breaker opens at once, for a moment: to find out costs next to nothing. Where somebody answers
+badly, or late, it opens after several failures in a row or when half of the last ones failed; each time that it does so
+without having been closed between, it stays open twice as long. Values: every function gives the next Breaker, and
+`now` is an argument.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ IN_A_ROW = 5
 WINDOW = 20
 WINDOW_LEAST = 10
 """With fewer outcomes than this, a share says nothing."""
+GONE_MS = 250
 FIRST_OPEN_MS = 500
 LONGEST_OPEN_MS = 30_000
 PROBE_MS = 5_000
@@ -111,7 +113,7 @@ def asks_again_at(breaker: Breaker, now: int) -> int:
 
 
 def _opened(breaker: Breaker, now: int, *, is_gone: bool) -> Breaker:
-    open_ms = min(LONGEST_OPEN_MS, FIRST_OPEN_MS << min(breaker.trips, 16))
+    open_ms = GONE_MS if is_gone else min(LONGEST_OPEN_MS, FIRST_OPEN_MS << min(breaker.trips, 16))
     return Breaker(open_until=now + open_ms, trips=breaker.trips + 1, is_gone=is_gone)
 
 

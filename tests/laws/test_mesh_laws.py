@@ -105,8 +105,11 @@ def test_an_open_breaker_is_not_asked_and_asks_again_later(events: list[tuple[in
 @given(st.integers(1, 20))
 def test_one_that_stays_ill_is_asked_ever_more_rarely(times: int) -> None:
     breaker, now, waits = Breaker(), 0, []
+    for _ in range(mesh_breaker.IN_A_ROW - 1):
+        breaker = mesh_breaker.failed(breaker, now)
+        assert mesh_breaker.may_ask(breaker, now)
     for _ in range(times):
-        breaker = mesh_breaker.failed(breaker, now, is_gone=True)
+        breaker = mesh_breaker.failed(breaker, now)
         waits.append(mesh_breaker.asks_again_at(breaker, now) - now)
         now = mesh_breaker.asks_again_at(breaker, now)
         breaker = mesh_breaker.asked(breaker, now)

@@ -170,6 +170,23 @@ async def test_one_that_is_silent_does_not_keep_a_call_from_those_that_recover(y
     assert (said.status, said.headers["batuta-instance"]) == (200, other.name)
 
 
+async def test_a_request_that_was_lost_on_the_way_is_sent_again(yard: Yard) -> None:
+    await yard.town.node("n1", with_hub=False)
+    await yard.gateway("n1")
+    one = await yard.instance("n1")
+    await yard.heard("n1", 1)
+    one.mood = "silent"
+    calling = asyncio.create_task(infer(yard.ports["n1"], batuta_deadline_ms="60000"))
+    async with asyncio.timeout(60):
+        while not one.asked:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    one.mood = "well"
+    # It answers what came later, so what is still silent will stay so.
+    assert (await infer(yard.ports["n1"])).status == 200
+    said = await calling
+    assert (said.status, said.headers["batuta-attempts"]) == (200, "2")
+
+
 async def test_a_slow_one_is_overtaken_by_a_hedge_for_critical_calls_only(yard: Yard) -> None:
     await yard.town.node("n1", with_hub=False)
     gateway = await yard.gateway("n1")

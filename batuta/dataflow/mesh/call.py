@@ -43,6 +43,7 @@ SETTLED_MS: Final = CARD_EVERY_MS + 500
 UNWELL_WAIT_MS: Final = 3_000
 """How long a call waits for one of several instances to become well: as long as a site's links need to find another
 way."""
+LOST_MS: Final = 1_000
 PAUSE_MS: Final = 20
 PAUSE_MOST_MS: Final = 200
 ILL: Final = (500, 502, 503, 504)
@@ -247,7 +248,7 @@ class _Attempts:
                         next_at = now + self._patience(known, now)
                 elif self.running:
                     # All were asked, and one is silent: it may be dead. Those that failed may be well by now.
-                    self.tried = {sent.known.key for sent in self.running.values()}
+                    self.tried = {s.known.key for s in self.running.values() if not _is_lost(s, now)}
                     next_at = now + PAUSE_MOST_MS
                 elif (reply := await self._nobody(now)) is not None:
                     return reply
@@ -305,7 +306,9 @@ class _Attempts:
         timeout = max(0, until - clock_ms()) / 1000
         done, _ = await asyncio.wait(self.running, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
         for task in done:
-            known, _, at_s = self.running.pop(task)
+            known, at, at_s = self.running.pop(task)
+            if not task.exception():
+                known.answered_at = max(known.answered_at, at)
             if (reply := self._judged(task, known, (time.perf_counter() - at_s) * 1000)) is not None:
                 self._leave_behind()
                 return reply
@@ -445,6 +448,11 @@ class _Attempts:
         waited = ", ".join(sorted(known.key for known, _, _ in self.running.values()))
         detail = f"no answer yet from {waited}" if waited else self.why
         return refusal("deadline_passed", f"the deadline passed after {self.sent} attempts; {detail}")
+
+
+def _is_lost(sent: _Sent, now: int) -> bool:
+    """What was sent later was answered there: the way had been cut when this one was on it."""
+    return now - sent.at >= LOST_MS and sent.known.answered_at > sent.at
 
 
 def _as_said(wanted: Wanted) -> Wanted:

@@ -34,7 +34,7 @@ _decoder = msgspec.json.Decoder(Card)
 class Known:
     """One instance that was heard of, and what this caller remembers of it."""
 
-    __slots__ = ("breaker", "card", "heard_at", "in_flight", "key", "latency_ms", "nearness")
+    __slots__ = ("answered_at", "breaker", "card", "heard_at", "in_flight", "key", "latency_ms", "nearness")
 
     def __init__(self, card: Card, nearness: Nearness, heard_at: int) -> None:
         self.key = f"{card.node}/{card.instance}"
@@ -44,6 +44,8 @@ class Known:
         self.breaker = Breaker()
         self.in_flight = 0
         self.latency_ms: float | None = None
+        self.answered_at = 0
+        """When the newest of the requests was sent that it has answered."""
 
     def is_heard(self, now: int) -> bool:
         return now - self.heard_at <= (CARD_VOID_MS if self.nearness in ("local", "site") else FAR_VOID_MS)
