@@ -10,6 +10,8 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol, TypeVar
 
+import msgspec
+
 from batuta.agent.pace import PAUSE_FIRST_MS, PAUSE_MOST_MS, Pace
 from batuta.agent.progress import Progress
 from batuta.agent.recipe import found_in
@@ -28,14 +30,15 @@ if TYPE_CHECKING:
     from batuta.core.reasons import Reason
 
 LOOK_EVERY_S: Final = 0.5
-PLAN_EVERY_S: Final = 0.03
+PLAN_EVERY_S: Final = 0.005
 """However much happens: cards and answers that come together are looked at together."""
 CARD_EVERY_MS: Final = 1_000
 CARD_AGAIN_MS: Final = 250
 CARD_BYTES_A_MS: Final = 40
 """Cards of large files are said less often."""
 LATE_AFTER_S: Final = 5.0
-"""After the link is back, what was asked before may still come for so long."""
+"""After the link is back, what was asked before may still come for so long; longer where answers take longer."""
+LATE_UNKNOWN_S: Final = 20.0
 TOLD_EVERY_MS: Final = 3_000
 RECIPE_PIECE_BYTES: Final = 128 * 1024
 RECIPE_BYTES_MAX: Final = 64 * 2**20
@@ -132,7 +135,8 @@ class Fetch:
     def reconnected(self) -> None:
         """The link to the hub is back: what was lost in the gap is asked again soon, not after a minute's silence."""
         before = [task for task, source in self._tasks.items() if source == HUB]
-        asyncio.get_running_loop().call_later(LATE_AFTER_S, lambda: [task.cancel() for task in before])
+        late_s = max(LATE_AFTER_S, 3 * self._pace.last_ms / 1000) if self._pace.last_ms else LATE_UNKNOWN_S
+        asyncio.get_running_loop().call_later(late_s, lambda: [task.cancel() for task in before])
         self._pace.open()
         self._settled = _now()
         self._wake.set()
@@ -268,10 +272,9 @@ class Fetch:
 
     async def _ask(self, ask: Ask, recipe: Recipe) -> None:
         wanted = ChunksWanted(self.digest, ask.chunks, recipe.digest)
-        asked_at = _now()
         try:
             if ask.source == HUB:
-                found = await self.source.chunks(wanted)
+                found = await self._of_hub(wanted, recipe)
             else:
                 assert self.exchange is not None
                 found = await self.exchange.chunks(ask.source, wanted)
@@ -288,9 +291,27 @@ class Fetch:
             if ask.source == HUB:
                 raise
             return
-        if ask.source == HUB:
-            self._pace.answered(_now() - asked_at)
         await self._keep(ask, found)
+
+    async def _of_hub(self, wanted: ChunksWanted, recipe: Recipe) -> Sequence[bytes | memoryview[int]]:
+        """Over a slow link a chunk is asked for in parts, so that nothing waits behind it for long."""
+        part = self._pace.part_bytes
+        if not part or len(wanted.chunks) > 1:
+            asked_at = _now()
+            found = await self.source.chunks(wanted)
+            self._pace.answered(_now() - asked_at, sum(map(len, found)))
+            return found
+        size, data = recipe.chunk(wanted.chunks[0]).size_bytes, bytearray()
+        while len(data) < size:
+            asked_at = _now()
+            (piece,) = await self.source.chunks(
+                msgspec.structs.replace(wanted, begin=len(data), most=min(self._pace.part_bytes or size, size))
+            )
+            self._pace.answered(_now() - asked_at, len(piece))
+            if not piece:
+                break  # it is too short, and will be refused
+            data += piece
+        return [bytes(data)]
 
     async def _keep(self, ask: Ask, found: Sequence[bytes | memoryview[int]]) -> None:
         partial, progress = self.partial, self.progress

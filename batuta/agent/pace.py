@@ -18,6 +18,10 @@ SLOWER_BY_MS: Final = 150
 """An answer that takes so much longer than the quickest: then this node asks less."""
 TWO_AT_ONCE_BELOW_MS: Final = 500
 """An answer that takes longer brings one chunk."""
+ANSWER_MS: Final = 700
+"""No answer shall take longer: what must go over a slow link waits behind it."""
+WHOLE_FROM_BYTES: Final = 64 * 1024
+PART_LEAST_BYTES: Final = 8 * 1024
 GAP_MOST_MS: Final = 10_000
 PAUSE_FIRST_MS: Final = 200
 PAUSE_MOST_MS: Final = 5_000
@@ -28,6 +32,7 @@ class Pace:
 
     def __init__(self) -> None:
         self._chunks = 1
+        self._part_bytes = 0
         self.last_ms = 0
         self._most = 1
         self._quickest_ms: int | None = None
@@ -39,9 +44,14 @@ class Pace:
         """So many questions may be under way now, while so many nodes of the site bring in the same file."""
         return min(self._most, max(1, TOGETHER_ASKS_MOST // together)) if now >= self._next_at else 0
 
+    @property
+    def part_bytes(self) -> int:
+        """So much of a chunk is asked for at a time; 0 for whole chunks."""
+        return self._part_bytes
+
     def chunks(self, together: int) -> int:
         """So many chunks are asked for at once. Many nodes ask for less each: what is on its way is lost in a cut."""
-        return self._chunks if together < MANY else 1
+        return self._chunks if together < MANY and not self._part_bytes else 1
 
     def wait_s(self, now: int, most_s: float) -> float:
         return min(most_s, max(0.01, (self._next_at - now) / 1000)) if now < self._next_at else most_s
@@ -49,8 +59,11 @@ class Pace:
     def asked(self, now: int) -> None:
         self._next_at = max(self._next_at, now + self._gap_ms)
 
-    def answered(self, took_ms: int) -> None:
+    def answered(self, took_ms: int, size_bytes: int) -> None:
+        """A question was answered, after so long and with so many bytes."""
         self.last_ms = took_ms
+        fits_bytes = size_bytes * ANSWER_MS // max(1, took_ms)
+        self._part_bytes = 0 if fits_bytes >= WHOLE_FROM_BYTES else max(PART_LEAST_BYTES, fits_bytes)
         self._pause_ms = PAUSE_FIRST_MS
         quickest = self._quickest_ms = took_ms if self._quickest_ms is None else min(self._quickest_ms, took_ms)
         slower_ms = took_ms - quickest

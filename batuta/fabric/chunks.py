@@ -24,11 +24,15 @@ class RecipeWanted(msgspec.Struct, frozen=True):
 
 
 class ChunksWanted(msgspec.Struct, frozen=True):
-    """Some chunks of an artifact, by their numbers in its recipe. `recipe` says which, where that is not certain."""
+    """Some chunks of an artifact, by their numbers in its recipe; or, over a slow link, a part of one."""
 
     digest: str
     chunks: tuple[int, ...] = ()
     recipe: str = ""
+    """Which recipe is meant, where that is not certain."""
+    begin: int = 0
+    most: int = 0
+    """So many bytes at most, from `begin`; 0 for all."""
 
 
 class Head(msgspec.Struct, frozen=True, rename="camel"):

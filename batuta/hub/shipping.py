@@ -122,6 +122,10 @@ class Shipping:
             }  # fmt: skip
             return msgspec.json.encode(said) + b"\n"
         found = await self._recipes.chunks(asked.digest, asked.chunks, asked.recipe)
+        if asked.begin or asked.most:
+            if len(found) != 1 or asked.begin < 0 or asked.most <= 0:
+                raise ArtifactRefused("request_malformed", "a part is of one chunk, from its beginning or later")
+            found = [found[0][asked.begin : asked.begin + asked.most]]
         size = sum(map(len, found))
         self._counters.add("artifact_bytes_sent", by=size)
         self._uplinks.spend(node, size)

@@ -56,4 +56,5 @@ class Shelf:
             raise FabricUnavailable("cut")
         self.asked.append(wanted.chunks)
         data = self.files[wanted.digest]
-        return [self.spoils(n, chunk_of(data, n)) for n in wanted.chunks]
+        found = [self.spoils(n, chunk_of(data, n)) for n in wanted.chunks]
+        return [found[0][wanted.begin : wanted.begin + wanted.most]] if wanted.most else found

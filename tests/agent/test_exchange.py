@@ -275,6 +275,27 @@ def test_while_the_uplink_is_closed_the_reason_is_told_and_then_it_goes_on(tmp_p
     run_virtually(play())
 
 
+def test_over_a_slow_link_chunks_come_in_parts_and_are_whole_in_the_end(tmp_path: Path) -> None:
+    data = DATA[: 3 * CUT + 5]
+    sizes: list[int] = []
+
+    class Slow(Uplink):
+        async def chunks(self, wanted: ChunksWanted) -> list[bytes]:
+            found = await super().chunks(wanted)
+            sizes.append(sum(map(len, found)))
+            await asyncio.sleep(sizes[-1] / 4_000)
+            return found
+
+    async def play() -> None:
+        async with Town(tmp_path, Slow(data), "pi") as town:
+            path = await town.nodes["pi"].fetch(digest_of(data))
+            assert path.read_bytes() == data
+            assert sum(sizes) == town.nodes["pi"].books()["hubBytes"] == len(data)
+            assert max(sizes[1:]) <= 16 * 1024
+
+    run_virtually(play())
+
+
 def test_a_recipe_that_lies_is_not_believed_whoever_gave_it(tmp_path: Path) -> None:
     """The hub is away, and the neighbour's list is of another file: what it makes is not what the digest says."""
     other = bytes(CUT)

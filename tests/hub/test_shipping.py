@@ -129,6 +129,11 @@ async def test_nodes_get_artifacts_chunk_by_chunk(tmp_path: Path) -> None:
         for wrong in ([], [1], [-1], list(range(9))):
             said = await error_of(voice, "chunks", {"digest": digest, "chunks": wrong})
             assert said["error"] == "request_malformed"
+        part = await voice.ask("chunks", {"digest": digest, "chunks": [0], "begin": 2, "most": 2})
+        assert part == b'{"sizes":[2]}\nal'
+        for wrong in ({"begin": -1, "most": 2}, {"begin": 2, "most": -1}, {"begin": 2}):
+            said = await error_of(voice, "chunks", {"digest": digest, "chunks": [0], **wrong})
+            assert said["error"] == "request_malformed"
         other = {"digest": digest, "chunks": [0], "recipe": "sha256:" + "1" * 64}
         assert (await error_of(voice, "chunks", other))["error"] == "recipe_changed"
         assert (await error_of(voice, "chunks", ["no", "question"]))["error"] == "request_malformed"
