@@ -82,6 +82,10 @@ async def bench(tmp_path: Path, any_engine: Engine) -> AsyncIterator[Bench]:  # 
     await made.runtime.close()
 
 
+def exists(path: str) -> bool:
+    return Path(path).exists()
+
+
 def inside(bench: Bench, handle: Handle, path: str) -> Path:
     """A path of a running container, as this machine sees it."""
     found = bench.engine.inspect(str(handle["id"]))
@@ -177,6 +181,39 @@ async def test_a_command_that_is_not_in_the_image_says_so_and_leaves_nothing(ben
     assert failure.value.code == "start_failed"
     assert "/no/such/program" in failure.value.message
     assert bench.engine.containers(node="n1") == []
+
+
+async def test_users_capabilities_devices_and_networks_are_as_asked(bench: Bench) -> None:
+    device = next(path for path in ("/dev/kmsg", "/dev/fuse", "/dev/loop-control", "/dev/net/tun") if exists(path))
+    look = "while read key value; do case $key in CapEff:|CapBnd:|NoNewPrivs:) echo $key$value;; esac; done"
+    line = (
+        f"id -u; test -c {device} && echo device-there; {look} < /proc/self/status; ls /sys/class/net; exec sleep 600"
+    )
+    plain = bench.order(line, name="plain", network="none")
+    more = bench.order(line, name="more", user="1000", capabilities=("NET_BIND_SERVICE",), writable_root=True)
+    more = more._replace(instance=msgspec.structs.replace(more.instance, devices=(device,)))
+    for order in (plain, more):
+        await bench.runtime.start(order)
+        await bench.until_printed(order, "lo\n")
+    said = bench.printed(plain).split()
+    assert said[0] == "0"
+    assert "device-there" not in said
+    assert [line for line in said if ":" in line] == ["CapEff:" + "0" * 16, "CapBnd:" + "0" * 16, "NoNewPrivs:1"]
+    assert said[-1] == "lo", "it sees no network but itself"
+    said = bench.printed(more).split()
+    assert said[0] == "1000"
+    assert "device-there" in said
+    assert "CapBnd:" + f"{1 << 10:016x}" in said
+    for order in (plain, more):
+        await bench.runtime.stop(order.instance.name, 0)
+
+
+async def test_more_processes_than_it_may_have_cannot_be_started(bench: Bench) -> None:
+    order = bench.order("for k in 1 2 3 4 5 6 7 8 9; do sleep 600 & done; echo all-of-them; wait", pids=4)
+    await bench.runtime.start(order)
+    condition = await bench.until(order, "gone")
+    assert "all-of-them" not in bench.printed(order)
+    assert "fork" in condition.detail
 
 
 async def test_an_accelerator_that_the_engine_does_not_give_is_missed(bench: Bench) -> None:
