@@ -70,8 +70,6 @@ def scale(notes: Notes, app: str, released: Released) -> Released:
         draft.write_standing(after)
     if after.look_at is not None:
         draft.wake(after.look_at)
-    if not reading.is_whole:
-        notes.pending = True  # Whoever is heard again touches nothing by that alone.
     return with_count(released, after.count)
 
 
@@ -80,9 +78,14 @@ def scale_again(notes: Notes, app: str, released: Released) -> None:
     decide again must find nothing."""
     autoscale, draft = released.component.replicas.autoscale, notes.draft
     before = row_of(draft, app, released.component.name)
-    if autoscale is None or before is None or not draft.is_drafted(app):
+    if autoscale is None or before is None:
         return
-    after = step(before, autoscale, draft.now, read(draft, app, released))
+    reading = read(draft, app, released)
+    if not reading.is_whole:
+        notes.pending = True  # Whoever is heard again touches nothing by that alone.
+    if not draft.is_drafted(app):
+        return
+    after = step(before, autoscale, draft.now, reading)
     if after != before and after.count == before.count:
         draft.write_standing(after)
         if after.look_at is not None:

@@ -95,6 +95,8 @@ class Care:
         self.ask = ask
         self.waits_for = ""
         """Whom replacing waits for; empty while somebody may be replaced."""
+        self.sound: dict[str, Choice] = {}
+        """By slot whose successor is awaited: its room, where that is known to be as good as ever."""
         self.next_one: Wish | None = None
         """The first of those that wait to be replaced, new before old."""
         self.in_flight = False

@@ -272,10 +272,8 @@ class Draft:
 
     def asked_move(self, app: str, component: str, slot: str) -> Moving | None:
         """The move that somebody asked for, if it is still to be made."""
-        if app not in self._standing and app not in self.state.standing:
-            return None
-        rows = self.standing(app, Moving)
-        return next((row for row in rows if (row.component, row.slot) == (component, slot)), None)
+        found = self.standing_row(app, f"moving.{app.replace('/', '.')}.{component}.{slot}")
+        return found if isinstance(found, Moving) else None
 
     def asked_slots(self, app: str, component: str) -> set[str]:
         """The slots of which somebody asked for a move."""
@@ -318,8 +316,11 @@ class Draft:
 
     def standing_row(self, app: str, key: str) -> Standing | None:
         """One row, as drafted."""
-        drafted = self._standing.get(app, {})
-        return drafted[key] if key in drafted else self.state.standing.get(app, {}).get(key)
+        drafted = self._standing.get(app)
+        if drafted is not None and key in drafted:
+            return drafted[key]
+        known = self.state.standing.get(app)
+        return known.get(key) if known is not None else None
 
     def decided(self) -> list[Change]:
         """The releases, fences and standing rows that differ from what is decided already."""

@@ -17,21 +17,23 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
+import numpy as np
 
+from batuta.core.constraints import FILTERS, fitting
 from batuta.core.load import Load
 from batuta.core.place import choose, choose_plainly
 from batuta.core.preempt import priority_of
+from batuta.core.rank import Choice
 from batuta.core.standing import Awaited, Room, Surge
+from batuta.core.wish import Slot, Wish
 from batuta.kinds.base import Bytes, Millicores
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from batuta.core.care import Care, Notes
     from batuta.core.draft import Draft
     from batuta.core.load import Claim
-    from batuta.core.rank import Choice
-    from batuta.core.wish import Wish
 
 Row = TypeVar("Row", bound=Room)
 _PARTS = ("cpu_millis", "memory_bytes", "disk_bytes", "ports", "devices", "cards")
@@ -46,6 +48,8 @@ class Rooms:
         """Applications on whose rooms somebody else was placed: they look again."""
         self._rooms: dict[str, Room] = dict(draft.state.rooms)
         self._laid: dict[str, tuple[int, Load]] = {}
+        self._shown_to: int | None = None
+        """Whose priority is this sees what is laid."""
         self._at: dict[str, set[str]] = {}
         for key, room in self._rooms.items():
             self._at.setdefault(room.node, set()).add(key)
@@ -58,8 +62,11 @@ class Rooms:
             return
         state = self.draft.state
         priority = priority_of(state, app)
+        if priority == self._shown_to:
+            return
+        self._shown_to = priority
         for key, room in sorted(self._rooms.items()):
-            if room.app == app or priority_of(state, room.app) >= priority:
+            if priority_of(state, room.app) >= priority:
                 self._lay(key)
             else:
                 self._lift(key)
@@ -72,6 +79,7 @@ class Rooms:
                 self.draft.wake(int(fleet.heard[row]) + fleet.missed_ms)
         for key in list(self._laid):
             self._lift(key)
+        self._shown_to = None
 
     @contextmanager
     def without(self, *keys: str) -> Iterator[None]:
@@ -141,6 +149,11 @@ def keep_room(care: Care, wish: Wish, row: Row, found: Choice | None = None) -> 
     remembered with it; `found`: a place for it that is known already."""
     rooms, draft = care.draft.rooms, care.draft
     known = draft.standing_row(row.app, row.key)
+    if found is None and isinstance(known, Room):
+        found = care.sound.get(wish.slot.name)
+        # Who was placed there since may be one that it must not be beside.
+        if found is not None and care.ask.here[found.row]:
+            found = None
     if found is None:
         with rooms.without(row.key):
             found = _fits_still(care, wish, known) if isinstance(known, Room) else None
@@ -151,6 +164,31 @@ def keep_room(care: Care, wish: Wish, row: Row, found: Choice | None = None) -> 
     if not kept.node:
         care.notes.turn_away()
     return kept
+
+
+def find_sound(care: Care, slots: Iterable[Slot]) -> dict[str, Choice]:
+    """Of many slots whose successors are awaited, those whose rooms are as good as ever, asked all at once: one by one
+    they are asked in `keep_room`, and nobody can tell the difference."""
+    draft, ask, fleet = care.draft, care.ask, care.fleet
+    alone: dict[int, tuple[Slot, str] | None] = {}
+    for slot in slots:
+        known = draft.awaited(ask.app, ask.component.name, slot.name)
+        row = fleet.row_of.get(known.node) if known is not None else None
+        if known is None or row is None:
+            continue
+        is_meant = slot.node in (None, known.node) and slot.site in (None, fleet.site_names[fleet.site[row]])
+        alone[row] = (slot, known.key) if is_meant and row not in alone else None
+    rooms = {row: found for row, found in alone.items() if found is not None and not ask.here[row]}
+    if len(rooms) < 2:
+        return {}
+    wish, rows = Wish(ask, Slot("-")), np.array(sorted(rooms), np.int64)
+    with draft.rooms.without(*(key for _, key in rooms.values())):
+        for each in FILTERS:
+            rows = rows[each.mask(wish, fleet, rows)]
+        variants = fitting(wish, fleet, rows)
+    return {
+        rooms[row][0].name: Choice(row, variant) for row, variant in zip(rows.tolist(), variants.tolist(), strict=True)
+    }
 
 
 def choose_from_changes(care: Care, wish: Wish) -> Choice | None:

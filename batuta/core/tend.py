@@ -22,7 +22,7 @@ from batuta.core.place import refusals
 from batuta.core.preempt import settle_displaced
 from batuta.core.refill import refill
 from batuta.core.release import release
-from batuta.core.rooms import keep_room, settle_rooms
+from batuta.core.rooms import find_sound, keep_room, settle_rooms
 from batuta.core.standing import Surge
 from batuta.core.talks import in_order, listen
 from batuta.core.unasked import settle_moved
@@ -109,6 +109,8 @@ def _tend_component(care: Care, held: list[Held]) -> set[str]:
         every = dict(judged) | {s: judge_slot(care.draft, ask, s, held_by[s.name]) for s in slots if s.name in well}
         care.waits_for = _unready(ask, [(slot, every[slot]) for slot in slots])
     fill = refill_never_twice if ask.never_twice else refill
+    if ask.never_twice:
+        care.sound = find_sound(care, (slot for slot in slots if not held_by[slot.name]))
     surge = Surge(namespace=ask.namespace, application=ask.application, component=ask.component.name)
     with care.draft.rooms.without(surge.key):
         if is_new:
