@@ -149,8 +149,8 @@ class Bench:
 
     def open(self) -> None:
         stage = self.stage
-        stage.start_hub()
         digits = prepare(self.directory / "models")
+        stage.start_hub()
         for name in NODES:
             # One after the other: the first to join is the one that the others link to.
             stage.start_node(name, "yard")
