@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import os
 import signal
@@ -69,6 +70,8 @@ async def serve(run: Run) -> None:
     hub = Hub(config, fabric, clock, hubs=run.hubs, leafs=run.leafs, kick=links.kick)
     try:
         await hub.start()
+        gc.collect()
+        gc.freeze()  # What was read from the tables lives for long: it is not looked through again and again.
         hub.links_denied = lambda: links.denied
         links.namespaces, hub.elsewhere.relink = hub.elsewhere.namespaces, links.widen
         await links.open(url, secrets, hub.enrolment)
