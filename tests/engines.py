@@ -23,6 +23,8 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import pytest
 
+from batuta.demo.stage import kill, processes_in
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -38,6 +40,8 @@ CONTAINERS_CONF = """
 default_ulimits = ["nofile=4096:4096", "nproc=4096:4096"]
 [engine]
 events_logger = "file"
+tmp_dir = "{place}/tmp"
+lock_type = "file"
 """
 REGISTRIES_CONF = 'unqualified-search-registries = []\n[[registry]]\nlocation = "127.0.0.1"\ninsecure = true\n'
 
@@ -134,7 +138,8 @@ class Engine:
         self.socket = directory / "podman.sock"
         self._holder: subprocess.Popen[bytes] | None = None
         self._service: subprocess.Popen[bytes] | None = None
-        files = {"containers.conf": CONTAINERS_CONF, "registries.conf": REGISTRIES_CONF}
+        # Nothing is shared with an engine of the machine, nor with that of another test process.
+        files = {"containers.conf": CONTAINERS_CONF.format(place=directory), "registries.conf": REGISTRIES_CONF}
         for name, text in files.items():
             (directory / name).write_text(text)
         self._env = {
@@ -239,6 +244,8 @@ class Engine:
                 except subprocess.TimeoutExpired:
                     process.kill()
                     process.wait()
+        # What watched a command in a container stays for five minutes, for nobody.
+        kill(processes_in(self.directory))
 
 
 class Docker(Engine):
@@ -250,6 +257,7 @@ class Docker(Engine):
 
     def close(self) -> None:
         super().close()
+        subprocess.run(["umount", str(self.directory / "exec" / "netns" / "default")], check=False, capture_output=True)
         if not self._had_bridge and BRIDGE.exists() and shutil.which("ip"):
             subprocess.run(["ip", "link", "delete", BRIDGE.name], check=False)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
 import tempfile
 from pathlib import Path
@@ -10,7 +9,6 @@ from typing import TYPE_CHECKING
 
 import click
 
-from batuta.cli.model import _progress
 from batuta.cli.options import talks_to_hub
 from batuta.cli.text import size
 
@@ -41,6 +39,8 @@ def push(hub: Client, archive: str | None, *, from_engine: str, engine: str, nam
     """
     if (archive is None) == (not from_engine):
         raise click.UsageError("say either ARCHIVE or --from-engine NAME")
+    from batuta.cli.model import _progress
+
     with tempfile.TemporaryDirectory(prefix="batuta-image-") as directory:
         path = Path(archive) if archive is not None else Path(directory) / "image.tar"
         if from_engine:
@@ -59,6 +59,8 @@ def push(hub: Client, archive: str | None, *, from_engine: str, engine: str, nam
 
 
 def _save(name: str, socket: str, path: Path) -> None:
+    import asyncio
+
     from batuta.agent.engines import find
     from batuta.errors import BatutaError
     from batuta.runtimes.container_http import EngineSocket
