@@ -100,6 +100,10 @@ CATALOGUE: dict[str, Entry] = {
     "signature_missing": Entry(
         "a policy asks for a signer, and nobody has signed the model", "sign it: `batuta model sign NAME --key FILE`"
     ),
+    "release_unknown": Entry("no such release is kept", "name one that is, or declare what is to run"),
+    "release_gone": Entry(
+        "what the release was made of is not there any more as it was", "push it again as a version of its own"
+    ),
     "no_site": Entry(
         "there is no site with nodes", "join a node: `batuta token create` and `batuta join TOKEN`", waits=True
     ),

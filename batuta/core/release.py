@@ -18,6 +18,8 @@ from batuta.core.vouch import signers_of, vouched
 from batuta.kinds.application import Failover, Placement, Replicas
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from batuta.core.draft import Draft
     from batuta.core.state import State
     from batuta.kinds.application import Component
@@ -76,9 +78,23 @@ def release(draft: Draft, app: str) -> Resolved:
         components.append(Released(component=component, revision=kept, version=version, signers=signers))
     made = Release(namespace=namespace, application=name, revision=revision, components=tuple(components), at=draft.now)
     draft.write_release(made)
-    for old_release in known[: max(0, len(known) + 1 - RELEASES_KEPT)]:
+    for old_release in surplus(known):
         draft.drop_release(old_release)
     return Resolved(made)
+
+
+def surplus(known: Sequence[Release]) -> list[Release]:
+    """Of releases, oldest first, those to be forgotten when one more is made: first those that changed nothing that
+    runs, then the oldest."""
+    many = max(0, len(known) + 1 - RELEASES_KEPT)
+    idle = [r for i, r in enumerate(known) if i and not _changed(known[i - 1], r)]
+    return (idle + [r for r in known if r not in idle])[:many]
+
+
+def _changed(before: Release, after: Release) -> bool:
+    """Did a release change what runs?"""
+    was, now = ({r.component.name for r in release.components} for release in (before, after))
+    return was != now or any(r.revision > before.revision for r in after.components)
 
 
 def resolve(state: State, namespace: str, component: Component) -> VersionChoice | Reason | None:
