@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -33,7 +34,7 @@ class Port(NamedTuple):
     """-1 for a dimension that varies."""
 
 
-class Loaded:
+class Loaded(ABC):
     """A loaded file, whichever runtime has it."""
 
     def __init__(self, runtime: str, inputs: Sequence[Port], outputs: Sequence[Port]) -> None:
@@ -43,9 +44,9 @@ class Loaded:
         self.batch = fixed.pop() if len(fixed) == 1 else 0
         """Items that it takes at once and no other number; 0 when any is right."""
 
+    @abstractmethod
     def call(self, feed: Mapping[str, Any]) -> list[Any]:
         """The outputs, in order, as the runtime gives them. Raises whatever it raises."""
-        raise NotImplementedError
 
     def run(self, feed: Mapping[str, Any]) -> list[Any]:
         """The outputs, in order. Raises ArtifactRefused: a file that cannot run is none."""
