@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from batuta.twin.rehearse_stage import Stage
 
 NOT_PLAYED: Final = {
-    "loss": "messages are repeated until they arrive; it would only delay them",
     "duplication": "everything sent is state: twice is once",
     "reordering": "everything sent is state: the newest counts",
     "skew": "nothing is decided by a node's clock",
@@ -102,6 +101,13 @@ def _delay(node: NodeCopy, fault: Fault) -> None:
     _ends(node, fault, lambda: extra.update({node.site: 0}))
 
 
+def _loss(node: NodeCopy, fault: Fault) -> None:
+    """What is lost is sent again: everything is said later, and artifacts come more slowly."""
+    links = node.stage.links
+    links.lose(node.site, max(links.lost_percent.get(node.site, 0), int(fault.percent or 0)))
+    _ends(node, fault, lambda: links.lose(node.site, 0))
+
+
 def _full_disk(node: NodeCopy, fault: Fault) -> None:
     node.disk_full = True
     _ends(node, fault, lambda: setattr(node, "disk_full", False))
@@ -136,6 +142,7 @@ BEGIN: Final[dict[str, Callable[[NodeCopy, Fault], None]]] = {
     "flapping": _flapping,
     "reconnectStorm": _storm,
     "delay": _delay,
+    "loss": _loss,
     "fullDisk": _full_disk,
     "slowDisk": _slow_disk,
 }

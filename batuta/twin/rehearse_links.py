@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import sqrt
 from typing import TYPE_CHECKING, Final
 
 from batuta.kinds.base import Record
@@ -19,6 +20,11 @@ PIECE_FIRST_BYTES: Final = 64 * 1024
 PIECE_LARGEST_BYTES: Final = 512 * 1024
 """Nodes fetch piece by piece, each twice as large as the one before up to this, and wait a round trip for each."""
 PATH_MAX: Final = 32
+RESENT_AFTER_MS: Final = 200
+"""TCP sends again what was lost, no sooner than this."""
+SEGMENT_BYTES: Final = 1_460
+LOST_PERCENT_MAX: Final = 90
+"""Where more than that is lost nothing comes through in any time that matters."""
 
 
 class Uplink(Record):
@@ -82,6 +88,8 @@ class Links:
         self._token = 0
         self.extra_ms: dict[str, int] = {}
         """By site: what a fault adds to its latency."""
+        self.lost_percent: dict[str, int] = {}
+        """By site: how much of what is sent is lost."""
         self.on_rates: Callable[[float], None] = lambda _: None
         """Told the sum of all rates, in bits a second, whenever it changes."""
 
@@ -117,16 +125,42 @@ class Links:
             first.latency_ms
             + sum(link.latency_ms for link in others if not link.is_assumed)
             + self.extra_ms.get(site, 0)
+            + self._resent_ms(site)
         )
+
+    def lose(self, site: str, percent: int) -> None:
+        """From now on so much of what is sent over a site's uplink is lost."""
+        self._settle()
+        self.lost_percent[site] = min(percent, LOST_PERCENT_MAX)
+        self._share()
+
+    def _resent_ms(self, site: str) -> int:
+        """How much later a message comes on average, because some are sent again and again."""
+        lost = self.lost_percent.get(site, 0)
+        return RESENT_AFTER_MS * lost // (100 - lost)
+
+    def _most(self, flow: Flow) -> float:
+        """How fast one connection can be where some of what it sends is lost: by the rule of Mathis, Semke, Mahdavi and
+        Ott (1997), bytes a millisecond."""
+        site = flow.path[0].site if flow.path else ""
+        lost = self.lost_percent.get(site, 0) / 100
+        if not lost:
+            return float("inf")
+        rtt_ms = max(1, 2 * (sum(link.latency_ms for link in flow.path) + self.extra_ms.get(site, 0)))
+        return SEGMENT_BYTES * 1.22 / (rtt_ms * sqrt(lost))
 
     def count_control(self, site: str, size_bytes: int) -> None:
         for link in self._path(site):
             link.control_bytes += size_bytes
 
+    def count_recipe(self, site: str, size_bytes: int) -> None:
+        for link in self._path(site):
+            link.artifact_bytes += size_bytes
+
     # --- Artifacts ---
 
     def fetch(self, site: str, size_bytes: int, then: Callable[[], None]) -> Flow:
-        """Bytes from the hub to a node; `then` when the last has come."""
+        """Bytes from the hub to a site; `then` when the last has come."""
         path = tuple(link for k, link in enumerate(self._path(site)) if k == 0 or not link.is_assumed)
         flow = Flow(path, size_bytes, _pieces(size_bytes) * 2 * self.latency_ms(site), then)
         self._settle()
@@ -186,7 +220,8 @@ class Links:
         for flow in self._flows:
             flow.rate = 0.0
         for flow in moving:
-            flow.rate = min((link.bandwidth_bps / 8_000 / link.flows for link in flow.path), default=float(ASSUMED_BPS))
+            shares = (link.bandwidth_bps / 8_000 / link.flows for link in flow.path)
+            flow.rate = min(self._most(flow), min(shares, default=float(ASSUMED_BPS)))
         self.on_rates(sum(flow.rate for flow in moving) * 8_000)
         self._token += 1
         soonest = min((flow.bytes_left / flow.rate for flow in moving if flow.rate), default=None)

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from batuta.core.decided import Assignment, Instance
     from batuta.core.local import Action, Event
     from batuta.core.observed import InstanceReport, Measures, Report
-    from batuta.twin.rehearse_links import Flow
+    from batuta.twin import rehearse_fetch
     from batuta.twin.rehearse_stage import Stage
 
 FAILING_AGAIN_MS = 1_000
@@ -69,7 +69,7 @@ class NodeCopy:
         self._leftovers: dict[str, InstanceReport] = {}
         """What it still ends and no assignment names any more."""
         self._events: list[Event] = []
-        self._flows: dict[str, Flow] = {}
+        self._fetches: dict[str, rehearse_fetch.Fetch] = {}
         self._starts: dict[str, int] = {}
         """By instance: which of its starts is the present one."""
         self._working = self._reporting = False
@@ -163,9 +163,9 @@ class NodeCopy:
         self.boots += 1
         self._events.clear()
         self._working = self._reporting = False
-        for flow in self._flows.values():
-            self.stage.links.cancel(flow)
-        self._flows.clear()
+        for wish in self._fetches.values():
+            self.stage.fetches.cancel(wish)
+        self._fetches.clear()
         for name in [n for n, i in self.alive.items() if i.lease_ms is not None]:
             self._end(name)
         self.stage.heard_less(self)
@@ -206,8 +206,8 @@ class NodeCopy:
         self.stage.heard_again(self)
 
     def _pause(self, *, paused: bool) -> None:
-        for flow in self._flows.values():
-            self.stage.links.pause(flow, paused=paused)
+        for wish in self._fetches.values():
+            self.stage.fetches.pause(wish, paused=paused)
 
     # --- The loop ---
 
@@ -283,8 +283,8 @@ class NodeCopy:
                 self._start(instance, self._start_ms(instance))
             case Stop(name=name):
                 self._starts[name] = self._starts.get(name, 0) + 1
-                if (flow := self._flows.pop(name, None)) is not None:
-                    self.stage.links.cancel(flow)
+                if (wish := self._fetches.pop(name, None)) is not None:
+                    self.stage.fetches.cancel(wish)
                 local = self.locals[name]
                 took_ms = min(pace.STOP_MS, grace_ms(local.instance, self.time.now, self._contact_at))
                 self.time.after(took_ms, self._later, self.boots, self._gone, name)
@@ -334,14 +334,14 @@ class NodeCopy:
         size = 0
         local = self.locals.get(action.name)
         if local is not None and local.instance.model is not None and action.digests:
-            size = int(local.instance.model.variant.size_bytes) * self.slow
-        flow = self.stage.links.fetch(self.site, size, lambda: self._later(self.boots, self._fetched, action))
-        self._flows[action.name] = flow
-        if not self.linked:
-            self.stage.links.pause(flow, paused=True)
+            size = int(local.instance.model.variant.size_bytes)
+        boot = self.boots
+        self._fetches[action.name] = self.stage.fetches.fetch(
+            self, action.digests, size, lambda: self._later(boot, self._fetched, action)
+        )
 
     def _fetched(self, action: Fetch) -> None:
-        if self._flows.pop(action.name, None) is None:
+        if self._fetches.pop(action.name, None) is None:
             return  # it was stopped meanwhile
         if self.disk_full:
             self.hear(Failed(action.name, Reason(code="disk_full", subject=f"instance/{action.name}")))

@@ -12,6 +12,7 @@ from batuta.core.state import Change
 from batuta.kinds.base import encode_hook
 from batuta.twin.laws import component_of
 from batuta.twin.rehearse_books import Books
+from batuta.twin.rehearse_fetch import Fetches
 from batuta.twin.rehearse_hub import HEARD_FOR_MS, HubCopy
 from batuta.twin.rehearse_links import Links
 from batuta.twin.rehearse_node import NodeCopy
@@ -38,6 +39,7 @@ class Stage:
         self.time = Timeline(now)
         self.pace = Pace(state)
         self.links = Links(state, self.time)
+        self.fetches = Fetches(self.links, self.time, lambda node: list(self.neighbours(node)))
         fresh = _fresh(state, now)
         heard = [
             Change(

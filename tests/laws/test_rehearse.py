@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 import pytest
 
+from batuta.core.delivery import GATHER_MS
 from batuta.core.foresee import foresee
 from batuta.core.observed import Measures
 from batuta.core.state import Change, State
@@ -14,6 +15,7 @@ from batuta.kinds.node import Power
 from batuta.kinds.scenario import Fault
 from batuta.kinds.site import Uplink
 from batuta.twin.rehearse import Course, Rehearsal, rehearse
+from batuta.twin.rehearse_fetch import RECIPE_PER_MILLION, SITE_BPS
 from batuta.twin.rehearse_pace import HUB_MS, NODE_MS, REPORT_MS, STOP_MS
 from tests.core.fleets import (
     APP,
@@ -32,6 +34,7 @@ from tests.core.fleets import (
 HOUR_MS = 3_600_000
 LATENCY_MS = 3
 START_MS = 700
+RECIPE = MIB * RECIPE_PER_MILLION // 1_000_000
 
 
 def link(bandwidth_mbit: int = 8, latency_ms: int = LATENCY_MS) -> Uplink:
@@ -103,18 +106,50 @@ def test_what_is_foreseen_is_what_is_rehearsed() -> None:
         assert {(m.step.action, m.step.slot, m.step.node, m.step.instance) for m in played.moves} == seen
 
 
-def test_an_artifact_takes_the_time_of_its_bytes_over_a_shared_link() -> None:
+def test_an_artifact_comes_to_a_site_once_in_the_time_of_its_bytes() -> None:
     fleet_of_two = [machines("pi-1", "pi-2"), site("berlin", uplink=link(bandwidth_mbit=8, latency_ms=0)), model("1")]
     state = settled(state_of(*fleet_of_two))
     change = [application(component(model="1", per_site=None, every_node=True))]
     found = rehearse(state, change, NOW, for_ms=HOUR_MS).changed
-    assert uplink_bytes(found) == 2 * MIB
-    # 2 MiB over 8 Mbit/s are 2.1 s; both nodes fetch at once and share it, so both are there at the same instant.
+    assert uplink_bytes(found) == MIB + 2 * RECIPE
+    # 1 MiB over 8 Mbit/s is a second; both nodes bring in half of it, so both have it at the same instant.
     begun = {m.begun_ms for m in found.moves}
     assert len(begun) == 1
-    assert begun.pop() == pytest.approx(2 * MIB * 8 / 8_000 + HUB_MS + NODE_MS, abs=5)
+    assert begun.pop() == pytest.approx(MIB * 8 / 8_000 + GATHER_MS + HUB_MS + NODE_MS, abs=5)
     [used] = [u for u in found.links if u.site == "berlin"]
-    assert used.busy_ms == pytest.approx(2 * MIB * 8 / 8_000, abs=2)
+    assert used.busy_ms == pytest.approx(MIB * 8 / 8_000, abs=2)
+
+
+def test_at_two_sites_it_comes_to_each() -> None:
+    rows = [*machines("pi-1", "pi-2"), *machines("pi-3", "pi-4", at="lyon"), model("1")]
+    state = settled(state_of(rows, site("berlin", uplink=link()), site("lyon", uplink=link())))
+    change = [application(component(model="1", per_site=None, every_node=True))]
+    found = rehearse(state, change, NOW, for_ms=HOUR_MS).changed
+    assert uplink_bytes(found, "berlin") == uplink_bytes(found, "lyon") == MIB + 2 * RECIPE
+
+
+def test_what_a_neighbour_has_costs_the_uplink_only_the_recipe() -> None:
+    rows = [machines("pi-1", "pi-2"), site("berlin", uplink=link(bandwidth_mbit=1)), model("1")]
+    state = settled(state_of(*rows, application(component(model="1"))))
+    [held] = state.held[APP]
+    said = msgspec.structs.replace(state.observed[held.node], artifacts=(_digest(state),))
+    state = state.with_changes([Change("observed", held.node, said)])
+    change = [application(component(model="1", count=2, spread="node"))]
+    found = rehearse(state, change, NOW, for_ms=HOUR_MS).changed
+    assert uplink_bytes(found) == RECIPE
+    [move] = found.moves
+    assert move.begun_ms == pytest.approx(MIB * 8_000 / SITE_BPS + GATHER_MS + HUB_MS + NODE_MS, abs=10)
+
+
+def test_one_that_is_cut_off_gets_it_from_a_neighbour_that_is_not() -> None:
+    rows = [machines("pi-1", "pi-2"), site("berlin", uplink=link(bandwidth_mbit=1, latency_ms=0)), model("1")]
+    state = settled(state_of(*rows))
+    change = [application(component(model="1", per_site=None, every_node=True))]
+    cut = fault("partition", 2_000, 60_000, node=("pi-1",))
+    found = rehearse(state, change, NOW, for_ms=HOUR_MS, faults=[cut]).changed
+    assert uplink_bytes(found) == MIB + 2 * RECIPE
+    begun = {m.step.node: m.begun_ms for m in found.moves}
+    assert begun["pi-1"] == begun["pi-2"] == pytest.approx(MIB * 8 / 1_000 + GATHER_MS, abs=50)
 
 
 def test_what_is_there_already_is_not_fetched_again() -> None:
@@ -125,7 +160,7 @@ def test_what_is_there_already_is_not_fetched_again() -> None:
         for name, report in state.observed.items()
     ]
     change = [application(component(model="1", count=2, spread="node"))]
-    assert uplink_bytes(rehearse(state, change, NOW, for_ms=HOUR_MS).changed) == MIB
+    assert uplink_bytes(rehearse(state, change, NOW, for_ms=HOUR_MS).changed) == MIB + RECIPE
     assert uplink_bytes(rehearse(state.with_changes(held), change, NOW, for_ms=HOUR_MS).changed) == 0
 
 
@@ -398,7 +433,7 @@ def _fetching(*rows: Change, at_ms: int = 0, for_ms: int = 0) -> Course:
 def test_the_narrowest_link_on_the_way_decides_and_each_counts_its_bytes() -> None:
     region = site("eu", uplink=link(bandwidth_mbit=2, latency_ms=0))
     found = _fetching(region, site("berlin", parent="eu", uplink=link(bandwidth_mbit=8, latency_ms=0)))
-    assert uplink_bytes(found, "berlin") == uplink_bytes(found, "eu") == MIB
+    assert uplink_bytes(found, "berlin") == uplink_bytes(found, "eu") == MIB + RECIPE
     [move] = found.moves
     assert move.begun_ms == pytest.approx(MIB * 8 / 2_000 + HUB_MS + NODE_MS, abs=5)
 
@@ -406,7 +441,25 @@ def test_the_narrowest_link_on_the_way_decides_and_each_counts_its_bytes() -> No
 def test_a_transfer_that_is_cut_goes_on_where_it_was() -> None:
     here = site("berlin", uplink=link(bandwidth_mbit=1, latency_ms=0))
     whole, cut = _fetching(here), _fetching(here, at_ms=4_000, for_ms=5_000)
-    assert uplink_bytes(whole) == uplink_bytes(cut) == MIB
+    assert uplink_bytes(whole) == uplink_bytes(cut) == MIB + RECIPE
     [without], [with_] = whole.moves, cut.moves
     assert without.begun_ms is not None
     assert with_.begun_ms == pytest.approx(without.begun_ms + 5_000, abs=5)
+
+
+def test_what_is_lost_is_sent_again_and_takes_its_time() -> None:
+    here = site("berlin", uplink=link(bandwidth_mbit=8, latency_ms=20))
+    state = settled(state_of(machines("pi-1"), here, model("1")))
+    change = [application(component(model="1"))]
+
+    def begun_ms(percent: int) -> int:
+        lossy = [fault("loss", 0, HOUR_MS, percent=percent, node=("pi-1",))] if percent else []
+        found = rehearse(state, change, NOW, for_ms=HOUR_MS, faults=lossy).changed
+        assert uplink_bytes(found) == MIB + RECIPE
+        [move] = found.moves
+        assert move.begun_ms is not None
+        return move.begun_ms
+
+    assert begun_ms(0) < begun_ms(1) < begun_ms(10) < begun_ms(60)
+    # 1 MiB at 1460 * 1.22 / (40 ms * sqrt(0.1)) bytes a millisecond.
+    assert begun_ms(10) == pytest.approx(MIB / 140.8, rel=0.1)
