@@ -79,7 +79,7 @@ async def test_a_call_reaches_another_site_and_goes_on_with_the_hub_process_away
     before = len(there.asked)
     for _ in range(20):
         assert (await infer(yard.ports["n1"])).status == 200
-    assert len(there.asked) == before + 20
+    assert len(there.asked) >= before + 20
     mesh = (await http(yard.ports["n1"], "GET", "/batuta/mesh")).json
     assert [(row["instance"], row["nearness"]) for row in mesh["instances"]] == [(there.name, "hub")]
     # The nearest is asked as soon as there is one nearer.
