@@ -73,6 +73,8 @@ def pack(
                 made = msgspec.structs.replace(made, drift=digest)
             case "provenance":
                 made = msgspec.structs.replace(made, provenance=digest)
+            case "transform":
+                made = msgspec.structs.replace(made, transform=digest)
             case "signature":  # of whichever variant it is, the others say nothing of it
                 signed = tuple(msgspec.structs.replace(v, signatures=(digest,)) for v in made.variants)
                 made = msgspec.structs.replace(made, variants=signed)
@@ -101,7 +103,12 @@ def export(
     goldens = (found.golden, *(v.golden for v in found.variants))
     wanted += [("golden", golden.digest) for golden in goldens if golden is not None]
     wanted += [("provenance", v.provenance) for v in found.variants if v.provenance is not None]
-    wanted += [(role, d) for role, d in (("drift", found.drift), ("provenance", found.provenance)) if d is not None]  # type: ignore[misc]
+    once: tuple[tuple[Role, str | None], ...] = (
+        ("drift", found.drift),
+        ("provenance", found.provenance),
+        ("transform", found.transform),
+    )
+    wanted += [(role, digest) for role, digest in once if digest is not None]
     for role, digest in dict.fromkeys(wanted):
         path = layout.blob(digest)
         told(digest, path.stat().st_size if path.exists() else 0)

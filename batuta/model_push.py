@@ -15,8 +15,9 @@ import msgspec
 
 from batuta.errors import ArtifactRefused, NotFound, Refused
 from batuta.interop import onnx_header
-from batuta.kinds.base import DEFAULT_NAMESPACE, Bytes, Metadata, Problem
+from batuta.kinds.base import DEFAULT_NAMESPACE, Bytes, Metadata, Problem, Record, decode_hook
 from batuta.kinds.model import Format, Golden, Model, ModelSpec, Needs, Signature, Variant, Version
+from batuta.kinds.shaping import After, Before
 
 if TYPE_CHECKING:
     import os
@@ -58,13 +59,15 @@ def push(
     memory_bytes: int | None = None,
     provenance: bytes = b"",
     golden: bytes = b"",
+    shaping: Path | None = None,
     tolerance: float = 0.001,
     namespace: str = DEFAULT_NAMESPACE,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Pushed:
     """Upload `file` unless the hub has it, then create the model or append the version. Raises Refused.
 
-    `golden` is an .npz of inputs and the outputs they must give (`batuta.tuning.golden`); nodes replay it.
+    `golden` is an .npz of inputs and the outputs they must give (`batuta.tuning.golden`); nodes replay it. `shaping` is
+    a .py file with `before` and `after`, or YAML that says them.
     """
     path = Path(file)
     addition = version_of(path, version=version, variant=variant, labels=labels, memory_bytes=memory_bytes)
@@ -76,10 +79,31 @@ def push(
         proof = Golden(digest=f"sha256:{hashlib.sha256(golden).hexdigest()}", tolerance=tolerance)
         addition = msgspec.structs.replace(addition, golden=proof)
         client.push_bytes(golden)
+    if shaping is not None:
+        addition = _shaped(client, addition, shaping)
     action = push_version(
         client, name, addition, {mine.digest: path}, task=task, namespace=namespace, on_progress=on_progress
     )
     return Pushed(action, name, version, variant, mine.digest, int(mine.size_bytes), addition.signature or Signature())
+
+
+class _Shaping(Record):
+    before: Before | None = None
+    after: After | None = None
+
+
+def _shaped(client: Client, addition: Version, path: Path) -> Version:
+    """The version, and what is done before and after it."""
+    text = path.read_bytes()
+    if path.suffix == ".py":
+        client.push_bytes(text)
+        return msgspec.structs.replace(addition, transform=f"sha256:{hashlib.sha256(text).hexdigest()}")
+    try:
+        said = msgspec.yaml.decode(text, type=_Shaping, dec_hook=decode_hook)
+    except (msgspec.MsgspecError, ValueError) as error:
+        message = f"{path} does not say what is done before and after: {error}"
+        raise _refused(message, "see `batuta explain model.spec.versions.before`") from None
+    return msgspec.structs.replace(addition, before=said.before, after=said.after)
 
 
 def push_version(
@@ -218,6 +242,7 @@ def _extended(version: Version, addition: Version) -> Version:
         labels=version.labels or addition.labels,
         before=version.before or addition.before,
         after=version.after or addition.after,
+        transform=version.transform or addition.transform,
         golden=version.golden or addition.golden,
         drift=version.drift or addition.drift,
         provenance=version.provenance or addition.provenance,

@@ -56,6 +56,9 @@ for verb in (
 @click.option(
     "--golden-from", type=DATA, metavar="DATA", help="Make them: what this file says now of some of the data."
 )
+@click.option(
+    "--shaping", type=FILE, metavar="FILE", help="What is done before and after it: YAML, or a .py with both functions."
+)
 @click.option("--tolerance", default=0.001, show_default=True, help="How far golden numbers may be off on a node.")
 @namespace_option
 @talks_to_hub
@@ -74,6 +77,7 @@ def push(
     code: str,
     golden: Path | None,
     golden_from: Path | None,
+    shaping: Path | None,
     tolerance: float,
     namespace: str,
 ) -> None:
@@ -87,7 +91,7 @@ def push(
     from batuta.model_registry import SCHEME
 
     if source.startswith(SCHEME) or Layout(source).is_there:
-        if labels or task or memory or parent or data or code or golden or golden_from:
+        if labels or task or memory or parent or data or code or golden or golden_from or shaping:
             raise click.UsageError("a package says for itself what it is; only --name and --version may differ")
         model_package.bring(hub, source, name=name, version=version, namespace=namespace)
         return
@@ -112,7 +116,8 @@ def push(
         pushed = push_file(
             hub, file, name=name, version=version, variant=each, task=task, memory_bytes=memory_bytes,
             labels=[label.strip() for label in labels.split(",") if label.strip()],
-            provenance=proof, golden=cases, tolerance=tolerance, namespace=namespace, on_progress=_progress(str(file)),
+            provenance=proof, golden=cases, tolerance=tolerance, shaping=shaping, namespace=namespace,
+            on_progress=_progress(str(file)),
         )  # fmt: skip
         _say(pushed)
 

@@ -120,7 +120,7 @@ def _version_problems(here: str, old: Version, new: Version) -> Iterator[Problem
                 key = "size" if field == "size_bytes" else field
                 message = f"the {key} of variant {was.name!r} of version {old.version!r} is stored and cannot change"
                 yield Problem(path=f"{here}.variants[{j}].{key}", code="immutable", message=message, hint=step)
-    for field in ("signature", "labels", "before", "after"):
+    for field in ("signature", "labels", "before", "after", "transform"):
         if getattr(old, field) and getattr(old, field) != getattr(new, field):
             message = f"the {field} of version {old.version!r} is stored and cannot change"
             yield Problem(path=f"{here}.{field}", code="immutable", message=message, hint=step)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import msgspec
 
 from batuta.kinds.application import Component, Input, Output, ProcessUse, Serve
-from batuta.kinds.base import Bytes, Millicores, Record
+from batuta.kinds.base import Bytes, Digest, Millicores, Record
 from batuta.kinds.container import ContainerUse
 from batuta.kinds.model import Golden, Signature, Variant
 from batuta.kinds.shaping import After, Before
@@ -28,6 +28,7 @@ class ModelOrder(Record):
     labels: tuple[str, ...] = ()
     before: Before | None = None
     after: After | None = None
+    transform: Digest | None = None
     batch: int = 32
     linger_ms: int = 0
     signers: tuple[tuple[str, ...], ...] = ()
@@ -118,7 +119,8 @@ class Instance(Record):
         if self.model is None:
             return ()
         golden = (self.model.golden.digest,) if self.model.golden is not None else ()
-        return (self.model.variant.digest, *self.model.bundles, *golden)
+        transform = (self.model.transform,) if self.model.transform is not None else ()
+        return (self.model.variant.digest, *self.model.bundles, *golden, *transform)
 
 
 class Capture(Record):
@@ -176,6 +178,7 @@ class VersionChoice(Record):
     labels: tuple[str, ...] = ()
     before: Before | None = None
     after: After | None = None
+    transform: Digest | None = None
     golden: Golden | None = None
     signers: tuple[tuple[str, ...], ...] = ()
     """Groups of public keys that policies ask for: one of each must have signed."""

@@ -113,7 +113,7 @@ def resolve(state: State, namespace: str, component: Component) -> VersionChoice
     return VersionChoice(
         name=use.name, version=version.version, variants=version.variants,
         signature=version.signature, labels=version.labels, golden=version.golden,
-        before=version.before, after=version.after,
+        before=version.before, after=version.after, transform=version.transform,
     )  # fmt: skip
 
 
@@ -134,7 +134,7 @@ def _what_is_told(version: VersionChoice) -> tuple[object, ...]:
     """All of a version but its files."""
     return (
         version.name, version.version, version.signature, version.labels, version.before, version.after,
-        version.signers,
+        version.transform, version.signers,
     )  # fmt: skip
 
 

@@ -228,7 +228,8 @@ class Ask:
             version, chosen = self.version, self.version.variants[variant]
             model = ModelOrder(
                 name=version.name, version=version.version, variant=chosen, golden=chosen.golden or version.golden,
-                signature=version.signature, labels=version.labels, before=version.before, after=version.after,
+                signature=version.signature, labels=version.labels,
+                before=version.before, after=version.after, transform=version.transform,
                 batch=component.model.batch, linger_ms=int(component.model.linger_ms), signers=self.ruling.signers,
             )  # fmt: skip
         return Instance(

@@ -38,6 +38,8 @@ class WorkerOrder(Record):
     """Which start of the instance this is; its pulse says so too."""
     bundles: tuple[str, ...] = ()
     """Paths of the signatures of that file, when signers are asked for."""
+    transform: str = ""
+    """Path of the version's own Python, when it has some."""
 
 
 class Pulse(Record, forbid_unknown_fields=False):

@@ -6,6 +6,7 @@ number, or numbers. Requests speak tensors instead, and need none of this.
 
 from __future__ import annotations
 
+import asyncio
 import math
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -14,7 +15,7 @@ import numpy as np
 from batuta.dataflow.engines import Unfit
 from batuta.dataflow.oip.datatypes import BYTES, DTYPES, shortened, widened
 from batuta.dataflow.shaping import item_of, named, shares
-from batuta.dataflow.tensors import Item, decode
+from batuta.dataflow.tensors import Item, anything, decode
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from batuta.core.decided import ModelOrder
     from batuta.dataflow.engines import Engine
     from batuta.dataflow.oip.datatypes import Port
+    from batuta.dataflow.oip.transformed import Transformed
     from batuta.dataflow.tensors import Array
     from batuta.kinds.shaping import After
 
@@ -40,9 +42,12 @@ NUMBERS_MAX = 4096
 class Scorer:
     """One loaded model, as topics see it."""
 
-    def __init__(self, engine: Engine, order: ModelOrder, tensor: str | None) -> None:
+    def __init__(
+        self, engine: Engine, order: ModelOrder, tensor: str | None, transformed: Transformed | None = None
+    ) -> None:
         self.labels = order.labels
         self._before, self._after = order.before, order.after
+        self._transformed = transformed
         self._engine = engine
         given = _input(engine, tensor)
         self.input = given.name
@@ -60,9 +65,16 @@ class Scorer:
 
     def decode(self, data: bytes, how: Literal["json", "raw", "image"]) -> Item:
         """One message. Raises ValueError with a sentence for people."""
+        if self._transformed is not None and self._transformed.takes:
+            given = anything(data, how)
+            return given._replace(tensor=self._transformed.fed({self.input: given.tensor})[self.input][0])
         if how == "image":
             return Item(item_of(data, self._before, self._image))
         return decode(data, how, self.dtype, self.shape)
+
+    def is_slow(self, how: Literal["json", "raw", "image"]) -> bool:
+        """Whether decoding takes long enough for others to be answered meanwhile."""
+        return how == "image" or (self._transformed is not None and self._transformed.takes)
 
     async def score(self, items: Sequence[Array], run: Run) -> list[dict[str, Any]]:
         """The answers, in order. Raises what the runtime raises, or ValueError for what is no answer."""
@@ -75,6 +87,9 @@ class Scorer:
             outputs = await run({self.input: shortened(batch) if self._is_bf16 else batch}, size)
             if self._bf16_outputs:
                 outputs = [widened(o) if i in self._bf16_outputs else o for i, o in enumerate(outputs)]
+            if self._transformed is not None and self._transformed.answers:
+                answers += await asyncio.to_thread(self._transformed.said, outputs, len(chunk))
+                continue
             answers += meaning(outputs, size, self.labels, self._after)[: len(chunk)]
         return answers
 

@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from batuta.core.serving import SOCKET_FILE
-from batuta.dataflow.engines import load
+from batuta.dataflow.engines import Unfit, load
 from batuta.dataflow.oip.batching import Batching
 from batuta.dataflow.oip.endpoint import Endpoint
 from batuta.dataflow.oip.http import BODY_BYTES_MAX, HELD_BYTES_MAX, MIB, Listener
 from batuta.dataflow.oip.on_fabric import OnFabric
 from batuta.dataflow.oip.shaped import Shaped
+from batuta.dataflow.oip.transformed import Transformed
+from batuta.dataflow.transforming import TEXT_BYTES_MAX, Transform
 from batuta.dataflow.unix import listen_unix
 
 if TYPE_CHECKING:
@@ -41,7 +43,9 @@ class Serving:
         self.engine = load(order.artifact, model.variant.format, [grant.kind for grant in order.instance.accelerators])
         self.batching = Batching(self.engine, model.batch, model.linger_ms)
         self.batching.try_out()
-        shaped = Shaped(self.engine, model.before, model.after, model.labels)
+        self.transform = transform_of(order)
+        self.transformed = Transformed(self.engine, self.transform) if self.transform is not None else None
+        shaped = self.transformed or Shaped(self.engine, model.before, model.after, model.labels)
         self.endpoint = Endpoint(model.name, model.version, self.engine, self.batching, shaped)
         self.endpoint.told = self._told
         memory_bytes = int(order.instance.memory_bytes)
@@ -80,6 +84,8 @@ class Serving:
             )
         if self._fabric is not None:
             await self._fabric.settled()
+        if self.transform is not None:
+            self.transform.close()
 
     @property
     def _socket(self) -> Path:
@@ -98,3 +104,13 @@ class Serving:
             self.tally.error(f"a request: {fault.message}")
         else:
             self.tally.refused[fault.code] = self.tally.refused.get(fault.code, 0) + 1
+
+
+def transform_of(order: WorkerOrder) -> Transform | None:
+    """The version's own Python, started. Raises Unfit."""
+    if not order.transform:
+        return None
+    if order.instance.model is not None and order.instance.model.signers:
+        raise Unfit("signature_missing", "a policy asks for signers, and nobody can sign a transform yet")
+    with Path(order.transform).open("rb") as file:
+        return Transform(file.read(TEXT_BYTES_MAX + 1))

@@ -40,7 +40,7 @@ def item_of(data: bytes | Array, before: Before | None, port: Port) -> Array:
     """One item of a batch, from the bytes of a JPEG or PNG, or from whole numbers of 0 to 255 in rows of pixels."""
     how = before or Before()
     wanted = _wanted(how, port)
-    image = _opened(data) if isinstance(data, bytes) else _of_pixels(data)
+    image = opened(data) if isinstance(data, bytes) else _of_pixels(data)
     pixels = np.asarray(_fitted(image.convert("L" if wanted.channels == 1 else "RGB"), how, wanted))
     pixels = pixels[..., np.newaxis] if pixels.ndim == 2 else pixels
     if how.colour == "bgr":
@@ -78,7 +78,7 @@ def _wanted(how: Before, port: Port) -> Shape:
     return Shape(rows, columns, channels, is_chw)
 
 
-def _opened(data: bytes) -> Image:
+def opened(data: bytes) -> Image:
     import PIL.Image
 
     try:

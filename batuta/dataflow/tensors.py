@@ -32,20 +32,42 @@ def decode(data: bytes, how: Literal["json", "raw"], dtype: np.dtype[Any], shape
     return _from_json(data, dtype, shape) if how == "json" else Item(_from_raw(data, dtype, shape))
 
 
+def anything(data: bytes, how: Literal["json", "raw", "image"]) -> Item:
+    """Whatever a message holds, for a transform that knows what to make of it: numbers of any shape, the bytes
+    themselves, or an image's pixels in rows of red, green and blue."""
+    if how == "raw":
+        return Item(np.frombuffer(data, np.uint8))
+    if how == "image":
+        from batuta.dataflow.shaping import opened
+
+        return Item(np.asarray(opened(data).convert("RGB")))
+    value, name = _said(data)
+    found = _words(value) if isinstance(value, str) else np.asarray(value)
+    if found.dtype.kind not in "biufO" or (found.dtype.kind == "O" and not isinstance(value, str)):
+        raise ValueError("expected numbers in nested lists, or a text")
+    return Item(found, name)
+
+
 def _from_json(data: bytes, dtype: np.dtype[Any], shape: tuple[int, ...]) -> Item:
     """Numbers in nested lists, bare or as `{"data": …}`; then `id` may name the message."""
+    value, name = _said(data)
+    return Item(_numbers(value, dtype, shape), name)
+
+
+def _said(data: bytes) -> tuple[object, str | None]:
+    """The value, and the name that its publisher gave it."""
     try:
         value = msgspec.json.decode(data)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"not JSON: {error}") from error
     if not isinstance(value, dict):
-        return Item(_numbers(value, dtype, shape))
+        return value, None
     if "data" not in value:
         raise ValueError('an object needs the key "data", holding numbers in nested lists')
     name = value.get("id")
     if name is not None and not (isinstance(name, str) and 0 < len(name) <= ID_LENGTH_MAX and name.isprintable()):
         raise ValueError(f'"id" is a text of 1 to {ID_LENGTH_MAX} printable characters')
-    return Item(_numbers(value["data"], dtype, shape), name)
+    return value["data"], name
 
 
 def _numbers(value: object, dtype: np.dtype[Any], shape: tuple[int, ...]) -> Array:

@@ -172,8 +172,8 @@ class Worker:
             frame.route, frame.output_topic = found
             try:
                 how = frame.route.input.decode
-                # Images take milliseconds each; meanwhile others are answered.
-                decoded = asyncio.to_thread(self.scorer.decode, frame.message.data, how) if how == "image" else None
+                slow = self.scorer.is_slow(how)
+                decoded = asyncio.to_thread(self.scorer.decode, frame.message.data, how) if slow else None
                 item = await decoded if decoded is not None else self.scorer.decode(frame.message.data, how)
                 frame.id = item.id
                 items.append(item.tensor)
@@ -329,7 +329,7 @@ async def run(order: WorkerOrder) -> int:
     try:
         serving = Serving(order, tally)
         tensor = next((i.tensor for i in inputs if i.tensor is not None), None)
-        scorer = Scorer(serving.engine, order.instance.model, tensor) if inputs else None
+        scorer = Scorer(serving.engine, order.instance.model, tensor, serving.transformed) if inputs else None
     except Unfit as unfit:
         log.error("%s", unfit)  # noqa: TRY400 - a sentence for people; the trace says nothing more
         tally.beat("failed", code=unfit.code, detail=str(unfit), final=True)

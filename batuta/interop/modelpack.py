@@ -5,7 +5,7 @@ keeps a file once however many packages hold it, and a package that came through
 reader of ModelPack finds the files; Batuta finds in the annotations what it needs beyond them:
 
 
-    on the manifest    dev.batuta.model.{signature,labels,before,after,task,golden,drift,provenance}
+    on the manifest    dev.batuta.model.{signature,labels,before,after,task,golden,drift,provenance,transform}
     on a layer         dev.batuta.variant.{name,format,opset,runtime,memory,accelerator,precision,architectures,
                        quality,profiles,calibration,signatures,golden,provenance} and dev.batuta.role
 
@@ -32,14 +32,17 @@ ARTIFACT = "application/vnd.cncf.model.manifest.v1+json"
 CONFIG = "application/vnd.cncf.model.config.v1+json"
 WEIGHT = "application/vnd.cncf.model.weight.v1.raw"
 DOC = "application/vnd.cncf.model.doc.v1.raw"
+CODE = "application/vnd.cncf.model.code.v1.raw"
 DATASET = "application/vnd.cncf.model.dataset.v1.raw"
 FILEPATH = "org.cncf.model.filepath"
 OURS = "dev.batuta."
 ROLE = "dev.batuta.role"
 RUNTIMES = {"onnx": "onnxruntime", "tflite": "litert", "pte": "executorch"}
 
-Role = Literal["signature", "golden", "drift", "provenance"]
-_MEDIA: dict[Role, str] = {"signature": DOC, "provenance": DOC, "golden": DATASET, "drift": DATASET}
+Role = Literal["signature", "golden", "drift", "provenance", "transform"]
+_MEDIA: dict[Role, str] = {
+    "signature": DOC, "provenance": DOC, "golden": DATASET, "drift": DATASET, "transform": CODE,
+}  # fmt: skip
 
 
 class Beside(NamedTuple):
@@ -105,6 +108,7 @@ def write(package: Package, created_at: str = "") -> Documents:
             "dev.batuta.model.golden": _json(version.golden) if version.golden is not None else "",
             "dev.batuta.model.drift": version.drift or "",
             "dev.batuta.model.provenance": version.provenance or "",
+            "dev.batuta.model.transform": version.transform or "",
         }
     )
     manifest = {
@@ -147,6 +151,7 @@ def read(manifest: bytes, config: bytes) -> Package:
         after=_noted(notes, "model.after", After),
         drift=_noted_text(notes, "model.drift", Digest),
         provenance=_noted_text(notes, "model.provenance", Digest),
+        transform=_noted_text(notes, "model.transform", Digest),
     )
     name = str(descriptor.get("name") or notes.get("org.opencontainers.image.title") or "")
     package = Package(name, version, notes.get("dev.batuta.model.task"), beside)
@@ -234,6 +239,7 @@ def _check_whole(package: Package) -> None:
         ("golden", version.golden.digest if version.golden is not None else None),
         ("drift", version.drift),
         ("provenance", version.provenance),
+        ("transform", version.transform),
         *(("signature", digest) for v in version.variants for digest in v.signatures),
         *(("golden", v.golden.digest if v.golden is not None else None) for v in version.variants),
         *(("provenance", v.provenance) for v in version.variants),

@@ -122,6 +122,9 @@ class Version(Record):
     after: After | None = None
     """What is done to its scores before they are told; whoever sends tensors of its own signature is told the scores
     themselves."""
+    transform: Digest | None = None
+    """An artifact: a Python file with `before(inputs)` and `after(outputs)`, both from and to NumPy arrays by name. It
+    runs in a process that can do nothing but compute. In place of `before` and `after` above."""
     drift: Digest | None = None
     """An artifact: what inputs and outputs looked like in training, for what nodes see to be compared with."""
     provenance: Digest | None = None
@@ -172,6 +175,9 @@ class Model(Resource, tag="Model", kw_only=True):
                 )
             seen.add(version.version)
             yield from shaping_problems(here, version.before, version.after)
+            if version.transform is not None and (version.before is not None or version.after is not None):
+                message = "a version has before and after, or a transform that does both"
+                yield Problem(path=f"{here}.transform", code="one_of", message=message)
             if not version.variants:
                 yield Problem(path=f"{here}.variants", code="empty", message="a version needs at least one variant")
             names: set[str] = set()

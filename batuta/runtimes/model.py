@@ -36,6 +36,8 @@ LOADS = {"onnx": "onnxruntime", "tflite": "ai_edge_litert"}
 """By format: the module that loads it."""
 # What Python, NumPy and ONNX Runtime take before any model is loaded. A component's memory is for its model.
 WORKER_BASE_BYTES = 128 << 20
+# And what a version's own Python takes in its own process.
+TRANSFORM_BASE_BYTES = 96 << 20
 
 
 class ModelRun(Run):
@@ -88,16 +90,18 @@ class ModelRuntime(Keeping[ModelRun]):
             instance=instance,
             artifact=str(artifact),
             bundles=tuple(str(order.artifacts[d]) for d in instance.model.bundles),
+            transform=str(order.artifacts[instance.model.transform]) if instance.model.transform is not None else "",
             directory=str(order.directory),
             broker=dict(order.broker),
             start=starts_so_far(order.directory) + 1,
         )
+        base_bytes = WORKER_BASE_BYTES + (TRANSFORM_BASE_BYTES if instance.model.transform is not None else 0)
         return Program(
             # Isolated from the instance's own directory, which is its working directory: no file there can be imported.
             command=(sys.executable, "-P", "-m", WORKER),
             env={**environment(order), "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
             directory=order.directory,
-            limits=Limits(memory_bytes=int(instance.memory_bytes) + WORKER_BASE_BYTES if instance.memory_bytes else 0),
+            limits=Limits(memory_bytes=int(instance.memory_bytes) + base_bytes if instance.memory_bytes else 0),
             stdin=msgspec.json.encode(said, enc_hook=encode_hook),
         )
 

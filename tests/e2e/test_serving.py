@@ -251,3 +251,33 @@ async def test_a_port_that_is_taken_is_a_reason_and_passes(tmp_path: Path) -> No
         finally:
             await runtime.stop(NAME, 5_000)
             await runtime.close()
+
+
+async def test_a_real_worker_runs_the_versions_own_python(tmp_path: Path) -> None:
+    port, text = free_port("127.0.0.1"), tmp_path / "transform.py"
+    text.write_text(
+        "import numpy as np\n"
+        "def before(inputs): return {'x': np.resize(inputs['x'], (1, 4)).astype(np.float32)}\n"
+        "def after(outputs): return {'sum': outputs['y'].sum(axis=1)}\n"
+    )
+    digest = "sha256:" + "2" * 64
+    async with site.site_of(tmp_path, ["na"]) as (na,):
+        order = order_of(na, serving.echo(tmp_path / "m.onnx"), port)
+        assert order.instance.model is not None
+        model = msgspec.structs.replace(order.instance.model, transform=digest)
+        instance = msgspec.structs.replace(order.instance, model=model)
+        assert instance.artifacts == (DIGEST, digest)
+        order = order._replace(instance=instance, artifacts={**order.artifacts, digest: text})
+        async with running(order) as (_, process):
+            (confined,) = process.children()
+            body = {"inputs": [serving.tensor([3], [1], "INT64")]}
+            status, _, said = await serving.ask(port, INFER, body)
+            assert (status, json.loads(said)["outputs"][0]["data"]) == (200, [12.0])
+            # It dies alone: one request pays for it, or none.
+            confined.kill()
+            await site.until(lambda: asks_for(port, body))
+            assert process.is_running()
+
+
+async def asks_for(port: int, body: Any) -> bool:
+    return bool((await serving.ask(port, INFER, body))[0] == 200)

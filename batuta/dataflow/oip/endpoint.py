@@ -19,7 +19,7 @@ from batuta.dataflow.oip.batching import Job
 from batuta.dataflow.oip.datatypes import BYTES, DTYPES
 from batuta.dataflow.oip.faults import Fault
 from batuta.dataflow.oip.messages import Asked, Call, Given, Made, from_bytes, read, write
-from batuta.dataflow.oip.shaped import Shaped, is_answer
+from batuta.dataflow.oip.shaped import Shaped
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from batuta.dataflow.oip.batching import Batching
     from batuta.dataflow.oip.datatypes import Port
     from batuta.dataflow.oip.regions import Regions
+    from batuta.dataflow.oip.transformed import Transformed
 
     Answer = Callable[[bytes, int | None, Fault | None], None]
     """Body; how much of it is JSON when tensors follow; and why it is none, when it is none."""
@@ -56,13 +57,13 @@ class Endpoint:
     """One model, and how requests to it fare."""
 
     def __init__(
-        self, name: str, version: str, engine: Engine, batching: Batching, shaped: Shaped | None = None
+        self, name: str, version: str, engine: Engine, batching: Batching, shaped: Shaped | Transformed | None = None
     ) -> None:
         self.name = name
         self.version = version
         self.engine = engine
         self.batching = batching
-        self.shaped = shaped or Shaped(engine, None, None, ())
+        self.shaped: Shaped | Transformed = shaped or Shaped(engine, None, None, ())
         self._unpacking = ThreadPoolExecutor(IMAGE_THREADS, thread_name_prefix="image")
         self._shaping = 0
         """Requests whose images are being unpacked."""
@@ -116,13 +117,22 @@ class Endpoint:
         else:
             call = read(body, json_bytes, None if shared is None else lambda said: shared().read(said))
         for asked in call.outputs:
-            if asked.name not in self._outputs and not is_answer(asked.name, self._outputs):
+            if asked.name not in self._outputs and not self.shaped.may_answer(asked.name):
                 raise Fault("unfit", f"there is no output {asked.name!r}; there is {', '.join(self._outputs)}")
         urgency, timeout_ms = _pressing(call, asking)
         deadline = None if timeout_ms is None else self._loop.time() + timeout_ms / 1000
         in_images = self.shaped.is_meant(call)
 
         def done(outputs: Sequence[Any] | None, fault: Exception | None) -> None:
+            if in_images and outputs is not None and self.shaped.is_slow:
+                self._loop.run_in_executor(self._unpacking, finished, outputs, fault).add_done_callback(
+                    lambda finishing: answer(*finishing.result())
+                )
+            else:
+                answer(*finished(outputs, fault))
+
+        def finished(outputs: Sequence[Any] | None, fault: Exception | None) -> tuple[bytes, int | None, Fault | None]:
+            """Never raises: whoever waits is to hear of everything that can go wrong."""
             try:
                 if outputs is None:
                     raise _blamed(fault)
@@ -130,12 +140,11 @@ class Endpoint:
                 store = None if shared is None else lambda where, data: shared().write(where, data)
                 said, size = write(self.name, self.version, call, made, store)
             except Fault as wrong:
-                answer(wrong.body, None, wrong)
-            except Exception as error:  # no memory for the answer, say: whoever waits is to hear of it all the same
+                return wrong.body, None, wrong
+            except Exception as error:  # no memory for the answer, say
                 failed = Fault("model_failed", f"the answer could not be made: {first_line(error)}")
-                answer(failed.body, None, failed)
-            else:
-                answer(said, size, None)
+                return failed.body, None, failed
+            return said, size, None
 
         if not in_images:
             feeds, rows, alone = self._fed(call)
@@ -204,7 +213,7 @@ class Endpoint:
     def _made(self, outputs: Sequence[Any], call: Call, *, in_images: bool) -> list[Made]:
         arrays = self.engine.tensors(outputs)
         ports = self.engine.outputs
-        if in_images and not call.outputs and self.shaped.after is not None:
+        if in_images and not call.outputs and self.shaped.answers:
             return self.shaped.made(arrays)
         if not call.outputs:
             return [Made(port.name, port.datatype, array) for port, array in zip(ports, arrays, strict=True)]

@@ -7,7 +7,7 @@ model itself. The three can also be asked for by name beside raw inputs.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
@@ -32,11 +32,22 @@ IMAGES_MAX: Final = 256
 class Shaped:
     """One model, and what its version says of shaping."""
 
+    is_slow = False
+    """What comes after a run takes no time worth a thread."""
+
     def __init__(self, engine: Engine, before: Before | None, after: After | None, labels: Sequence[str]) -> None:
         self._engine = engine
         self._before = before
         self.after = after
         self._labels = labels
+
+    @property
+    def answers(self) -> bool:
+        """Requests in images are answered in the three outputs."""
+        return self.after is not None
+
+    def may_answer(self, name: str) -> bool:
+        return name in OUTPUTS
 
     def is_meant(self, call: Call) -> bool:
         """Whether the request is in images."""
@@ -85,8 +96,3 @@ class Shaped:
             Made("scores", "FP32", said.scores),
         ]
         return [each for each in everything if name in (None, each.name)]
-
-
-def is_answer(name: str, own: Any) -> bool:
-    """Whether `name` is one of the three, and not an output of the model's own."""
-    return name in OUTPUTS and name not in own
