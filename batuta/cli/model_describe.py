@@ -12,7 +12,6 @@ import click
 
 from batuta.cli.options import namespace_option, talks_to_hub
 from batuta.cli.text import cell, size, table
-from batuta.kinds.base import Bytes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -102,6 +101,8 @@ def shown(tensor: Tensor) -> str:
 
 def _measured(version: Version, found: Found[Model]) -> Iterator[list[str]]:
     """What nodes found out, as the hub keeps it."""
+    from batuta.kinds.base import Bytes
+
     for row in found.status.get("profiles", ()):
         if row.get("version") == version.version:
             when = datetime.fromtimestamp(int(row["at"]) / 1000, UTC).strftime(WHEN)
