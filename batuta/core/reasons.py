@@ -245,7 +245,7 @@ CATALOGUE: dict[str, Entry] = {
     # Rollouts.
     "gate_broken": Entry(
         "what the updated nodes measured is beyond a gate's limit",
-        "see `batuta rollout status NAME`; correct the release and apply it again",
+        "correct the release and apply it again",
     ),
     "gate_undecided": Entry(
         "too little was measured to say that a gate is met",
@@ -253,14 +253,14 @@ CATALOGUE: dict[str, Entry] = {
         waits=True,
     ),
     "wave_late": Entry(
-        "a wave was not through by its deadline", "`batuta rollout resume NAME`, or `batuta rollout undo NAME`"
+        "a wave was not through by its deadline", "see what its nodes say; then resume the rollout, or undo it"
     ),
     "release_turned_down": Entry(
         "the nodes refused the release or failed with it", "see the first error; correct the release and apply it again"
     ),
     "rollout_waits": Entry("the rollout waits for nodes", "bring them back, or wait", waits=True),
     "rollout_unapproved": Entry(
-        "the next wave waits for somebody to agree", "`batuta rollout approve NAME`", waits=True
+        "the next wave waits for somebody to agree", "approve it, or undo the rollout", waits=True
     ),
     # Enrolment.
     "token_unknown": Entry("the token is not one of this hub", "make one: `batuta token create`"),
