@@ -15,7 +15,7 @@ from batuta.core.heal import ASKED, is_gone
 from batuta.core.moves import towards, wait_for_room, who_asked
 from batuta.core.place import choose
 from batuta.core.preempt import make_way
-from batuta.core.rooms import choose_from_changes, give_up_room, keep_room
+from batuta.core.rooms import choose_from_changes, give_up_room, keep_room, mark
 from batuta.core.standing import Awaited
 from batuta.core.wish import Wish
 
@@ -54,6 +54,7 @@ def refill_never_twice(care: Care, slot: Slot, holders: list[Holder], *, may_rep
         return _tend_holder(care, slot, holders[0], fence, may_replace=may_replace)
     wish = Wish(ask, slot, before=care.fleet.row_of.get(fence.node) if fence is not None else None)
     epoch = fence.epoch + 1 if fence is not None else 1
+    mark(care, draft.awaited(ask.app, ask.component.name, slot.name), -1)
     with draft.rooms.without(_awaited(care, wish, "").key):
         found = choose(towards(care, wish), care.fleet) or choose(wish, care.fleet) or make_way(care, wish)
     give_up_room(care, slot.name)

@@ -168,7 +168,7 @@ def _has_artifact(wish: Wish, fleet: Fleet, rows: Ints) -> Ints:
         held = wish.ask.known["artifacts"] = np.zeros((len(variants) + 1, fleet.capacity), np.int64)
         for i, variant in enumerate(variants):
             there = fleet.has_artifact(variant.digest)
-            beside = np.zeros(len(fleet.site_names), np.bool_)
+            beside = np.zeros(max(1, len(fleet.site_names)), np.bool_)  # where nobody has a site, all are of none
             beside[fleet.site[there & fleet.fresh]] = True
             held[i] = np.where(there, 100, np.where(beside[fleet.site], 60, 0))
     found: Ints = held[fitting(wish, fleet, rows), rows]  # The last line is for those that fit nothing.

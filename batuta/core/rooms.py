@@ -149,6 +149,7 @@ def keep_room(care: Care, wish: Wish, row: Row, found: Choice | None = None) -> 
     remembered with it; `found`: a place for it that is known already."""
     rooms, draft = care.draft.rooms, care.draft
     known = draft.standing_row(row.app, row.key)
+    mark(care, known, -1)
     if found is None and isinstance(known, Room):
         found = care.sound.get(wish.slot.name)
         # Who was placed there since may be one that it must not be beside.
@@ -159,8 +160,9 @@ def keep_room(care: Care, wish: Wish, row: Row, found: Choice | None = None) -> 
             found = _fits_still(care, wish, known) if isinstance(known, Room) else None
             found = found or choose(wish, care.fleet)
     kept = _with_load(care, row, found)
-    if kept.node or isinstance(kept, Awaited):
+    if kept.node or isinstance(known, Awaited):
         rooms.put(kept)
+    mark(care, kept, 1)
     if not kept.node:
         care.notes.turn_away()
     return kept
@@ -178,17 +180,26 @@ def find_sound(care: Care, slots: Iterable[Slot]) -> dict[str, Choice]:
             continue
         is_meant = slot.node in (None, known.node) and slot.site in (None, fleet.site_names[fleet.site[row]])
         alone[row] = (slot, known.key) if is_meant and row not in alone else None
-    rooms = {row: found for row, found in alone.items() if found is not None and not ask.here[row]}
+    rooms = {row: found for row, found in alone.items() if found is not None and ask.here[row] == 1}
     if len(rooms) < 2:
         return {}
     wish, rows = Wish(ask, Slot("-")), np.array(sorted(rooms), np.int64)
+    asked = rows
+    ask.here[asked] -= 1
     with draft.rooms.without(*(key for _, key in rooms.values())):
         for each in FILTERS:
             rows = rows[each.mask(wish, fleet, rows)]
         variants = fitting(wish, fleet, rows)
+    ask.here[asked] += 1
     return {
         rooms[row][0].name: Choice(row, variant) for row, variant in zip(rows.tolist(), variants.tolist(), strict=True)
     }
+
+
+def mark(care: Care, room: object, count: int) -> None:
+    """A successor that is awaited counts among the replicas of its component where its room is, or no more."""
+    if isinstance(room, Awaited) and (row := care.fleet.row_of.get(room.node)) is not None:
+        care.ask.here[row] += count
 
 
 def choose_from_changes(care: Care, wish: Wish) -> Choice | None:

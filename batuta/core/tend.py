@@ -22,8 +22,8 @@ from batuta.core.place import refusals
 from batuta.core.preempt import settle_displaced
 from batuta.core.refill import refill
 from batuta.core.release import release
-from batuta.core.rooms import find_sound, keep_room, settle_rooms
-from batuta.core.standing import Surge
+from batuta.core.rooms import find_sound, keep_room, mark, settle_rooms
+from batuta.core.standing import Awaited, Surge
 from batuta.core.talks import in_order, listen
 from batuta.core.unasked import settle_moved
 from batuta.core.wish import Ask, Slot, Wish, slots_of
@@ -110,6 +110,9 @@ def _tend_component(care: Care, held: list[Held]) -> set[str]:
         care.waits_for = _unready(ask, [(slot, every[slot]) for slot in slots])
     fill = refill_never_twice if ask.never_twice else refill
     if ask.never_twice:
+        for room in care.draft.standing(ask.app, Awaited):
+            if room.component == ask.component.name:
+                mark(care, room, 1)
         care.sound = find_sound(care, (slot for slot in slots if not held_by[slot.name]))
     surge = Surge(namespace=ask.namespace, application=ask.application, component=ask.component.name)
     with care.draft.rooms.without(surge.key):

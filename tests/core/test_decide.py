@@ -369,3 +369,8 @@ def test_what_was_decided_survives_the_wire():
     again = again.with_changes([heard("a", NOW), heard("b", NOW)])
     assert again.decided == state.decided
     assert decide(again, NOW).changes == ()
+
+
+def test_a_model_waits_for_the_first_node():
+    _, decision = decided(state_of(model("1"), application(component(model="1"))))
+    assert codes(decision) == ["no_node"]

@@ -19,6 +19,7 @@ from tests.core.fleets import (
     node,
     obeys,
     places,
+    policy,
     settled,
     state_of,
 )
@@ -118,6 +119,27 @@ def test_a_port_is_kept_too():
     assert places(state, "default/other") == []
     state = settled(obeys(state))
     assert places(state) == [("read-1-0", "b")]
+
+
+def test_another_replica_that_may_not_be_beside_it_does_not_come_there_first():
+    """Found by the laws: room for the one on a was kept on c, and the other one, until then nowhere, was given c."""
+    part = application(component(never_twice=True, per_site=2))
+    state = settled(state_of(machines("a", "c"), policy(applies="true", forbid='node.name == "c"'), part))
+    assert places(state) == [("read-1-berlin-0", "a")]
+    state, _ = decided(state.with_changes([policy(applies="true", forbid='node.name == "a"')]))
+    assert awaited(state) == [("a", "c")]
+    assert places(state) == []
+    state = settled(obeys(state))
+    assert places(state) == [("read-1-berlin-0", "c")]
+
+
+def test_nothing_is_remembered_of_what_nobody_can_take():
+    """Found by the laws: with the last holder of another kind of slot its site was wanted no more."""
+    state = settled(state_of(machines("a"), application(component(never_twice=True, per_site=1))))
+    state = settled(state.with_changes([application(component(never_twice=True))]), but={"a"})
+    state = state.with_changes([policy(applies="true", forbid="node.labels.zone == '1'")])
+    state, _ = decided(state.with_changes([application(component(never_twice=True, per_site=1))]))
+    assert awaited(state) == []
 
 
 # --- Changes, one by one ----------------------------------------------------------------------------------------------
