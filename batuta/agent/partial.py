@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import threading
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
@@ -34,7 +35,11 @@ def journal_of(path: Path) -> Path:
 
 
 class Partial:
-    """One file under way. `has` is only changed by who called, never in a thread."""
+    """One file under way. `has` is only changed by who called, never in a thread.
+
+    Whoever waits for a thread may be cancelled, and the thread works on. So it looks, under the lock, whether the file
+    is still open: what it wrote after that would land in whatever has the file's number by then.
+    """
 
     def __init__(self, path: Path, recipe: Recipe) -> None:
         self.path = path
@@ -42,9 +47,23 @@ class Partial:
         self.recipe = recipe
         self.has = 0
         self._fd = self._journal_fd = -1
+        self._lock = threading.Lock()
+        self._is_closed = False
 
     def open(self) -> int:
         """Take up what an earlier run left; returns the bytes of it that are good."""
+        with self._lock:
+            noted = b"" if self._is_closed else self._open()
+        found, size = bytearray(-(-self.recipe.total // 8)) if noted else bytearray(), 0
+        for n, is_noted in enumerate(noted[NAME_BYTES:]):
+            if is_noted and (data := self._read(n)) is not None:
+                found[n // 8] |= 1 << n % 8
+                size += len(data)
+        self.has = int.from_bytes(found, "little")
+        return size
+
+    def _open(self) -> bytes:
+        """The journal."""
         name = self.recipe.digest.encode().ljust(NAME_BYTES)
         self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         self._journal_fd = os.open(self.journal, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -54,25 +73,23 @@ class Partial:
             os.ftruncate(self._journal_fd, 0)
             os.ftruncate(self._fd, 0)
             os.pwrite(self._journal_fd, name, 0)
-            noted = b""
-        found, size = bytearray(-(-self.recipe.total // 8)), 0
-        for n, is_noted in enumerate(noted[NAME_BYTES:]):
-            if is_noted and self._read(n) is not None:
-                found[n // 8] |= 1 << n % 8
-                size += self.recipe.chunk(n).size_bytes
-        self.has = int.from_bytes(found, "little")
-        return size
+            noted = name
+        return noted
 
     def put(self, n: int, data: bytes | memoryview[Any]) -> bool:
         """Write a chunk; False when its bytes are not what the recipe says: then nothing is written."""
-        chunk = self.recipe.chunk(n)
-        if len(data) != chunk.size_bytes or hashlib.sha256(data).digest() != chunk.digest:
-            return False
-        at, left = chunk.begin, memoryview(data)
-        while left:
-            written = os.pwrite(self._fd, left, at)
-            at, left = at + written, left[written:]
-        os.pwrite(self._journal_fd, b"\1", NAME_BYTES + n)
+        sha = hashlib.sha256(data).digest()
+        with self._lock:
+            if self._is_closed:
+                return False
+            chunk = self.recipe.chunk(n)
+            if len(data) != chunk.size_bytes or sha != chunk.digest:
+                return False
+            at, left = chunk.begin, memoryview(data)
+            while left:
+                written = os.pwrite(self._fd, left, at)
+                at, left = at + written, left[written:]
+            os.pwrite(self._journal_fd, b"\1", NAME_BYTES + n)
         return True
 
     def take(self, n: int) -> bytes | None:
@@ -83,22 +100,36 @@ class Partial:
         """Chunks that lie in other files here; returns which of them were good."""
         copied = 0
         for place in places:
-            with open(place.file, "rb") as file:
+            if self._is_closed:
+                break
+            with place.file.open("rb") as file:
                 file.seek(place.begin)
                 if self.put(place.chunk, file.read(self.recipe.chunk(place.chunk).size_bytes)):
                     copied |= 1 << place.chunk
         return copied
 
     def flush(self) -> None:
-        os.fsync(self._fd)
+        with self._lock:
+            if self._is_closed:
+                return
+            own = os.dup(self._fd)
+        try:
+            os.fsync(own)  # it may take a while, and nobody shall wait for the lock so long
+        finally:
+            os.close(own)
 
     def close(self) -> None:
-        for fd in (self._fd, self._journal_fd):
-            if fd >= 0:
-                os.close(fd)
-        self._fd = self._journal_fd = -1
+        with self._lock:
+            self._is_closed = True
+            for fd in (self._fd, self._journal_fd):
+                if fd >= 0:
+                    os.close(fd)
+            self._fd = self._journal_fd = -1
 
     def _read(self, n: int) -> bytes | None:
-        chunk = self.recipe.chunk(n)
-        data = os.pread(self._fd, chunk.size_bytes, chunk.begin)
+        with self._lock:
+            if self._is_closed:
+                return None
+            chunk = self.recipe.chunk(n)
+            data = os.pread(self._fd, chunk.size_bytes, chunk.begin)
         return data if hashlib.sha256(data).digest() == chunk.digest else None

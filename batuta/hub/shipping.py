@@ -37,7 +37,7 @@ WAITING_MOST: Final = 16
 MAKING_S: Final = 1.0
 """So long a question waits for a recipe that is being made."""
 HELD_LEAST_MS: Final = 1_000
-HELD_MOST_MS: Final = 60_000
+HELD_MOST_MS: Final = 30_000
 """A node asks again after so long at the latest: priorities, windows and budgets may have been changed meanwhile."""
 
 

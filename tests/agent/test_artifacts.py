@@ -156,6 +156,27 @@ async def test_a_cut_that_never_ends_can_be_cancelled_and_goes_on_later(tmp_path
     assert artifacts.fetched_bytes <= len(data) + 2 * CUT
 
 
+def test_what_a_thread_does_after_the_end_touches_nothing(tmp_path: Path) -> None:
+    """Its file number may be another file's by then."""
+    data = os.urandom(2 * CUT)
+    begun(tmp_path, data, 1)
+    name = digest_of(data)[7:]
+    recipe = Recipe(tmp_path / "recipes" / name, digest_of(recipe_of(data)))
+    partial = Partial(tmp_path / "partial" / name, recipe)
+    assert partial.open() == CUT
+    partial.close()
+    with (tmp_path / "innocent").open("w+b") as first, (tmp_path / "too").open("w+b") as second:
+        assert not partial.put(1, chunk_of(data, 1))
+        assert partial.take(0) is None
+        partial.flush()
+        partial.close()
+        assert (first.read(), second.read()) == (b"", b"")
+    late = Partial(tmp_path / "partial" / name, recipe)
+    late.close()
+    assert late.open() == 0, "it was over before it began"
+    recipe.close()
+
+
 async def test_how_far_it_is_can_be_told(tmp_path: Path) -> None:
     data = os.urandom(4 * CUT)
     shelf = Shelf(data)
