@@ -60,6 +60,16 @@ def to_keep(state: State) -> list[Change]:
     return changes + [Change("decided", key, None) for key in sorted(row.key for row in gone)]
 
 
+def is_all_known(state: State) -> bool:
+    """Is every variant of every release known on every class of hardware there is? Then nobody need be asked, and that
+    is found out without looking at who could run what."""
+    classes = {hardware_of(state, name, report) for name, report in state.observed.items()} - {""}
+    newest = (releases[-1] for releases in state.releases.values() if releases)
+    versions = (r.version for release in newest for r in release.components if r.version is not None)
+    digests = {v.digest for version in versions for v in version.variants if v.format in PROVABLE}
+    return all(classes <= state.profiles.get(digest, {}).keys() for digest in digests)
+
+
 def to_ask(state: State, fleet: Fleet) -> list[Asked]:
     """Whom to ask what: each variant that a release may choose, on each class of hardware where it could run and has
     not been measured. One question a node, and one node a question."""

@@ -6,12 +6,13 @@ question that was lost, or refused because the node had no time, is asked anew a
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Final
 
 import msgspec
 
 from batuta.core.fleet import Fleet
-from batuta.core.profiling import Asked, to_ask, to_keep
+from batuta.core.profiling import Asked, is_all_known, to_ask, to_keep
 from batuta.core.proving import MeasureAnswer
 from batuta.errors import BatutaError, FabricUnavailable, Stale
 from batuta.fabric import subjects
@@ -29,11 +30,15 @@ LOOK_EVERY_MS: Final = 5_000
 ASK_EVERY_MS: Final = 15_000
 ASKED_FOR_MS: Final = 900_000
 """So long a node that took it on may take; then somebody is asked again."""
-NOT_NOW_MS: Final = 60_000
-"""So long a node that had no time is left alone."""
+NOT_NOW_MS: Final = 30_000
+"""So long a node that was asked is left alone, whatever it said."""
+NOBODY_MS: Final = 60_000
+"""After so long it is looked again whether somebody can be asked, when nobody could."""
 QUESTIONS_MAX: Final = 16
 """In one look."""
 ANSWER_S: Final = 5.0
+
+log = logging.getLogger(__name__)
 
 
 class Profiling:
@@ -54,7 +59,11 @@ class Profiling:
     async def run(self) -> None:
         while True:
             await self._clock.sleep_until(self._clock.now() + LOOK_EVERY_MS)
-            await self.look()
+            try:
+                await self.look()
+            except Exception:  # whatever it was, placing and healing must go on without it
+                self._counters.add("profiling_failed")
+                log.exception("profiling failed and is begun again")
 
     async def look(self) -> None:
         state, now = self._loop.state, self._clock.now()
@@ -63,7 +72,8 @@ class Profiling:
             await self._keep(state)
         if now >= self._ask_at and state.releases:
             self._ask_at = now + ASK_EVERY_MS
-            await self._ask(state, now)
+            if not is_all_known(state) and not await self._ask(state, now):
+                self._ask_at = now + NOBODY_MS
 
     async def _keep(self, state: State) -> None:
         for change in to_keep(state):
@@ -82,10 +92,12 @@ class Profiling:
         except FabricUnavailable:
             self._counters.add("profiles_unkept")
 
-    async def _ask(self, state: State, now: int) -> None:
+    async def _ask(self, state: State, now: int) -> bool:
+        """False: there is nobody to ask."""
         self._not_before = {key: at for key, at in self._not_before.items() if at > now}
         questions = 0
-        for asked in to_ask(state, self._fleet.refresh(state, now)):
+        found = to_ask(state, self._fleet.refresh(state, now))
+        for asked in found:
             about = (asked.wanted.model.variant.digest, asked.hardware)
             if about in self._not_before or (asked.node, "") in self._not_before or questions >= QUESTIONS_MAX:
                 continue
@@ -95,6 +107,7 @@ class Profiling:
             if taken:
                 self._not_before[about] = now + ASKED_FOR_MS
             self._not_before[asked.node, ""] = now + NOT_NOW_MS
+        return bool(found)
 
     async def _put(self, asked: Asked) -> bool:
         question = msgspec.json.encode(asked.wanted, enc_hook=encode_hook)

@@ -13,7 +13,7 @@ from batuta.core.fleet import fleet_of
 from batuta.core.known import KnownProfile
 from batuta.core.local import Local
 from batuta.core.observed import InstanceReport, Inventory, Profiled, Report, Sighting, Vitals
-from batuta.core.profiling import to_ask, to_keep
+from batuta.core.profiling import is_all_known, to_ask, to_keep
 from batuta.core.proving import Bench, Measured, Proven, measure_key, profiles_of, why_not_measure
 from batuta.core.reasons import Reason
 from batuta.core.state import Change, State
@@ -100,6 +100,13 @@ def test_what_is_known_is_not_asked() -> None:
     state = with_row(world(report("a")), known())
     assert asked(state) == [("a", "pi-4", "int8")]
     assert asked(with_row(state, known(SMALL))) == []
+
+
+def test_all_is_known_when_every_class_was_measured() -> None:
+    state = with_row(world(report("a"), report("b", "")), known())
+    assert not is_all_known(state)
+    assert is_all_known(with_row(state, known(SMALL)))
+    assert not is_all_known(with_row(world(report("a"), report("b", "jetson"), variants=(BIG,)), known()))
 
 
 def test_who_holds_the_file_is_asked_first() -> None:

@@ -109,7 +109,7 @@ def test_nodes_measure_in_idle_time_what_nobody_knows(stage: Stage, digits: Digi
         found = {p["variant"]: p for p in stage.client.get(Model, "digits").status["profiles"]}
         return found if set(found) == {"fp32", "int8-dynamic"} else None
 
-    found = wait_for("both variants to be measured", profiles, 180)
+    found = wait_for("both variants to be measured", profiles, 400)
     for profile in found.values():
         assert (profile["hardware"], profile["by"]) == ("test-box", "node/pi")
         assert 0 < profile["p50Us"] <= profile["p99Us"]
