@@ -155,6 +155,7 @@ class Endpoint:
 
         def go_on(shaping: asyncio.Future[dict[str, Any]]) -> None:
             self._shaping -= 1
+            self.batching.guests -= 1
             try:
                 feeds = shaping.result()
                 rows = len(next(iter(feeds.values())))
@@ -162,6 +163,8 @@ class Endpoint:
             except Exception as error:  # Fault, or whatever else: who asked is told
                 done(None, error)
 
+        # It is here already, so it counts: for whoever asks how busy this is, and for whoever waits for the last one.
+        self.batching.guests += 1
         self._shaping += 1
         self._loop.run_in_executor(self._unpacking, self.shaped.feeds, call).add_done_callback(go_on)
 
