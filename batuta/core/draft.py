@@ -90,6 +90,11 @@ class Draft:
 
     def give(self, node: str, instance: Instance, load: Load | None = None) -> None:
         """`load`: what the instance takes, where that is known already."""
+        self.give_laid(node, instance)
+        self._shift(node, instance, 1, load)
+
+    def give_laid(self, node: str, instance: Instance) -> None:
+        """The same for an instance whose load was shifted with that of others."""
         drafted, app = self._drafted(node), instance.app
         if drafted:
             name = instance.name
@@ -103,7 +108,6 @@ class Draft:
         if self.books and (books := self.books.get((app, instance.component))) is not None:
             books.gave(held)
         self.rooms.doubt(node, app)
-        self._shift(node, instance, 1, load)
 
     def take(self, held: Held) -> None:
         drafted, name = self._drafted(held.node), held.instance.name

@@ -56,6 +56,20 @@ def _label(text: str, start: int, end: int) -> tuple[str, ...]:
     return () if asked is None else (asked[2],)
 
 
+def seen_by(paths: tuple[Path, ...], facts: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Of the facts of a node and its site those that a condition with these paths can depend on."""
+    found: dict[str, dict[str, Any]] = {}
+    for root, *field in paths:
+        all_of_it = facts[root]
+        if not field:
+            found[root] = all_of_it
+        elif field[0] in all_of_it:
+            found.setdefault(root, {})[field[0]] = all_of_it[field[0]]
+        else:
+            found.setdefault(root, {})
+    return found
+
+
 def look_up(facts: dict[str, Any], path: Path) -> Any:
     """A value that is the same for two nodes only if no condition that asks for the path can tell them apart."""
     found: Any = facts

@@ -17,10 +17,22 @@ def fill_new(care: Care, slots: list[Slot]) -> int:
     ask, draft = care.ask, care.draft
     if ask.never_twice or draft.fences(ask.app) or draft.asked_slots(ask.app, ask.component.name):
         return 0
-    ranking = ask.ranking(care.fleet)
-    for count, slot in enumerate(slots):
-        if not slot.is_free or (found := ranking.choose(ranking.plain)) is None:
-            return count
-        care.give(slot, found, 1)
-        draft.note_fresh(ask, slot, found.row)
-    return len(slots)
+    fleet = care.fleet
+    ranking = ask.ranking(fleet)
+    free = next((count for count, slot in enumerate(slots) if not slot.is_free), len(slots))
+    done = 0
+    while done < free and (run := ranking.choose_run(free - done)):
+        rows = [found.row for found, _ in run]
+        those = slots[done : done + len(run)]
+        instances = [
+            ask.instance(slot.name, 1, found.variant, found.row) for slot, (found, _) in zip(those, run, strict=True)
+        ]
+        fleet.shift_each([(found.row, load) for found, load in run])
+        ask.here[rows] += 1
+        for slot, row, instance in zip(those, rows, instances, strict=True):
+            draft.give_laid(fleet.names[row], instance)
+            draft.note_fresh(ask, slot, row)
+        if not care.waits_for:
+            care.take_turn(f"{instances[0].name} on {fleet.names[rows[0]]}")
+        done += len(run)
+    return done

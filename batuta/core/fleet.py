@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from batuta.core.columns import Columns, Marks
-from batuta.core.facts import chain, fact, node_facts, paths_of, site_facts
+from batuta.core.facts import chain, fact, node_facts, paths_of, seen_by, site_facts
 from batuta.core.figures import Figures
 from batuta.core.gravity import FRAME_BYTES
 from batuta.core.liveness import heard_at, missed_ms
@@ -148,6 +148,16 @@ class Fleet(Figures):
         self.moves.append((row, load, count))
         self._drafted[row] = None
 
+    def shift_each(self, given: list[tuple[int, Load]]) -> None:
+        """The same for many rows to which instances are given, none of them named twice."""
+        alike: dict[Load, list[int]] = {}
+        for row, load in given:
+            alike.setdefault(load, []).append(row)
+            self.moves.append((row, load, 1))
+            self._drafted[row] = None
+        for load, rows in alike.items():
+            self.lay(rows[0] if len(rows) == 1 else np.array(rows), load, 1)
+
     def lay(self, rows: int | Ints, load: Load, count: int) -> None:
         """Add a load to rows, none of them named twice, or take it away. Whoever tries things out puts them back."""
         self.lays += 1
@@ -191,11 +201,13 @@ class Fleet(Figures):
         condition, paths = compile_condition(text), paths_of(text)
 
         def ask(row: int) -> int:
-            answer = evaluate(condition, self.variables(row))
+            # What it cannot see need not be made ready for it: that would take longer than to answer.
+            answer = evaluate(condition, seen_by(paths, self.variables(row)))
             return FAULT if isinstance(answer, ConditionFault) else TRUE if answer else FALSE
 
         answer: NDArray[np.int8] = self._classed(("where", text), paths, ask, np.int8)
-        return np.where(self.reported, answer, np.int8(FALSE))
+        found: NDArray[np.int8] = answer * self.reported  # FALSE is 0.
+        return found
 
     def has_artifact(self, digest: str) -> Bools:
         found: Bools = self._artifacts.column(digest, self.capacity)
@@ -210,8 +222,9 @@ class Fleet(Figures):
             its_bytes = self._topic_bytes.column(pattern, self.capacity)
             is_told = its_bytes > 0
             size += its_bytes
-            told += np.where(is_told, messages, 0)
-            untold += np.where(is_told, 0, messages)
+            its_told = messages * is_told
+            told += its_told
+            untold += messages - its_told
         untold += self._flows.column(consumer, self.capacity)
         known = int(told.sum())
         frame_bytes = max(1, int(size.sum()) // known) if known else FRAME_BYTES

@@ -52,7 +52,7 @@ def _near(wish: Wish, fleet: Fleet, rows: Ints) -> Ints:
     if not near:
         return np.zeros(len(rows), np.int64)
     each, frame_bytes = fleet.published(near, wish.ask.consumer)
-    published = np.where(fleet.present, each, 0)
+    published = each * fleet.present
     busiest = int(published.max(initial=0))
     if busiest == 0:
         return np.zeros(len(rows), np.int64)

@@ -76,7 +76,10 @@ class Ranking:
                     self._fixed += score
         self._order: Ints | None = None
         self._begins: Ints | None = None
-        self.keys, self.variants = self.evaluate(np.arange(len(rows)), self.plain)
+        self._base = (self._fixed + self._slotted) * self._span + (self._span - 1 - fleet.rank[rows])
+        """The key of a plain wish as far as nothing changes it."""
+        keys, variants = self.evaluate(np.arange(len(rows)), self.plain)
+        self.keys, self.variants = keys, variants.copy()  # Whoever answered looks it up again.
         self._moves, self._seen = fleet.moves, len(fleet.moves)
         self._ladder: _Ladder | None = None
 
@@ -98,29 +101,46 @@ class Ranking:
         self.keys[special], self.variants[special] = kept, kept_variants
         return found
 
+    def choose_run(self, most: int) -> list[tuple[Choice, Load]]:
+        """What `choose` would say of plain wishes, one after the other, each placed with its load before the next: as
+        many of them as are known without looking further, no row twice. Whoever asks places all of them at once."""
+        if self._moves is not self.fleet.moves:
+            self.__init__(self.ask, self.fleet)  # type: ignore[misc]
+        self._catch_up()
+        if self._has_ladder():
+            assert self._ladder is not None
+            return self._ladder.run(most)
+        found = self._pick(None)
+        return [] if found is None else [(found, self.ask.load(found.variant, found.row))]
+
     def evaluate(self, at: Ints, wish: Wish) -> tuple[Ints, Ints]:
         """For some places of `rows`: total and name as one number, or REFUSED; and the variant that fits."""
         fleet, left, is_plain = self.fleet, self.rows[at], wish is self.plain
         self.asked += len(left)
-        keys, variants = np.full(len(left), REFUSED, np.int64), np.full(len(left), -1, np.int64)
         good: Ints | None = None
         passes: Bools | None = None
         for f in self._filters if is_plain else (*self._slot_filters, *self._filters):
             passes = f.mask(wish, fleet, left) if passes is None else passes & f.mask(wish, fleet, left)
+        mine = at
         if passes is not None and not passes.all():
-            good = np.flatnonzero(passes)
-            left = left[good]
+            good = passes.nonzero()[0]
+            left, mine = left[good], at[good]
             if not left.size:
-                return keys, variants
-        mine = at if good is None else at[good]
-        total = self._fixed[mine] + self._slotted[mine] if is_plain else self._fixed[mine]
-        for s in self._scorers if is_plain else (*self._slot_scorers, *self._scorers):
-            total += s.weight * s.score(wish, fleet, left)
-        total *= self._span
-        total += self._span - 1 - fleet.rank[left]
+                return np.full(len(at), REFUSED, np.int64), np.full(len(at), -1, np.int64)
+        if is_plain:
+            total = self._base[mine]
+            for s in self._scorers:
+                total += s.score(wish, fleet, left) * (s.weight * self._span)
+        else:
+            total = self._fixed[mine]
+            for s in (*self._slot_scorers, *self._scorers):
+                total += s.weight * s.score(wish, fleet, left)
+            total *= self._span
+            total += self._span - 1 - fleet.rank[left]
         fits = fitting(wish, fleet, left)
         if good is None:
-            return total, fits.copy()
+            return total, fits
+        keys, variants = np.full(len(at), REFUSED, np.int64), np.full(len(at), -1, np.int64)
         keys[good], variants[good] = total, fits
         return keys, variants
 
@@ -170,7 +190,12 @@ class Ranking:
     def _catch_up(self) -> None:
         """Ask again what can have changed since."""
         new, self._seen = self._moves[self._seen :], len(self._moves)
-        if not new or (self._ladder is not None and self._ladder.is_as_expected(new)):
+        ladder = self._ladder
+        if ladder is not None and ladder.is_as_expected(new):
+            return
+        if ladder is not None and ladder.is_ahead:
+            self._ladder = None
+        if not new:
             return
         reached = self._reached([row for row, _, _ in new])
         if reached.size:
@@ -208,11 +233,16 @@ class Ranking:
         return Choice(int(self.rows[at]), int(self.variants[at]))
 
     def _best(self) -> Choice | None:
-        if self._ladder is None and (self.ask.open <= FEW or self._width >= _WIDTH["fleet"]):
+        if not self._has_ladder():
             return self._pick(None)
-        if self._ladder is None:
-            self._ladder = _Ladder(self, max(AHEAD, self.ask.open))
+        assert self._ladder is not None
         return self._ladder.best()
+
+    def _has_ladder(self) -> bool:
+        """Is there one now? For few instances there is none, and where each changes what all others score."""
+        if self._ladder is None and not (self.ask.open <= FEW or self._width >= _WIDTH["fleet"]):
+            self._ladder = _Ladder(self, max(AHEAD, self.ask.open))
+        return self._ladder is not None
 
 
 class _Ladder:
@@ -220,6 +250,12 @@ class _Ladder:
 
     def __init__(self, ranking: Ranking, width: int) -> None:
         self._ranking = ranking
+        self.is_ahead = False
+        """Was a run told of which nobody knows yet whether it was placed?"""
+        self._expected: list[tuple[int, Load, int]] = []
+        """What the fleet is told when just that is placed which was chosen last."""
+        self._here: list[int] = []
+        self._steps: list[_Next] = []
         self._climb(width)
 
     def _climb(self, width: int) -> None:
@@ -236,8 +272,6 @@ class _Ladder:
         """By unit: where in it an instance would go, and what would come of it."""
         self._unknown = [unit for key, unit in self._heap if -key != REFUSED]
         """Units of which that is not known (any more)."""
-        self._expected: tuple[int, Load, int] | None = None
-        self._here = 0
 
     def best(self) -> Choice | None:
         if not self._heap:
@@ -251,22 +285,52 @@ class _Ladder:
         if found is None:
             self._look_ahead()
             found = self._next[unit]
-        choice, load = found[0], found[1]
-        self._expected = (choice.row, load, 1)
-        self._here = int(self._ranking.ask.here[choice.row])
-        return choice
+        self._expect([found])
+        return found[0]
+
+    def run(self, most: int) -> list[tuple[Choice, Load]]:
+        """The best for several, one after the other, up to where one has to look ahead again."""
+        if self.best() is None:
+            return []
+        heap, upcoming, unknown = self._heap, self._next, self._unknown
+        steps: list[_Next] = []
+        while len(steps) < most:
+            key, unit = heap[0]
+            if -key < self._floor or -key == REFUSED or (found := upcoming.pop(unit, None)) is None:
+                break
+            heapq.heapreplace(heap, (-found[2], unit))
+            unknown.append(unit)
+            steps.append(found)
+        self._expect(steps)
+        self.is_ahead = True
+        return [step[:2] for step in steps]
+
+    def _expect(self, steps: list[_Next]) -> None:
+        self._steps = steps
+        self._expected = [(step[0].row, step[1], 1) for step in steps]
+        self._here = self._ranking.ask.here[[step[0].row for step in steps]].tolist()
 
     def is_as_expected(self, moves: list[tuple[int, Load, int]]) -> bool:
-        """Was just the instance placed whose place was chosen last? Then what it leads to is known already."""
-        ranking = self._ranking
-        if len(moves) != 1 or moves[0] != self._expected or ranking.ask.here[moves[0][0]] != self._here + 1:
+        """Was just that placed which was chosen last? Then what it leads to is known already."""
+        ranking, steps = self._ranking, self._steps
+        if not moves:
+            return not self.is_ahead
+        if moves != self._expected:
             return False
-        self._expected = None
-        unit = self._heap[0][1]
-        _, _, best, at, keys, variants = self._next.pop(unit)
-        ranking.keys[at], ranking.variants[at] = keys, variants
-        heapq.heapreplace(self._heap, (-best, unit))
-        self._unknown.append(unit)
+        here = ranking.ask.here[[row for row, _, _ in moves]].tolist()
+        if any(now != before + 1 for now, before in zip(here, self._here, strict=True)):
+            return False
+        if not self.is_ahead:
+            unit = self._heap[0][1]
+            heapq.heapreplace(self._heap, (-self._next.pop(unit)[2], unit))
+            self._unknown.append(unit)
+        if ranking.is_by_site:
+            for _, _, _, at, keys, variants in steps:
+                ranking.keys[at], ranking.variants[at] = keys, variants
+        else:
+            places = [step[3] for step in steps]
+            ranking.keys[places], ranking.variants[places] = [step[4] for step in steps], [step[5] for step in steps]
+        self._expected, self._steps, self.is_ahead = [], [], False
         return True
 
     def _look_ahead(self) -> None:
