@@ -64,24 +64,33 @@ class _Hub:
         self.state = State(hub_since=begin.hub_since).deaf_for(begin.deaf_ms)
         self._decided_on, self._decided_at = self.state, begin.at
         self._open = frozenset(begin.open)
+        self._own: dict[str, Any] = {}
         self._fleet = Fleet()
 
     def begin_here(self) -> None:
         """The tables are read."""
         self._decided_on = self.state
 
-    def turn(self, turn: Turn, heard: list[Change]) -> tuple[Change, ...]:
+    def turn(self, turn: Turn, heard: list[Change], then: list[Change]) -> tuple[Change, ...]:
+        """`then`: what that hub decided here, and so wrote."""
         self.state = self.state.deaf_for(turn.deaf_ms)
         if heard:
-            self.state = self.state.with_changes(heard)
+            self.state = self.state.with_changes([self._as_written(change) for change in heard])
         if turn.everything:
             decision = decide(self.state, turn.at)
         else:
-            subjects = touched(self._decided_on, self.state, self._decided_at, turn.at, self._fleet) | self._open
-            decision = decide(self.state, turn.at, subjects, self._fleet)
+            news = touched(self._decided_on, self.state, self._decided_at, turn.at, self._fleet, self._own)
+            decision = decide(self.state, turn.at, news | self._open, self._fleet)
             self._decided_on, self._decided_at = self.state, turn.at
+            self._own = {change.key: change.value for change in then}
         self._open = frozenset(APPLICATION + app for app in decision.pending)
         return decision.changes
+
+
+    def _as_written(self, change: Change) -> Change:
+        """A row that came just as it was decided is that very row, as it was to that hub."""
+        own = self._own.get(change.key) if change.table == "decided" else None
+        return change._replace(value=own) if own is not None and own == change.value else change
 
 
 def replay(frames: Iterable[Frame], *, differences_max: int = 1) -> Replayed:
@@ -104,8 +113,9 @@ def replay(frames: Iterable[Frame], *, differences_max: int = 1) -> Replayed:
             hub.state, there = hub.state.with_changes(there), []
             hub.begin_here()
         tally.turns(frame)
-        now = hub.turn(frame, [_read(row) for row in frame.heard])
-        found += _parted(frame, now, tally.count)
+        then = [_read(row) for row in frame.decided]
+        now = hub.turn(frame, [_read(row) for row in frame.heard], then)
+        found += _parted(frame, then, now, tally.count)
         if len(found) >= differences_max:
             return tally.told(found[:differences_max], is_whole=False)
     return tally.told(found, is_whole=True)
@@ -148,14 +158,11 @@ class _Both(NamedTuple):
     now: Any
 
 
-def _parted(turn: Turn, changes: tuple[Change, ...], number: int) -> list[Parted]:
-    rows: dict[tuple[str, str], _Both] = {}
-    for row in turn.decided:
-        then = _read(row)
-        rows[then.table, then.key] = _Both(then.value, _Missing)
-    for change in changes:
-        then = rows.get((change.table, change.key), _Both(_Missing, None)).then
-        rows[change.table, change.key] = _Both(then, change.value)
+def _parted(turn: Turn, then: Iterable[Change], now: Iterable[Change], number: int) -> list[Parted]:
+    rows = {(change.table, change.key): _Both(change.value, _Missing) for change in then}
+    for change in now:
+        before = rows.get((change.table, change.key), _Both(_Missing, None)).then
+        rows[change.table, change.key] = _Both(before, change.value)
     return [
         Parted(
             at=turn.at, turn=number, table=table, key=key, everything=turn.everything,
