@@ -139,6 +139,8 @@ class Care:
         why = in_the_way(self.draft, holder.held)
         if why is not None:
             self.say("disruption_budget", slot, f"{holder.node}: {why}")
+            # With more room it would need no leave: the new one could come before the old one goes.
+            self.notes.turn_away()
         return why is None
 
     def choose_without(self, wish: Wish, old: Holder) -> Choice | None:
