@@ -34,6 +34,7 @@ def wait_for_room(care: Care, wish: Wish, budget: str = "") -> None:
         why = ", ".join(refusals(wish, care.fleet)) or budget
         care.say("move_waits", wish.slot, f"{asked.node} to {asked.to}: {why}; {asked.said}")
         care.draft.wake(asked.at + ASKED_MS)
+        care.notes.turn_away()
 
 
 def who_asked(care: Care, slot: Slot) -> str:
