@@ -86,7 +86,6 @@ class _Hub:
         self._open = frozenset(APPLICATION + app for app in decision.pending)
         return decision.changes
 
-
     def _as_written(self, change: Change) -> Change:
         """A row that came just as it was decided is that very row, as it was to that hub."""
         own = self._own.get(change.key) if change.table == "decided" else None
