@@ -58,7 +58,7 @@ class Columns:
         column = self._kept(key, dtype)
         stale = self._stale(column, present, versions)
         if stale.size:
-            column.values[stale] = [ask(row) for row in stale.tolist()]
+            column.values[stale] = np.fromiter(map(ask, stale.tolist()), column.values.dtype, len(stale))
         return column.values
 
     def asked_by_class(  # noqa: PLR0917

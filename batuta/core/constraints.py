@@ -382,9 +382,7 @@ FILTERS: tuple[Filter, ...] = (
         reach="row",
         if_any=lambda ask: ask.slo_us is not None and ask.version is not None,
     ),
-    Filter(
-        "already_here", _not_beside, _nothing, reach=lambda ask: "row" if ask.alone else "fixed", by_slot=True
-    ),
+    Filter("already_here", _not_beside, _nothing, reach=lambda ask: "row" if ask.alone else "fixed", by_slot=True),
     Filter("port_claimed", _unclaimed("port"), _claimed("port"), reach="row", if_any=lambda ask: bool(ask.claims)),
     Filter(
         "device_claimed", _unclaimed("device"), _claimed("device"), reach="row", if_any=lambda ask: bool(ask.claims)

@@ -93,16 +93,21 @@ _UNREPORTED = Inventory()
 
 def fact(node: Node, report: Report | None, sites: Mapping[str, Site | None], path: Path) -> Any:
     """What `look_up` finds in the facts of a node and its site, without working out those that are not asked for."""
+    return fact_at(path, sites)(node, report)
+
+
+def fact_at(path: Path, sites: Mapping[str, Site | None]) -> Callable[[Node, Report | None], Any]:
+    """The same for who asks many nodes."""
     if path[0] == "site":
-        return look_up({"site": site_facts(node, sites)}, path)
+        return lambda node, _: look_up({"site": site_facts(node, sites)}, path)
     if path[1:2] == ("labels",) and len(path) == 3:
-        label = node.metadata.labels.get(path[2])
-        return (None, "absent") if label is None else ("str", label)
+        name = path[2]
+        return lambda node, _: (None, "absent") if (label := node.metadata.labels.get(name)) is None else ("str", label)
     plain = _PLAIN.get(path[1]) if len(path) == 2 else None
     if plain is not None:
-        value = plain(report.inventory if report is not None else _UNREPORTED)
-        return type(value).__name__, value
-    return look_up({"node": node_facts(node, report)}, path)
+        kind = type(plain(_UNREPORTED)).__name__
+        return lambda _, report: (kind, plain(report.inventory if report is not None else _UNREPORTED))
+    return lambda node, report: look_up({"node": node_facts(node, report)}, path)
 
 
 def node_facts(node: Node, report: Report | None) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from batuta.core.columns import Columns, Marks
-from batuta.core.facts import chain, fact, node_facts, paths_of, seen_by, site_facts
+from batuta.core.facts import chain, fact_at, node_facts, paths_of, seen_by, site_facts
 from batuta.core.figures import Figures
 from batuta.core.gravity import FRAME_BYTES
 from batuta.core.liveness import heard_at, missed_ms
@@ -292,10 +292,12 @@ class Fleet(Figures):
             table.clear()
             self._columns.forget(("fact", path))
 
+        nodes, reports, found = self._node, self._report, fact_at(path, self.sites)
+
         def ask(row: int) -> int:
-            node = self._node[row]
+            node = nodes[row]
             assert node is not None, "a row without a node was asked"
-            return table.setdefault(fact(node, self._report[row], self.sites, path), len(table))
+            return table.setdefault(found(node, reports[row]), len(table))
 
         codes: Ints = self.column(("fact", path), self._versions((path,)), ask, np.int64)
         return codes

@@ -58,8 +58,9 @@ def _near(wish: Wish, fleet: Fleet, rows: Ints) -> Ints:
         return np.zeros(len(rows), np.int64)
     sites = _by_site(fleet, published)
     where = fleet.site[rows]
-    share, close = sites[where] * 60 // sites.max(), _close(fleet, sites, frame_bytes)[where] * 20 // 100
-    found: Ints = share + close + published[rows] * 20 // busiest
+    share, close = sites * 60 // sites.max(), _close(fleet, sites, frame_bytes) * 20 // 100
+    found: Ints = (share + close)[where]
+    found += published[rows] * 20 // busiest
     return found
 
 
@@ -111,10 +112,11 @@ def _spread(wish: Wish, fleet: Fleet, rows: Ints) -> Ints:
 
 def _few(wish: Wish, fleet: Fleet, domain: Ints, rows: Ints) -> Ints:
     """How few other replicas are in the same domain."""
-    there = np.flatnonzero((wish.ask.here > 0) & fleet.present & (domain >= 0))
+    there = np.flatnonzero(wish.ask.here > 0)
+    there = there[fleet.present[there] & (domain[there] >= 0)]
     counts = np.zeros(int(domain.max(initial=0)) + 1, np.int64)
     np.add.at(counts, domain[there], np.maximum(wish.beside(there), 0))
-    found: Ints = 100 // (1 + counts[np.maximum(domain[rows], 0)])
+    found: Ints = (100 // (1 + counts))[np.maximum(domain[rows], 0)]
     return found
 
 
@@ -186,9 +188,15 @@ def _thrifty(wish: Wish, fleet: Fleet, rows: Ints) -> Ints:
 
 def _room(wish: Wish, fleet: Fleet, rows: Ints) -> Ints:
     """What would be left: the scarcer of the two counts."""
-    cpu = (fleet.cpu_free[rows] - wish.ask.cpu_millis) * 100 // np.maximum(fleet.cpu_total[rows], 1)
-    memory = (fleet.memory_free[rows] - wish.ask.memory_bytes) * 100 // np.maximum(fleet.memory_total[rows], 1)
-    return np.maximum(np.minimum(np.minimum(cpu, memory), 100), 0)
+    ask = wish.ask
+    totals: tuple[Ints, Ints] | None = ask.known.get("totals")
+    if totals is None:
+        totals = ask.known["totals"] = np.maximum(fleet.cpu_total, 1), np.maximum(fleet.memory_total, 1)
+    cpu = (fleet.cpu_free[rows] - ask.cpu_millis) * 100 // totals[0][rows]
+    memory = (fleet.memory_free[rows] - ask.memory_bytes) * 100 // totals[1][rows]
+    left: Ints = np.minimum(cpu, memory)
+    np.minimum(left, 100, out=left)
+    return np.maximum(left, 0, out=left)
 
 
 def _all_of(ask: Callable[[Fleet], Ints]) -> Callable[[Wish, Fleet, Ints], Ints]:

@@ -149,11 +149,14 @@ class Ranking:
         """Does placing an instance change what other nodes of the site score?"""
         return self._width >= _WIDTH["site"]
 
-    def members(self, site: int) -> Ints:
-        """The places of `rows` that are at one site."""
+    def members(self, sites: Ints) -> tuple[Ints, Ints]:
+        """The places of `rows` that are at these sites, one site after the other; and where each begins among them."""
         order, begins = self._by_site()
-        found: Ints = order[begins[site] : begins[site + 1]]
-        return found
+        first = begins[sites]
+        counts = begins[sites + 1] - first
+        starts = counts.cumsum() - counts
+        found: Ints = order[np.arange(counts.sum()) + (first - starts).repeat(counts)]
+        return found, starts
 
     def possible(self, wish: Wish, rows: list[int]) -> list[int]:
         """Those of some rows on which a wish could be if there were room; the best first, as far as nothing changes."""
@@ -274,6 +277,14 @@ class _Ladder:
         """Units of which that is not known (any more)."""
 
     def best(self) -> Choice | None:
+        found = self._first()
+        if found is None:
+            return None
+        self._expect([found])
+        return found[0]
+
+    def _first(self) -> _Next | None:
+        """The best unit, with what comes of it."""
         if not self._heap:
             return None
         while -self._heap[0][0] < self._floor:
@@ -285,12 +296,11 @@ class _Ladder:
         if found is None:
             self._look_ahead()
             found = self._next[unit]
-        self._expect([found])
-        return found[0]
+        return found
 
     def run(self, most: int) -> list[tuple[Choice, Load]]:
         """The best for several, one after the other, up to where one has to look ahead again."""
-        if self.best() is None:
+        if self._first() is None:
             return []
         heap, upcoming, unknown = self._heap, self._next, self._unknown
         steps: list[_Next] = []
@@ -299,7 +309,8 @@ class _Ladder:
             if -key < self._floor or -key == REFUSED or (found := upcoming.pop(unit, None)) is None:
                 break
             heapq.heapreplace(heap, (-found[2], unit))
-            unknown.append(unit)
+            if found[2] != REFUSED:
+                unknown.append(unit)
             steps.append(found)
         self._expect(steps)
         self.is_ahead = True
@@ -322,13 +333,15 @@ class _Ladder:
             return False
         if not self.is_ahead:
             unit = self._heap[0][1]
-            heapq.heapreplace(self._heap, (-self._next.pop(unit)[2], unit))
-            self._unknown.append(unit)
+            then = self._next.pop(unit)[2]
+            heapq.heapreplace(self._heap, (-then, unit))
+            if then != REFUSED:
+                self._unknown.append(unit)
         if ranking.is_by_site:
             for _, _, _, at, keys, variants in steps:
                 ranking.keys[at], ranking.variants[at] = keys, variants
         else:
-            places = [step[3] for step in steps]
+            places = np.array([step[3] for step in steps])
             ranking.keys[places], ranking.variants[places] = [step[4] for step in steps], [step[5] for step in steps]
         self._expected, self._steps, self.is_ahead = [], [], False
         return True
@@ -337,29 +350,33 @@ class _Ladder:
         """Place one more in each of the best units, in thought, and ask them all at once what they score then."""
         ranking, ask, fleet = self._ranking, self._ranking.ask, self._ranking.fleet
         units, self._unknown = self._unknown, []
-        groups = [ranking.members(unit) for unit in units] if ranking.is_by_site else []
-        best = [int(group[ranking.keys[group].argmax()]) for group in groups] if groups else units
+        at = best = np.array(units)
+        starts: Ints | None = None
+        if ranking.is_by_site:
+            at, starts = ranking.members(best)
+            there = ranking.keys[at]
+            lengths = np.diff(starts, append=len(at))
+            best = at[there == np.maximum.reduceat(there, starts).repeat(lengths)]  # No two that are taken are equal.
         rows, variants = ranking.rows[best], ranking.variants[best]
-        choices = list(map(Choice, rows.tolist(), variants.tolist()))
+        choices = list(map(Choice._make, zip(rows.tolist(), variants.tolist(), strict=True)))
         loads, laid = self._loads(choices, rows, variants)
         for those, load in laid:
             fleet.lay(those, load, 1)
         ask.here[rows] += 1
-        keys, after = ranking.evaluate(np.concatenate(groups) if groups else np.array(units), ranking.plain)
+        keys, after = ranking.evaluate(at, ranking.plain)
         ask.here[rows] -= 1
         for those, load in laid:
             fleet.lay(those, load, -1)
-        if not groups:
+        if starts is None:
             each = keys.tolist()
             self._next.update(
                 zip(units, zip(choices, loads, each, units, each, after.tolist(), strict=True), strict=True)
             )
             return
-        end = 0
-        for unit, choice, load, group in zip(units, choices, loads, groups, strict=True):
-            begin, end = end, end + len(group)
-            there = keys[begin:end]
-            self._next[unit] = (choice, load, int(there.max()), group, there, after[begin:end])
+        tops, begins = np.maximum.reduceat(keys, starts).tolist(), starts.tolist()
+        ends = (*begins[1:], len(at))
+        for unit, choice, load, top, begin, end in zip(units, choices, loads, tops, begins, ends, strict=True):
+            self._next[unit] = (choice, load, top, at[begin:end], keys[begin:end], after[begin:end])
 
     def _loads(self, choices: list[Choice], rows: Ints, variants: Ints) -> tuple[list[Load], list[tuple[Ints, Load]]]:
         """What each of these would take; and the same, together for all of whom it is the same."""
