@@ -11,6 +11,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from batuta.core.observed import Inventory
+from batuta.kinds.tokens import tokens_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -43,6 +44,22 @@ def paths_of(text: str) -> tuple[Path, ...]:
         else:
             found.add((root, "labels", *_label(text, match.start(), field.end())))
     return tuple(sorted(path for path in found if not any(path[:n] in found for n in range(1, len(path)))))
+
+
+@lru_cache(maxsize=4096)
+def parts_of(text: str) -> tuple[str, ...]:
+    """The conditions that must all hold for this one to hold; itself when it is not plainly made of several."""
+    depth, cuts = 0, list[int]()
+    for token in tokens_of(text):
+        if token.kind != "sign":
+            continue
+        depth += (token.text in "([{") - (token.text in ")]}")
+        if depth == 0 and token.text in ("||", "?", ":"):
+            return (text,)
+        if depth == 0 and token.text == "&&":
+            cuts.append(token.at)
+    begins, ends = (0, *(at + 2 for at in cuts)), (*cuts, len(text))
+    return tuple(text[begin:end].strip() for begin, end in zip(begins, ends, strict=True))
 
 
 def _label(text: str, start: int, end: int) -> tuple[str, ...]:
@@ -132,6 +149,14 @@ def node_facts(node: Node, report: Report | None) -> dict[str, Any]:
         if vitals.battery_percent is not None:
             facts["battery"] = vitals.battery_percent
     return facts
+
+
+def produced(report: Report) -> dict[str, int]:
+    """What each consumer's inbox took in there."""
+    found: dict[str, int] = {}
+    for flow in report.flows:
+        found[flow.consumer] = found.get(flow.consumer, 0) + flow.produced
+    return found
 
 
 def _card(card: Accelerator | Card) -> dict[str, Any]:

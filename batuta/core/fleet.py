@@ -8,12 +8,13 @@ asked and afterwards asked again only for the rows whose facts changed.
 
 from __future__ import annotations
 
+from functools import reduce
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from batuta.core.columns import Columns, Marks
-from batuta.core.facts import chain, fact_at, node_facts, paths_of, seen_by, site_facts
+from batuta.core.facts import chain, fact_at, node_facts, parts_of, paths_of, produced, seen_by, site_facts
 from batuta.core.figures import Figures
 from batuta.core.gravity import FRAME_BYTES
 from batuta.core.liveness import heard_at, missed_ms
@@ -198,6 +199,11 @@ class Fleet(Figures):
         """TRUE, FALSE or FAULT by row: does the condition hold there? Nodes that have not reported are FALSE."""
         if text is None:
             return self.reported.astype(np.int8)
+        if len(parts := parts_of(text)) > 1:
+            # Many components ask for the same few things, each for others of them together.
+            found: NDArray[np.int8] = reduce(np.minimum, map(self.where, parts))
+            if found.min() != FAULT:
+                return found
         condition, paths = compile_condition(text), paths_of(text)
 
         def ask(row: int) -> int:
@@ -205,9 +211,7 @@ class Fleet(Figures):
             answer = evaluate(condition, seen_by(paths, self.variables(row)))
             return FAULT if isinstance(answer, ConditionFault) else TRUE if answer else FALSE
 
-        answer: NDArray[np.int8] = self._classed(("where", text), paths, ask, np.int8)
-        found: NDArray[np.int8] = answer * self.reported  # FALSE is 0.
-        return found
+        return self.by_class(("where", text), paths, ask) * self.reported  # FALSE is 0.
 
     def has_artifact(self, digest: str) -> Bools:
         found: Bools = self._artifacts.column(digest, self.capacity)
@@ -278,11 +282,6 @@ class Fleet(Figures):
             known = (*version, {"node": node_facts(node, report), "site": site_facts(node, self.sites)})
             self._variables[row] = known
         return known[2]
-
-    def _classed(self, key: object, paths: tuple[Path, ...], ask: Callable[[int], Any], dtype: Any) -> Any:
-        """A column whose answers depend on these facts alone: asked once for all rows that do not differ in them."""
-        facts = (self._coded(path) for path in paths)
-        return self._columns.asked_by_class(key, self.present, self._versions(paths), facts, ask, dtype)
 
     def _coded(self, path: Path) -> Ints:
         """A fact of every row as a number: the same number, the same value."""
@@ -463,7 +462,7 @@ class Fleet(Figures):
         if was.topic_bytes != now.topic_bytes:
             self._topic_bytes.note(row, was.topic_bytes, now.topic_bytes)
         if was.flows != now.flows:
-            self._flows.note(row, _produced(was), _produced(now))
+            self._flows.note(row, produced(was), produced(now))
 
     def _take_assignment(self, row: int, assignment: Assignment | None) -> None:
         before, self._assignment[row] = self._assignment[row], assignment
@@ -492,13 +491,6 @@ class Fleet(Figures):
                 book.unwritten.discard(self.names[row])
                 return
             self.unsettled.setdefault(node.spec.site, set()).add(self.names[row])
-
-
-def _produced(report: Report) -> dict[str, int]:
-    found: dict[str, int] = {}
-    for flow in report.flows:
-        found[flow.consumer] = found.get(flow.consumer, 0) + flow.produced
-    return found
 
 
 def fleet_of(state: State, now: int) -> Fleet:
