@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import settings
 
 from batuta.fabric import broker, callout, identity, nats
 from batuta.fabric.clock import SystemClock
@@ -21,6 +22,10 @@ if TYPE_CHECKING:
     from nats.aio.client import Client
 
 HERE = "127.0.0.1"
+
+# The same draws in every run, and as much time for each as a busy machine takes. Others: BATUTA_LAW_EXAMPLES=500.
+settings.register_profile("suite", deadline=None, derandomize="BATUTA_LAW_EXAMPLES" not in os.environ)
+settings.load_profile("suite")
 
 
 @dataclass(slots=True)
