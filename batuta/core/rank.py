@@ -257,7 +257,8 @@ class _Ladder:
         """Was a run told of which nobody knows yet whether it was placed?"""
         self._expected: list[tuple[int, Load, int]] = []
         """What the fleet is told when just that is placed which was chosen last."""
-        self._here: list[int] = []
+        self._rows = self._here = np.zeros(0, np.int64)
+        """Where that is, and how many replicas are there then."""
         self._steps: list[_Next] = []
         self._climb(width)
 
@@ -319,7 +320,8 @@ class _Ladder:
     def _expect(self, steps: list[_Next]) -> None:
         self._steps = steps
         self._expected = [(step[0].row, step[1], 1) for step in steps]
-        self._here = self._ranking.ask.here[[step[0].row for step in steps]].tolist()
+        self._rows = np.array([step[0].row for step in steps])
+        self._here = self._ranking.ask.here[self._rows] + 1
 
     def is_as_expected(self, moves: list[tuple[int, Load, int]]) -> bool:
         """Was just that placed which was chosen last? Then what it leads to is known already."""
@@ -328,8 +330,7 @@ class _Ladder:
             return not self.is_ahead
         if moves != self._expected:
             return False
-        here = ranking.ask.here[[row for row, _, _ in moves]].tolist()
-        if any(now != before + 1 for now, before in zip(here, self._here, strict=True)):
+        if (ranking.ask.here[self._rows] != self._here).any():
             return False
         if not self.is_ahead:
             unit = self._heap[0][1]
