@@ -37,6 +37,13 @@ def wait_for_room(care: Care, wish: Wish, budget: str = "") -> None:
         care.notes.turn_away()
 
 
+def look_again_when_alone(care: Care, slot: Slot) -> None:
+    """A move of a slot with several holders begins when one of them is left: should that come to be in this very
+    decision, it begins in this decision."""
+    if care.draft.asked_move(care.ask.app, care.ask.component.name, slot.name) is not None:
+        care.notes.turn_away()
+
+
 def who_asked(care: Care, slot: Slot) -> str:
     """By whom and why a slot is being moved, to be said after something else; empty when nobody asked."""
     asked = care.draft.asked_move(care.ask.app, care.ask.component.name, slot.name)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from batuta.core.heal import ASKED, WELL
-from batuta.core.moves import towards, wait_for_room, who_asked
+from batuta.core.moves import look_again_when_alone, towards, wait_for_room, who_asked
 from batuta.core.place import choose
 from batuta.core.preempt import make_way
 from batuta.core.rearrange import rearrange
@@ -26,6 +26,8 @@ def refill(care: Care, slot: Slot, holders: list[Holder], *, may_replace: bool) 
         draft.drop_fence(fence)
     if len(holders) == 1 and holders[0].rule is WELL:
         return True
+    if len(holders) > 1:
+        look_again_when_alone(care, slot)
     left = [h for h in holders if not _is_done_with(care, h)]
     for done in holders if not may_replace else ():
         if _is_done_with(care, done):
