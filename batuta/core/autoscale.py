@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from batuta.kinds.autoscale import Autoscale
 
 SETTLED_MS = 1_000
-"""For so long after there are fewer the load asks for nothing: what was measured is of as many as there were before."""
+"""For so long after there are fewer the load asks for nothing, and what is measured until then asks for no fewer ever:
+it is of as many as there were before."""
 SAMPLE_MS = 30_000
 """How far apart messages are counted, for a rate."""
 
@@ -46,8 +47,9 @@ class Reading(NamedTuple):
     values: dict[str, dict[str, float]]
     """What a load may ask; what nobody measured is left out."""
     is_whole: bool
-    """Every replica was heard, is ready and was measured."""
+    """Every replica was heard, is ready and was measured since there are as many of them."""
     ready: int
+    """How many are; while a measure is of fewer, how many bore the load when it was measured."""
     taken_in: int | None
     """Messages that its inboxes took in so far."""
 
@@ -229,7 +231,10 @@ def read(draft: Draft, app: str, released: Released) -> Reading:
     """What is measured of a component, on every node that was heard of late."""
     component = released.component.name
     said: list[tuple[InstanceReport, Report]] = []
-    is_whole, ready = True, 0
+    is_whole, heard_all = True, True
+    heard_at: list[int] = []
+    ready_at: list[int] = []
+    scaled = row_of(draft, app, component)
     sites: set[str] = set()
     for held in draft.held(app):
         if held.instance.component != component:
@@ -239,11 +244,22 @@ def read(draft: Draft, app: str, released: Released) -> Reading:
         sites |= {node.spec.site} if node is not None else set()
         late = node is None or draft.unheard_ms(held.node) >= draft.missed_ms
         if late or report is None or found is None or found.phase != "ready":
-            is_whole = False
+            is_whole = heard_all = False
             continue
-        ready += 1
-        is_whole = is_whole and found.measures is not None
+        heard_all = heard_all and found.measures is not None
         said.append((found, report))
+        arrived_at = _arrived_at(draft, held.node)
+        if arrived_at is None:
+            is_whole = False  # Nobody knows of how many its measure is.
+            continue
+        heard_at.append(arrived_at)
+        ready_at.append(arrived_at - max(0, report.at - found.since))
+    # What was measured before the last change is of another number: it asks for no fewer, and for more only as those
+    # do that bore the load then.
+    oldest = min(heard_at, default=0)
+    bore = len(said) - sum(at > oldest for at in ready_at)
+    is_recent = scaled is not None and (oldest >= scaled.since + SETTLED_MS or scaled.since > draft.now)
+    is_whole = is_whole and heard_all and bore == len(said) and (is_recent or not said)
     values: dict[str, dict[str, float]] = {name: {} for name in ("latency", "memory", "cpu", "errors", "queue", "rate")}
     measures = [i.measures for i, _ in said if i.measures is not None]
     for word, field in (("p50", "latency_p50_ms"), ("p99", "latency_p99_ms")):
@@ -262,7 +278,14 @@ def read(draft: Draft, app: str, released: Released) -> Reading:
     if received := sum(m.received for m in measures):
         values["errors"]["share"] = sum(m.errors for m in measures) / received
     taken_in = _flows(draft, f"{app.replace('/', '_')}_{component}", sites, values)
-    return Reading(values, is_whole, ready, taken_in if is_whole else None)
+    return Reading(values, is_whole, bore, taken_in if heard_all else None)
+
+
+def _arrived_at(draft: Draft, node: str) -> int | None:
+    """When the newest report of a node arrived, on the hub's clock, which counts the changes too."""
+    sighting = draft.state.sightings.get(node)
+    at = sighting.reported_at if sighting is not None else None
+    return min(at, draft.now) if at is not None else None
 
 
 def _flows(draft: Draft, consumer: str, sites: set[str], values: dict[str, dict[str, float]]) -> int | None:

@@ -180,15 +180,23 @@ def scaled_application(scale: Autoscale, **more) -> Change:
     return application(part)
 
 
-def measured(state, p99, *, but=()):
-    """Every node says how slow its instances are."""
+def measured(state, p99, at=NOW, *, but=()):
+    """Every node says how slow its instances are, and its report arrives at `at`."""
     rows = []
     for name, report in state.observed.items():
         if name in but:
             continue
         said = tuple(msgspec.structs.replace(i, measures=Measures(latency_p99_ms=p99)) for i in report.instances)
-        rows.append(Change("observed", name, msgspec.structs.replace(report, instances=said)))
+        rows.append(Change("observed", name, msgspec.structs.replace(report, at=at, instances=said)))
+        arrived = msgspec.structs.replace(state.sightings[name], reported_at=at)
+        rows.append(Change("sightings", name, arrived))
     return state.with_changes(rows)
+
+
+def ready_since(state, name, at):
+    report = state.observed[name]
+    said = tuple(msgspec.structs.replace(i, since=at) for i in report.instances)
+    return state.with_changes([Change("observed", name, msgspec.structs.replace(report, instances=said))])
 
 
 def of(state) -> Scaled:
@@ -205,8 +213,12 @@ class TestInAFleet:
         state, _ = decided(beats(state, later), later)
         assert of(state).count == 4
         assert len(places(state)) == 4
-        state = measured(obeys(state), 1.0)
+        state = measured(obeys(state), 1.0, later)
         state, _ = decided(state, later)
+        state, _ = decided(beats(state, later + 60 * S), later + 60 * S)
+        assert len(places(state)) == 4, "what was measured just when there came to be four may be of two"
+        later += 60 * S
+        state, _ = decided(measured(state, 1.0, later), later)
         state, _ = decided(beats(state, later + 60 * S), later + 60 * S)
         assert len(places(state)) == 2
 
@@ -258,30 +270,53 @@ class TestInAFleet:
         assert "application/default/app" in touched(state, after, NOW, NOW)
 
     def test_what_was_measured_of_more_says_nothing_of_fewer(self):
-        """Those that are left were measured while there were others beside them: to decide again finds nothing, and a
-        moment later they are followed again. `decided` holds it to that."""
+        """Those that are left were measured while there were others beside them: to decide again finds nothing, and
+        they are followed again when they were measured anew. `decided` holds it to that."""
         state = settled(state_of(machines("a", "b", "c", "d"), scaled_application(scaling(least=1, up=0))))
         state = settled(measured(state, 200.0))
         count = of(state).count
         assert count == 4
-        state, _ = decided(measured(state, 18.5))
+        later = NOW + 240 * S
+        state, _ = decided(measured(beats(state, later), 18.5, later), later)
         later = NOW + 300 * S
         state, _ = decided(beats(state, later), later)
         assert of(state).count == 2
         assert of(state).heading is None
         assert of(state).look_at == later + SETTLED_MS
         state, _ = decided(beats(state, of(state).look_at), of(state).look_at)
+        later += 100 * S
+        state, decision = decided(beats(state, later), later)
+        assert (of(state).count, of(state).heading) == (2, None)
+        assert "default/app" in decision.pending
+        state, _ = decided(measured(state, 18.5, later), later)
         assert (of(state).count, of(state).heading, of(state).heading_to) == (2, "down", 1)
+
+    def test_what_was_measured_of_fewer_asks_only_as_much_as_those_did(self):
+        """A second is ready and was measured; the first was not measured since. Its measure is that of one."""
+        state = settled(state_of(machines("a", "b"), scaled_application(scaling(least=1, up=0))))
+        state = settled(measured(state, 70.0))
+        assert of(state).count == 2
+        later = NOW + 5 * S
+        (_, first), (_, second) = places(state)
+        state = ready_since(state, second, later)
+        state, _ = decided(measured(beats(state, later), 35.0, later, but={first}), later)
+        assert (of(state).count, of(state).heading) == (2, None)
+        later = NOW + 15 * S
+        state, _ = decided(measured(beats(state, later), 35.0, later), later)
+        assert (of(state).count, of(state).heading) == (2, None)
+        state, _ = decided(measured(state, 70.0, later), later)
+        assert of(state).count == 3
 
     def test_what_was_just_given_asks_for_nothing_yet(self):
         """One is lost and given anew while the load asks for fewer: what is not measured never does, from the very
         decision on that gave it."""
         state = settled(state_of(machines("a", "b"), scaled_application(scaling(least=1, up=0))))
         state = settled(measured(state, 100.0))
-        state, _ = decided(measured(state, 20.0))
+        later = NOW + 5 * S
+        state, _ = decided(measured(beats(state, later), 20.0, later), later)
         assert of(state).heading == "down"
         gone = state.with_changes([Change("desired", "nodes.b", None)])
-        state, _ = decided(gone)
+        state, _ = decided(gone, later)
         assert of(state).heading is None
 
     def test_what_waits_in_all_inboxes_of_its_sites_counts(self):

@@ -261,7 +261,10 @@ class World:
             Flow(consumer=c, produced=(before[c].produced if c in before else 0) + 100 * came, stored=stored)
             for c in (f"default_{app}_{part}" for app in APPS for part in "xy")
         )
-        self.change(Change("observed", name, msgspec.structs.replace(known, instances=said, flows=flows)))
+        self.change(Change("observed", name, msgspec.structs.replace(known, at=self.now, instances=said, flows=flows)))
+        sighting = self.state.sightings.get(name)
+        if sighting is not None:
+            self.change(Change("sightings", name, msgspec.structs.replace(sighting, reported_at=self.now)))
 
     def _ask(self, with_: tuple[str, int, str]) -> None:
         """Somebody asks for a move."""
