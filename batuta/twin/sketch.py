@@ -60,7 +60,7 @@ USUAL_RATES: dict[FaultKind, int] = {
 }
 
 
-def sketch(seed: int, *, nodes: int = 8, duration_ms: int = 170_000) -> Scenario:
+def sketch(seed: int, *, nodes: int = 8, duration_ms: int = 300_000) -> Scenario:
     """Another scenario for every seed, the same for the same."""
     chance = Chance(seed, "sketch")
     sites = ("berlin", "lyon", "oslo")[: chance.between(1, 3)]
