@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from batuta.core.decided import Assignment
     from batuta.core.local import Action, Event, Local
     from batuta.twin import scenario
-    from batuta.twin.hub import Broker
+    from batuta.twin.broker import Broker
     from batuta.twin.laws import Laws
     from batuta.twin.rules import Rules
     from batuta.twin.world import Wire, World

@@ -12,8 +12,9 @@ from batuta.kinds import Site
 from batuta.kinds.base import Metadata, Ref
 from batuta.kinds.node import NodeSpec
 from batuta.twin import faults
+from batuta.twin.broker import Broker
 from batuta.twin.chance import Chance
-from batuta.twin.hub import Broker, Hub
+from batuta.twin.hub import Hub
 from batuta.twin.laws import Laws
 from batuta.twin.load import Work
 from batuta.twin.node import Node
