@@ -63,6 +63,18 @@ def test_it_goes_where_it_was_asked_to_and_nowhere_else():
     assert places(state) == [("read-1-0", "d")]
 
 
+def test_it_begins_in_the_decision_that_leaves_one_holder():
+    """Asked for while a new revision takes over on the same node: `decided` holds it to being idle when done."""
+    state = settled(state_of(machines("a"), application(component())))
+    state, _ = decided(state.with_changes([application(component(command="other"))]))
+    assert places(state) == [("read-1-0", "a"), ("read-2-0", "a")]
+    state, _ = decided(state.with_changes([*machines("b"), asked(move())]))
+    assert places(state) == [("read-1-0", "a"), ("read-2-0", "a")]
+    state, _ = decided(obeys(state))
+    assert places(state) == [("read-2-0", "a"), ("read-2-0", "b")]
+    assert places(settled(obeys(state))) == [("read-2-0", "b")]
+
+
 @pytest.mark.parametrize("never_twice", [False, True])
 def test_what_does_not_fit_waits_and_is_given_up(never_twice):
     state = settled(state_of(machines("a"), application(component(cpu=1_000, never_twice=never_twice))))
