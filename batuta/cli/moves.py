@@ -9,7 +9,6 @@ import click
 
 from batuta.cli.options import talks_to_hub
 from batuta.cli.text import age, clean, table
-from batuta.kinds.base import DEFAULT_NAMESPACE
 
 if TYPE_CHECKING:
     from batuta.client import Client
@@ -39,6 +38,8 @@ def moves(hub: Client, *, output: str) -> None:
 
 
 def _row(move: dict[str, Any], now_ms: float) -> list[str]:
+    from batuta.kinds.base import DEFAULT_NAMESPACE
+
     tenant = "" if move["namespace"] == DEFAULT_NAMESPACE else f"{move['namespace']}/"
     what = f"{tenant}{move['application']}/{move['component']}/{move['slot']}"
     ago = age(move["at"], now_ms)
