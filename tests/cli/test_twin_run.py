@@ -83,6 +83,7 @@ def test_without_a_file_a_fleet_is_made_up():
     assert "sketch-2, seed 2" in out
 
 
+@pytest.mark.slow
 def test_a_storm_gives_nobody_up(tmp_path):
     path = tmp_path / "storm.yaml"
     path.write_text(STORM)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from batuta.demo.digits import Digits
     from batuta.demo.stage import Stage
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
 
 class Disk:

@@ -13,7 +13,7 @@ from tests.e2e.test_kubectl import HOW_TO_GET, KUBECTL, Kubectl, application
 if TYPE_CHECKING:
     from batuta.demo.stage import Stage
 
-pytestmark = [pytest.mark.e2e, pytest.mark.skipif(KUBECTL is None, reason=HOW_TO_GET)]
+pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.skipif(KUBECTL is None, reason=HOW_TO_GET)]
 
 
 def test_a_node_is_emptied_and_works_again(stage: Stage) -> None:

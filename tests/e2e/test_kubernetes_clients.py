@@ -28,7 +28,7 @@ from tests.cli.running import run
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
 API = "batuta.dev/v1"
 MERGE = "application/merge-patch+json"

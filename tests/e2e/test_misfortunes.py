@@ -56,7 +56,7 @@ if TYPE_CHECKING:
     from batuta.demo.digits import Digits
     from batuta.demo.stage import Stage
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
 
 def test_a_model_answers_again_after_a_cold_boot_without_its_hub(stage: Stage, digits: Digits) -> None:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from batuta.demo.stage import Stage
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
 # A clock of its own for every Python process below: the machine's is not ours to set, and its broker keeps that one.
 WRONG_CLOCK = """\

@@ -65,6 +65,7 @@ def test_a_written_fleet_too_and_every_look_at_it(seed):
     assert len(resting.looks) > 100
 
 
+@pytest.mark.slow
 def test_a_fleet_with_slow_hearts_too():
     """Of two thousand nodes each beats every two seconds."""
     text = FLEET.replace("nodes: 24, sites: 6", "nodes: 2000, sites: 100").replace("duration: 10m", "duration: 3m")
