@@ -57,9 +57,7 @@ class Links:
         def nodes() -> dict[str, Known]:
             return {node: Known(enrolled.key_id) for node, enrolled in enrolment.known.items()}
 
-        self._callout = Callout(
-            authority, system, secrets.callout_seed, nodes, self._clock, self.namespaces
-        )
+        self._callout = Callout(authority, system, secrets.callout_seed, nodes, self._clock, self.namespaces)
         await self._callout.start()
         await system.subscribe(LINK_CLOSED, cb=self._closed)
 
