@@ -6,6 +6,8 @@ Keys of the decided table: `assignment.<node>`, `commons.<site>`, `release.<name
 
 from __future__ import annotations
 
+from typing import Literal
+
 import msgspec
 
 from batuta.kinds.application import Component, Input, Output, ProcessUse, Serve
@@ -52,6 +54,15 @@ class Grant(Record):
     """A share; None for all of it."""
 
 
+class Beside(Record):
+    """A new instance that is tried beside the old one of its slot: the old one keeps the inputs and hands them on."""
+
+    mode: Literal["shadow", "split"]
+    """`shadow`: it answers nobody, and what it would have answered is compared. `split`: it answers its share."""
+    share: float = 1.0
+    """Of the keys, 0 to 1, by a stable hash: who belongs to it always does."""
+
+
 class Instance(Record):
     """One component on one node: all that the node must know to run it, with or without a hub."""
 
@@ -82,6 +93,13 @@ class Instance(Record):
     """For `never-twice`: stop by yourself when the hub has not answered for so long."""
     signers: tuple[tuple[str, ...], ...] = ()
     """Of a container: public keys in PEM. One of each group must have signed its archive, or it is not loaded."""
+    beside: Beside | None = None
+    """While it is on trial beside the old one."""
+    fallback: Instance | None = None
+    """What ran here before: the node runs it again by itself, hub or no hub, when this one is refused or fails in its
+    probation. How it would fall back is no part of what runs."""
+    probation_ms: int | None = None
+    """So long after it is first ready, a failure that would else be retried makes the node fall back."""
 
     @property
     def name(self) -> str:

@@ -10,6 +10,7 @@ from typing import Literal
 import msgspec
 
 from batuta.core.reasons import Reason
+from batuta.core.sample import Sample
 from batuta.kinds.base import Bytes, Millicores, Record
 from batuta.kinds.hardware import Precision
 
@@ -74,6 +75,8 @@ class Measures(Record):
     latency_p50_ms: float | None = None
     latency_p99_ms: float | None = None
     rss_bytes: Bytes | None = msgspec.field(default=None, name="rss")
+    sample: Sample | None = None
+    """Counts since the instance's start that add up over a fleet; what gates are asked on."""
 
 
 class InstanceReport(Record):
