@@ -63,7 +63,7 @@ def node_status(state: State, node: Node, now: int) -> dict[str, Any]:
     report, assignment = state.observed.get(name), state.assignments.get(name)
     link = _link(state, name, now)
     sync = _pending(node) or _held(node, now) or _sync(report, assignment, link["word"])
-    health = _health(report, link["word"])
+    health = _health(report, assignment, link["word"])
     facets = {"link": link, "sync": sync, "health": health}
     state_word = worst(facet["word"] for facet in facets.values())
     if sync["word"] == "pending":
@@ -153,22 +153,25 @@ def _sync(report: Report | None, assignment: Assignment | None, link: str) -> di
     return _facet("in-sync", since)
 
 
-def _health(report: Report | None, link: str) -> dict[str, Any]:
-    """Do the node and what it runs work? Nobody can tell of a node that is not there."""
+def _health(report: Report | None, assignment: Assignment | None, link: str) -> dict[str, Any]:
+    """Do the node and what it is to run work? Nobody can tell of a node that is not there; and what was taken from it
+    ails nobody, though its last report still tells of it."""
     if report is None or link in ("offline", "never"):
         return _facet("unknown", None)
-    broken = [i for i in report.instances if i.phase in ("backoff", "refused")]
+    wanted = {i.name for i in assignment.instances} if assignment is not None else set()
+    instances = [i for i in report.instances if i.name in wanted]
+    broken = [i for i in instances if i.phase in ("backoff", "refused")]
     if broken:
         first = min(broken, key=lambda i: i.name)
         return _facet("failing", first.since, f"{first.name}: {first.reason or first.phase}", _next_of(first.reason))
     ailing = next((p for p in report.problems if not p.is_waiting), None)
     if ailing is not None:
         return _facet("degraded", None, str(ailing), ailing.next_step)
-    unready = [i for i in report.instances if i.phase == "unready"]
+    unready = [i for i in instances if i.phase == "unready"]
     if unready:
         first = min(unready, key=lambda i: i.name)
         return _facet("degraded", first.since, f"{first.name}: {first.reason or first.phase}", _next_of(first.reason))
-    return _facet("ok", max((i.since for i in report.instances), default=None))
+    return _facet("ok", max((i.since for i in instances), default=None))
 
 
 def _ready_count(report: Report | None, assignment: Assignment | None) -> int:

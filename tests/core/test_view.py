@@ -24,6 +24,7 @@ from tests.core.fleets import (
     heard,
     machines,
     model,
+    no_application,
     node,
     obeys,
     places,
@@ -111,6 +112,14 @@ def test_the_states_of_a_node():
     assert node_of(other)["sync"]["word"] == "drifted"
     ill = says(well, problems=(Reason(code="disk_full", subject="node/a"),))
     assert facets(node_of(ill)) == ("degraded", "online", "in-sync", "degraded")
+
+
+def test_what_was_taken_from_a_node_ails_it_no_more_though_its_last_report_tells_of_it():
+    state, _ = decided(settled(state_of(machines("a"))).with_changes([application()]))
+    failing = phase(state, "backoff", Reason(code="exited", subject="instance/read-1-0", detail="exit status 1"))
+    assert node_of(failing)["health"]["word"] == "failing"
+    taken, _ = decided(failing.with_changes([no_application()]))
+    assert facets(node_of(taken)) == ("updating", "online", "updating", "ok")
 
 
 def test_the_columns_of_every_kind_are_there():
