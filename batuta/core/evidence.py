@@ -16,11 +16,12 @@ often and whenever one looks. Sources:
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from itertools import accumulate
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
 LATENCY_RATIO: Final = 1.02
 """Each bucket of latencies is this much wider than the one before: a quantile is told to one part in fifty."""
@@ -28,8 +29,9 @@ LATENCY_LEAST_MS: Final = 0.05
 LATENCY_MOST_MS: Final = 3_600_000.0
 """What took longer is told as this."""
 MEAN_LEAST: Final = 30
-_ROUNDS: Final = 60
-"""Bisections of [0, 1]: more would be beyond the precision of a float."""
+_STEPS: Final = 100
+_NEAR: Final = 1e-10
+"""Of a probability's logarithm: nearer need no edge be known."""
 
 
 class Interval(NamedTuple):
@@ -44,8 +46,10 @@ def share_within(hits: int, of: int, alpha: float) -> Interval:
     """The probability behind `hits` out of `of` trials."""
     if of <= 0:
         return Interval(0.0, math.nan, 1.0)
-    seen, likely = hits / of, _likely(hits, of, alpha)
-    return Interval(_edge(likely, seen, 0.0), seen, _edge(likely, seen, 1.0))
+    threshold = _threshold(hits, of - hits, alpha)
+    low, high = _low_edge(hits, of - hits, threshold), 1 - _low_edge(of - hits, hits, threshold)
+    seen = hits / of
+    return Interval(min(low, seen), seen, max(high, seen))
 
 
 def latency_bucket(latency_ms: float) -> int:
@@ -69,15 +73,10 @@ def quantile_within(counts: Mapping[int, int], q: float, alpha: float) -> Interv
     below = list(accumulate(counts[b] for b in buckets))
     seen = next(b for b, n in zip(buckets, below, strict=True) if n >= q * total)
     # The share of what is at most a bucket grows from bucket to bucket; q leaves its interval below and above.
-    low, high = 0.0, math.inf
-    for bucket, count in zip(buckets, below, strict=True):
-        if _likely(count, total, alpha)(q):
-            continue
-        if count < q * total:
-            low = latency_at(bucket)
-        else:
-            high = latency_at(bucket)
-            break
+    too_low = bisect_left(below, True, key=lambda n: n >= q * total or _may_be(q, n, total - n, alpha))
+    too_high = bisect_left(below, True, key=lambda n: n >= q * total and not _may_be(q, n, total - n, alpha))
+    low = latency_at(buckets[too_low - 1]) if too_low else 0.0
+    high = latency_at(buckets[too_high]) if too_high < len(buckets) else math.inf
     return Interval(low, latency_at(seen), high)
 
 
@@ -112,29 +111,29 @@ def _band(n: int, alpha: float) -> float:
     return 0.85 * math.sqrt((math.log(math.log(math.e * n)) + 0.8 * math.log(1612 / alpha)) / n)
 
 
-def _likely(hits: int, of: int, alpha: float) -> Callable[[float], bool]:
-    """Is a probability within the interval of `hits` out of `of`?"""
-    # It is without where the mixture of likelihoods exceeds its own likelihood 1/alpha times.
-    misses = of - hits
-    mixture = math.lgamma(hits + 0.5) + math.lgamma(misses + 0.5) - math.lgamma(of + 1) - math.log(math.pi)
-    threshold = mixture + math.log(alpha)
-    return lambda p: _times_log(hits, p) + _times_log(misses, 1 - p) > threshold
+def _threshold(hits: int, misses: int, alpha: float) -> float:
+    """A probability is without where the mixture of likelihoods exceeds its own log likelihood by 1/alpha."""
+    mixture = math.lgamma(hits + 0.5) + math.lgamma(misses + 0.5) - math.lgamma(hits + misses + 1) - math.log(math.pi)
+    return mixture + math.log(alpha)
 
 
-def _times_log(times: int, p: float) -> float:
-    if times == 0:
+def _may_be(p: float, hits: int, misses: int, alpha: float) -> bool:
+    """Is a probability, neither 0 nor 1, within the interval?"""
+    return hits * math.log(p) + misses * math.log1p(-p) > _threshold(hits, misses, alpha)
+
+
+def _low_edge(hits: int, misses: int, threshold: float) -> float:
+    """Where the log likelihood reaches the threshold, below what was seen; errs outwards."""
+    if not hits:
         return 0.0
-    return times * math.log(p) if p > 0 else -math.inf
-
-
-def _edge(is_inside: Callable[[float], bool], inside: float, outside: float) -> float:
-    """Where the interval ends between a point within and one that is perhaps not; errs outwards."""
-    if is_inside(outside):
-        return outside
-    for _ in range(_ROUNDS):
-        middle = (inside + outside) / 2
-        if is_inside(middle):
-            inside = middle
-        else:
-            outside = middle
-    return outside
+    # Newton's method on the logarithm u of the probability. The log likelihood is concave in u and no more than
+    # hits * u, so it begins without, comes nearer with every step, and never gets in.
+    u = threshold / hits
+    for _ in range(_STEPS):
+        p = math.exp(u)
+        slope = hits - misses * p / (1 - p)
+        step = (threshold - hits * u - misses * math.log1p(-p)) / slope if slope > 0 else 0.0
+        u += step
+        if step < _NEAR:
+            break
+    return math.exp(u)
