@@ -54,7 +54,9 @@ def judge(gates: Sequence[str], sample: Sample, baselines: Sequence[Sample], *, 
 
 def _judge(gate: str, sample: Sample, baselines: Sequence[Sample], alpha: float, least: int) -> Judged:
     wanted = measures_in(gate)
-    against = list(baselines) if _needs_baseline(wanted) else [Sample()]
+    # One that measured too little is none, unless there is no other: else nothing could be broken against both.
+    enough = [b for b in baselines if b.answered + b.errors >= least]
+    against = (enough or list(baselines)) if _needs_baseline(wanted) else [Sample()]
     judged = [
         _answer(gate, _values(wanted, sample, baseline, alpha / len(against), least), wanted) for baseline in against
     ]
@@ -88,9 +90,12 @@ def _values(wanted: Sequence[str], sample: Sample, baseline: Sample, alpha: floa
 def _answer(gate: str, values: Mapping[str, Interval], wanted: Sequence[str]) -> Judged:
     if missing := tuple(name for name in wanted if name not in values):
         return Judged(gate, "open", values, missing)
-    answers = {_asked(gate, dict(zip(values, corner, strict=True))) for corner in _corners(values.values())}
-    verdict: Verdict = "open" if len(answers) > 1 or None in answers else "held" if True in answers else "broken"
-    return Judged(gate, verdict, values)
+    answers: set[bool | None] = set()
+    for corner in _corners(values.values()):
+        answers.add(_asked(gate, dict(zip(values, corner, strict=True))))
+        if len(answers) > 1 or None in answers:
+            return Judged(gate, "open", values)
+    return Judged(gate, "held" if True in answers else "broken", values)
 
 
 def _corners(values: Iterable[Interval]) -> Iterable[tuple[float, ...]]:

@@ -5,12 +5,15 @@ Counts and not quantiles, because those of a fleet cannot be had from those of i
 
 from __future__ import annotations
 
+from itertools import accumulate
 from typing import TYPE_CHECKING, Final
+
+import msgspec
 
 from batuta.kinds.base import Record
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping, Sequence
 
 CONFIDENCE_BINS: Final = 20
 
@@ -71,3 +74,44 @@ def _added(one: tuple[int, ...], other: tuple[int, ...]) -> tuple[int, ...]:
     if not one or not other:
         return one or other
     return tuple(a + b for a, b in zip(one, other, strict=True))
+
+
+def mixed(of: Mapping[str, Sample], like: Mapping[str, Sample]) -> Sample:
+    """All of them together in the proportions of others, by class of hardware.
+
+    A baseline in which slow machines are rarer than among the updated ones would be quicker than it should: so of the
+    classes that are too many, only a part counts. Nothing where a class has no counterpart.
+    """
+    answers = {name: sample.answered + sample.errors for name, sample in like.items()}
+    here = {name: of[name].answered + of[name].errors if name in of else 0 for name, n in answers.items() if n}
+    if not here or not all(here.values()):
+        return Sample()
+    scale = min(here[name] / answers[name] for name in here)
+    return total(_part(of[name], scale * answers[name] / n) for name, n in here.items())
+
+
+def _part(sample: Sample, share: float) -> Sample:
+    """So much of it; what does not add up stays whole."""
+    if share >= 1:
+        return sample
+    buckets = sorted(sample.latency)
+    latency = _thinned([sample.latency[b] for b in buckets], share)
+    compared, agreed = round(sample.compared * share), round(sample.agreed * share)
+    return msgspec.structs.replace(
+        sample,
+        answered=round(sample.answered * share),
+        errors=round(sample.errors * share),
+        latency={b: n for b, n in zip(buckets, latency, strict=True) if n},
+        confidence=tuple(_thinned(sample.confidence, share)),
+        inputs=tuple(_thinned(sample.inputs, share)),
+        compared=compared,
+        agreed=min(agreed, compared),
+        energy_j=None if sample.energy_j is None else sample.energy_j * share,
+        instance_ms=round(sample.instance_ms * share),
+    )
+
+
+def _thinned(counts: Sequence[int], share: float) -> list[int]:
+    """Fewer in the same shape: it is their running total that is rounded, so that rare ones do not all vanish."""
+    edges = [round(n * share) for n in accumulate(counts)]
+    return [edge - before for before, edge in zip([0, *edges], edges, strict=False)]

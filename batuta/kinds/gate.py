@@ -6,6 +6,7 @@ of what still runs the old release on the same class of hardware.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from batuta.kinds import condition
@@ -62,6 +63,7 @@ def check(path: str, text: str) -> list[Problem]:
     return []
 
 
+@lru_cache(1024)
 def measures_in(text: str) -> tuple[str, ...]:
     """The measurements that a gate asks for, such as `latency.p99` and `baseline.latency.p99`, in order."""
     found = {".".join(names) for _, _, names in paths_in(tokens_of(text))}

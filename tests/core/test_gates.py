@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 from batuta.core.evidence import latency_bucket
 from batuta.core.gates import FALSE_STOP, judge
-from batuta.core.sample import CONFIDENCE_BINS, Sample, total
+from batuta.core.sample import CONFIDENCE_BINS, Sample, mixed, total
 from batuta.kinds import gate as gate_kind
+from benchmarks.gates import BAD, HEALTHY, PLAN, STATED, play
 
 GATES = ("errors.rate < 0.01", "latency.p99 < baseline.latency.p99 * 1.2", "confidence.shift < 0.2")
 
@@ -78,6 +79,68 @@ def test_a_hot_afternoon_is_not_the_new_releases_fault() -> None:
     slow = measured(chance, 8000, slower=1.6)
     assert judge([GATES[1]], slow, (before, others), least=200, looks=1)[0].verdict == "open"
     assert judge([GATES[1]], slow, (before,), least=200, looks=1)[0].verdict == "broken"
+
+
+def test_a_baseline_that_measured_too_little_is_none() -> None:
+    """In the last wave nobody is left to compare with now: what is broken against before is broken."""
+    chance = random.Random(3)
+    before, slow = measured(chance, 8000), measured(chance, 8000, slower=1.6)
+    for others in (Sample(), measured(chance, 150)):
+        assert judge([GATES[1]], slow, (before, others), least=200, looks=1)[0].verdict == "broken"
+    alone = judge([GATES[1]], slow, (Sample(), measured(chance, 150)), least=200, looks=1)[0]
+    assert (alone.verdict, alone.missing) == ("open", ("baseline.latency.p99",))
+
+
+def test_a_baseline_is_mixed_as_the_updated_ones_are() -> None:
+    """One slow machine in two is updated, and one in ten is not: compared as they are, nobody got slower."""
+    chance = random.Random(4)
+    updated = {"quick": measured(chance, 4000), "slow": measured(chance, 4000, slower=2.0)}
+    others = {"quick": measured(chance, 36_000), "slow": measured(chance, 4000, slower=2.0)}
+    as_they_are = judge(["latency.p50 < baseline.latency.p50 * 1.2"], total(updated.values()),
+                        (total(others.values()),), least=200, looks=1)  # fmt: skip
+    assert as_they_are[0].verdict == "broken"
+    alike = mixed(others, updated)
+    assert (
+        judge(["latency.p50 < baseline.latency.p50 * 1.2"], total(updated.values()), (alike,), least=200, looks=1)[
+            0
+        ].verdict
+        == "held"
+    )
+    assert abs(alike.answered - 8000) < 100
+    assert sum(alike.latency.values()) == sum(alike.confidence) == alike.answered
+    assert mixed({"quick": others["quick"]}, updated) == Sample()
+    assert mixed({}, {}) == mixed(others, {}) == Sample()
+    assert mixed(others, {"quick": updated["quick"]}) == others["quick"]
+
+
+@given(st.dictionaries(st.sampled_from("abc"), st.integers(0, 60)), st.integers(0, 1000))
+def test_a_mixture_is_never_more_than_there_was(sizes: dict[str, int], seed: int) -> None:
+    chance = random.Random(seed)
+    of = {name: measured(chance, n) for name, n in sizes.items()}
+    like = {name: measured(chance, chance.randint(0, 30)) for name in sizes}
+    made = mixed(of, like)
+    assert made.answered + made.errors <= sum(sizes.values()) + len(sizes)
+    assert all(n >= 0 for n in (*made.latency.values(), *made.confidence))
+
+
+# --- Whole rollouts: a few of those of `benchmarks/gates.py` ----------------------------------------------------------
+
+
+def test_healthy_releases_get_through_and_bad_ones_do_not() -> None:
+    for release in HEALTHY.values():
+        assert {play(seed, release).phase for seed in range(12)} == {"done"}
+    for kind, (_, releases) in BAD.items():
+        ended = [play(seed, releases[STATED]) for seed in range(8)]
+        stopped = [e for e in ended if e.phase == "undoing"]
+        assert len(stopped) >= 7, kind
+        assert all(e.phase in ("undoing", "paused") and e.nodes <= 3 for e in ended), kind
+        assert all(e.gate.startswith(kind[:5]) for e in stopped), kind
+
+
+def test_rollouts_that_nobody_judges_are_told_from_judged_ones() -> None:
+    """The benchmark can fail: without gates every bad release gets through."""
+    for _, releases in BAD.values():
+        assert play(1, releases[STATED], PLAN._replace(gates=())).phase == "done"
 
 
 def test_plain_measurements_are_compared_as_they_are() -> None:
