@@ -20,7 +20,7 @@ from batuta.errors import FabricUnavailable, Stale
 from batuta.hub.bell import Bell
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable
+    from collections.abc import Awaitable, Callable, Iterable, Mapping
 
     from batuta.core.decide import Decision
     from batuta.fabric.clock import Clock
@@ -150,7 +150,8 @@ class HubLoop:
             self._promised = {c.value.node: c.value.serial for c in decision.changes if isinstance(c.value, Assignment)}
             if not decision.changes:
                 return decision.wake_at
-            await self._commit(decision.changes)
+            decided_on = {c.key: self._store.revision("decided", c.key) for c in decision.changes}
+            await self._commit(decision.changes, decided_on)
         self._counters.add("decisions_restless")
         return self._clock.now() + RETRY_MS
 
@@ -177,9 +178,10 @@ class HubLoop:
             self._counters.add("incremental_differences", by=len(decision.changes))
         return decision
 
-    async def _commit(self, changes: Iterable[Change]) -> None:
+    async def _commit(self, changes: Iterable[Change], decided_on: Mapping[str, int]) -> None:
         """Releases and fences first, then assignments, then what is no longer needed: a crash in between leaves nothing
-        that runs without its record."""
+        that runs without its record. What somebody else wrote since the deciding, such as a pause, is not written over.
+        """
         changes = list(changes)
         for change in changes:
             if self.keep is not None and isinstance(change.value, Moved):
@@ -191,7 +193,8 @@ class HubLoop:
         for group in (kept, assignments, dropped):
             for start in range(0, len(group), WRITES_AT_ONCE):
                 written = await asyncio.gather(
-                    *(self._write(change) for change in group[start : start + WRITES_AT_ONCE]), return_exceptions=True
+                    *(self._write(change, decided_on[change.key]) for change in group[start : start + WRITES_AT_ONCE]),
+                    return_exceptions=True,
                 )
                 failures = [w for w in written if isinstance(w, BaseException)]
                 if failures and not all(isinstance(f, Stale) for f in failures):
@@ -206,9 +209,9 @@ class HubLoop:
             await self._store.reread("decided", key)
             self._unsure.discard(key)
 
-    async def _write(self, change: Change) -> None:
+    async def _write(self, change: Change, decided_on: int) -> None:
         try:
-            await self._store.commit(change)
+            await self._store.commit(change, decided_on)
         except (Stale, FabricUnavailable) as error:
             self._unsure.add(change.key)
             if isinstance(error, Stale):

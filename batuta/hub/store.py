@@ -103,9 +103,10 @@ class Store:
     async def delete_resource(self, ref: Ref, expected: int | None) -> None:
         await self._delete("desired", ref.key, expected)
 
-    async def commit(self, change: Change) -> None:
-        """Writes one decided row over the revision that was decided on; raises Stale when that is not the newest."""
-        revision = self.revision("decided", change.key)
+    async def commit(self, change: Change, decided_on: int | None = None) -> None:
+        """Writes one decided row over the revision that was decided on, or the newest that is known; raises Stale when
+        that is not the newest."""
+        revision = self.revision("decided", change.key) if decided_on is None else decided_on
         if change.value is None:
             await self._delete("decided", change.key, revision or None)
             return

@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from batuta.config import HubConfig
-from batuta.core.decided import Commons
+from batuta.core.decided import Commons, Release
 from batuta.core.liveness import every_ms
 from batuta.core.observed import InstanceReport
 from batuta.core.state import Change, State
@@ -261,6 +261,26 @@ async def test_a_row_whose_write_got_no_answer_is_read_again_before_anything_is_
         release = "release.default.one.1"
         assert deaf.asked == [f"put {release}", f"get {release}", "put assignment.pi-1"]
         assert list(hub.counters.items()).count(("commits_failed", "fabric_unavailable", 1)) == 1
+
+
+async def test_what_somebody_wrote_since_the_deciding_is_not_written_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running(tmp_path, MemoryBroker()) as hub:
+        commit = hub.store.commit
+        theirs: list[Change] = []
+
+        async def late(change: Change, decided_on: int | None = None) -> None:
+            if not theirs and isinstance(change.value, Release):
+                theirs.append(Change("decided", change.key, msgspec.structs.replace(change.value, at=4711)))
+                await commit(theirs[0])
+            await commit(change, decided_on)
+
+        monkeypatch.setattr(hub.store, "commit", late)
+        await declare(hub, "one")
+        await until(hub, lambda: theirs and hub.counters["commits_failed"])
+        await hub.loop.turn()
+        assert [release.at for release in hub.loop.state.releases["default/one"]] == [4711]
 
 
 async def test_heartbeats_of_strangers_and_nonsense_are_counted(tmp_path: Path) -> None:
