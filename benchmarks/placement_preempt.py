@@ -27,8 +27,9 @@ from placement_fleet import MIB, NOW, application, fleet_rows
 from batuta.core.observed import InstanceReport
 from batuta.core.standing import Displaced
 from batuta.core.state import Change
-from batuta.kinds.application import Component, Disruption, ProcessUse, Replicas, Resources, Rollout
+from batuta.kinds.application import Component, ProcessUse, Replicas, Resources
 from batuta.kinds.base import Bytes, Millicores
+from batuta.kinds.rolling import Disruption, Rollout
 
 CPU_MILLIS, MEMORY_BYTES = 4_000, 4 * 1024 * MIB
 FILLERS, ARRIVING, EACH = 20, 10, 10

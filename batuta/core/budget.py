@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from batuta.core.decided import Released
     from batuta.core.draft import Draft
     from batuta.core.state import Held
-    from batuta.kinds.application import Disruption
+    from batuta.kinds.rolling import Disruption
 
 SITE = ""
 """The label of those domains that are sites; no node's label is called so."""

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from batuta.core.fleet import Fleet
     from batuta.core.load import Load
     from batuta.core.observed import InstanceReport
+    from batuta.core.rollout import Rollout
     from batuta.core.state import State
     from batuta.core.wish import Ask, Slot
 
@@ -66,9 +67,10 @@ class Draft:
         self._instances: dict[str, list[Instance]] = {}
         self._insisted: dict[str, int] = {}
         self._held: dict[str, list[Held]] = {}
-        self._decided: dict[str, Release | Fence | Standing | Looked | None] = {}
+        self._decided: dict[str, Release | Rollout | Fence | Standing | Looked | None] = {}
         self._standing: dict[str, dict[str, Standing | None]] = {}
         self._releases: dict[str, list[Release]] = {}
+        self._rollouts: dict[str, Rollout | None] = {}
         self._fences: dict[str, dict[str, Fence]] = {}
         self._fenced: dict[str, list[Capture]] | None = None
         self._reports: dict[str, dict[str, InstanceReport]] = {}
@@ -218,6 +220,17 @@ class Draft:
         app = f"{release.namespace}/{release.application}"
         self._decided[release_key(release.namespace, release.application, release.revision)] = None
         self._releases[app] = [r for r in self.releases(app) if r.revision != release.revision]
+
+    def rollout(self, app: str) -> Rollout | None:
+        """How its newest release arrives, as drafted; None for one that is the first."""
+        return self._rollouts[app] if app in self._rollouts else self.state.rollouts.get(app)
+
+    def write_rollout(self, rollout: Rollout) -> None:
+        if self.rollout(rollout.app) != rollout:
+            self._decided[rollout.key] = self._rollouts[rollout.app] = rollout
+
+    def drop_rollout(self, rollout: Rollout) -> None:
+        self._decided[rollout.key] = self._rollouts[rollout.app] = None
 
     def fences(self, app: str) -> dict[str, Fence]:
         """By `component/slot`, as drafted."""

@@ -40,7 +40,8 @@ WHOLE: Final = 1 << 32
 REFUSALS: Final = 3
 """So many nodes of one class of hardware turn a release down before the class does."""
 LOOK_MS: Final = 2_000
-"""How often gates are asked while a wave soaks."""
+"""How often gates are asked."""
+TURNS_KEPT: Final = 64
 
 
 class Plan(NamedTuple):
@@ -56,6 +57,10 @@ class Plan(NamedTuple):
     """A wave that is not through by then pauses the rollout."""
     approvals: bool = False
     """Somebody must agree before every wave but the first."""
+    least: int = 200
+    """Fewer answers decide nothing."""
+    node_deadline_ms: int | None = None
+    """A node that is not done by then has turned the release down."""
 
 
 class Seen(Record):
@@ -99,6 +104,25 @@ class Rollout(Record):
     """Why it waits, is paused or was undone."""
     resumes: Phase = "rolling"
     """What a paused one goes on with."""
+    back: int = WHOLE
+    """While it is undone: whose order is not below this has the old release again."""
+    turns: tuple[tuple[int, int], ...] = ()
+    """The reach, and the instant at which it came to be that: by this each node's deadline is known. The last few."""
+    asked_at: int = 0
+    """When the gates were asked last."""
+
+    @property
+    def app(self) -> str:
+        return f"{self.namespace}/{self.application}"
+
+    @property
+    def key(self) -> str:
+        """Its key in the decided table."""
+        return f"rollout.{self.namespace}.{self.application}"
+
+    @property
+    def is_over(self) -> bool:
+        return self.phase in ("done", "undone", "aborted")
 
 
 class Standing(NamedTuple):
@@ -112,6 +136,8 @@ class Standing(NamedTuple):
     reachable: bool = True
     may: bool = True
     """False while an update window, its owner, a lock or the kind of link keeps it from changing."""
+    shut: bool = False
+    """Its update window is: it is waited for, for that will open."""
     selected: int | None = None
     """The first wave that names it by its condition."""
     detail: str = ""
@@ -135,18 +161,26 @@ def may_have(rollout: Rollout, order: int, hardware: str, selected: int | None =
         return False
     if rollout.phase == "done":
         return True
-    if rollout.phase == "undone" or (rollout.phase == "undoing" and rollout.reach == 0):
+    if rollout.phase == "undone" or order >= rollout.back:
         return False
     return order < rollout.reach or (selected is not None and selected <= rollout.wave and rollout.reach > 0)
+
+
+def begun_at(rollout: Rollout, order: int, is_selected: bool) -> int | None:
+    """When a node's turn came, or a little later; None while it has not come."""
+    if is_selected and rollout.reach > 0:
+        return rollout.wave_since
+    return next((at for reach, at in rollout.turns if order < reach), None)
 
 
 def begin(app: str, revision: int, previous: int, now: int, superseded: Rollout | None = None) -> Rollout:
     """The rollout of a new release. The one that it supersedes ends; its nodes keep what they have until their turn."""
     namespace, application = app.split("/")
     tolerated: tuple[int, ...] = ()
-    if superseded is not None and superseded.phase not in ("done", "undone"):
+    if superseded is not None and superseded.phase != "done":
         previous = superseded.previous
-        tolerated = (*superseded.tolerated, superseded.revision)[-4:]
+        if superseded.phase != "undone":
+            tolerated = (*superseded.tolerated, superseded.revision)[-4:]
     return Rollout(
         namespace=namespace, application=application, revision=revision, previous=previous, phase="rolling",
         began_at=now, since=now, wave_since=now, tolerated=tolerated,
@@ -157,7 +191,10 @@ def advance(
     rollout: Rollout, plan: Plan, nodes: Sequence[Standing], now: int, ask: Callable[[Rollout], Sequence[Judged]]
 ) -> Step:
     """The next state. `ask` judges the gates on what was measured so far; it is only asked where it matters."""
-    if rollout.phase in ("done", "undone", "aborted", "paused"):
+    if rollout.phase == "done":
+        # Whoever comes back later may still refuse it, and keeps what it had.
+        return Step(_note_turned_down(rollout, nodes))
+    if rollout.phase in ("undone", "aborted", "paused"):
         return Step(rollout)
     if rollout.phase == "undoing":
         return _undo_further(rollout, plan, nodes, now)
@@ -165,15 +202,16 @@ def advance(
     fit = [n for n in nodes if n.hardware not in rollout.stopped]
     if rollout.turned_down and all(n.state == "down" for n in fit if n.reachable):
         return Step(_fail(rollout, plan, now, _turned_down_everywhere(rollout, nodes)))
-    if plan.gates and _done(rollout, fit):
+    is_due = now >= rollout.asked_at + LOOK_MS or tuple(s.gate for s in rollout.seen) != plan.gates
+    if plan.gates and is_due and _done(rollout, fit):
         judged = ask(rollout)
-        rollout = msgspec.structs.replace(rollout, seen=tuple(_seen(j) for j in judged))
+        rollout = msgspec.structs.replace(rollout, seen=tuple(_seen(j) for j in judged), asked_at=now)
         if broken := next((j for j in judged if j.verdict == "broken"), None):
             return Step(_fail(rollout, plan, now, _gate_broken(rollout, broken)))
     moved = _give_turns(rollout, plan, fit, now)
     if moved is not None:
         late = _late(moved, plan, now)
-        looks = [at for at in (_deadline(moved, plan), now + LOOK_MS if plan.gates else None) if at is not None]
+        looks = [at for at in (_deadline(moved, plan), _next_look(moved, plan, now)) if at is not None]
         return Step(late or moved, None if late else min(looks, default=None))
     if rollout.phase == "rolling":
         rollout = msgspec.structs.replace(rollout, phase="soaking", since=now, reason=None)
@@ -198,32 +236,41 @@ def _has_turn(rollout: Rollout, node: Standing) -> bool:
 
 def _give_turns(rollout: Rollout, plan: Plan, fit: Sequence[Standing], now: int) -> Rollout | None:
     """The wave while it is under way, with as many turns given as may be; None when it is through."""
-    wave = wave_of(rollout, plan)
+    wave, is_last = wave_of(rollout, plan), rollout.wave >= len(plan.waves) - 1
     open_to = [n for n in fit if n.state in ("old", "updating") and n.reachable and n.may]
-    busy = [n for n in open_to if _has_turn(rollout, n)]
-    waiting = sorted((n for n in open_to if not _has_turn(rollout, n)), key=lambda n: n.order)
-    reach = rollout.reach
+    shut = [n for n in open_to if n.shut and n.state == "old"]
+    busy = [n for n in open_to if _has_turn(rollout, n) and not (n.shut and n.state == "old")]
+    waiting = sorted((n for n in open_to if not _has_turn(rollout, n) and not n.shut), key=lambda n: n.order)
+    reach, done = rollout.reach, _done(rollout, fit)
     if wave.where is not None:
         # Whom the condition names has its turn by that alone; the reach only has to be open.
         reach = max(reach, 1)
+        shut = [n for n in shut if n.selected is not None and n.selected <= rollout.wave]
     else:
-        missing = wave.target(len(fit)) - len(_done(rollout, fit)) - len(busy)
-        if plan.concurrency is not None:
-            missing = min(missing, plan.concurrency - len(busy))
-        if turns := waiting[: max(0, missing)]:
-            reach = turns[-1].order + 1
-        elif not waiting and not busy and wave == plan.waves[-1]:
+        missing = wave.target(len(fit)) - len(done) - len(busy)
+        turns = missing if plan.concurrency is None else min(missing, plan.concurrency - len(busy))
+        if is_last and plan.concurrency is None:
+            reach = WHOLE  # also for those that hold nothing of it: they may be where there is room for it
+        elif given := waiting[: max(0, turns)]:
+            reach = given[-1].order + 1
+        elif not waiting and not busy and is_last:
             reach = WHOLE  # whoever is left is away or kept from it, and follows when it can
-    if busy or reach != rollout.reach or not (_done(rollout, fit) or not fit):
-        return _rolling(msgspec.structs.replace(rollout, reach=reach), busy, now)
+        shut = shut if missing > len(waiting) else []
+    if busy or shut or reach != rollout.reach or not (done or not fit):
+        if reach != rollout.reach:
+            turned = (*rollout.turns, (reach, now))[-TURNS_KEPT:]
+            rollout = msgspec.structs.replace(rollout, reach=reach, turns=turned)
+        return _rolling(rollout, busy, shut, now)
     return None
 
 
-def _rolling(rollout: Rollout, busy: Sequence[Standing], now: int) -> Rollout:
+def _rolling(rollout: Rollout, busy: Sequence[Standing], shut: Sequence[Standing], now: int) -> Rollout:
     """Still, or again, under way."""
-    reason = None
-    if not busy and rollout.reach == 0:
-        subject = f"application/{rollout.application}"
+    reason, subject = None, f"application/{rollout.application}"
+    if shut and not busy:
+        detail = f"the update window of {shut[0].node}" + (f" and {len(shut) - 1} more" if len(shut) > 1 else "")
+        reason = Reason(code="rollout_waits", subject=subject, detail=f"{detail} is shut")
+    elif not busy and rollout.reach == 0:
         reason = Reason(code="rollout_waits", subject=subject, detail="no node that may take it can be reached")
     if rollout.phase == "rolling":
         return msgspec.structs.replace(rollout, reason=reason)
@@ -250,14 +297,14 @@ def _soak(rollout: Rollout, plan: Plan, now: int) -> Step:
     subject = f"application/{rollout.application}"
     is_last = rollout.wave >= len(plan.waves) - 1
     if now < over:
-        return Step(rollout, min(over, now + LOOK_MS) if plan.gates else over)
+        return Step(rollout, min(over, _next_look(rollout, plan, now) or over))
     if undecided := [s for s in rollout.seen if s.verdict != "held"]:
         detail = "; ".join(
             f"{s.gate}" + (f" (not measured: {', '.join(s.missing)})" if s.missing else "") for s in undecided
         )
         waiting = msgspec.structs.replace(rollout, reason=Reason(code="gate_undecided", subject=subject, detail=detail))
         late = _late(waiting, plan, now)
-        return Step(late or waiting, now + LOOK_MS)
+        return Step(late or waiting, None if late else _next_look(waiting, plan, now))
     if not is_last and plan.approvals and rollout.approved <= rollout.wave:
         detail = f"wave {rollout.wave + 1} of {len(plan.waves)} is through"
         reason = Reason(code="rollout_unapproved", subject=subject, detail=detail)
@@ -280,6 +327,10 @@ def _late(rollout: Rollout, plan: Plan, now: int) -> Rollout | None:
     return paused(rollout, now, reason)
 
 
+def _next_look(rollout: Rollout, plan: Plan, now: int) -> int | None:
+    return None if not plan.gates else max(rollout.asked_at, now - LOOK_MS + 1) + LOOK_MS
+
+
 def _deadline(rollout: Rollout, plan: Plan) -> int | None:
     return None if plan.wave_deadline_ms is None else rollout.wave_since + plan.wave_deadline_ms
 
@@ -300,13 +351,15 @@ def _undo_further(rollout: Rollout, plan: Plan, nodes: Sequence[Standing], now: 
         return Step(rollout)
     within = sorted((n for n in nodes if _has_turn(rollout, n)), key=lambda n: n.order)
     if not within:
-        return Step(msgspec.structs.replace(rollout, phase="undone", since=now, reach=0))
-    back = within[-plan.concurrency :] if plan.concurrency is not None else within
-    return Step(msgspec.structs.replace(rollout, reach=0 if len(back) == len(within) else back[0].order), now)
+        return Step(msgspec.structs.replace(rollout, phase="undone", since=now, reach=0, back=WHOLE))
+    last = within[-plan.concurrency :] if plan.concurrency is not None else within
+    return Step(msgspec.structs.replace(rollout, back=0 if len(last) == len(within) else last[0].order), now)
 
 
 def paused(rollout: Rollout, now: int, reason: Reason) -> Rollout:
     """Nothing changes any more, in either direction, until somebody says so."""
+    if rollout.is_over or rollout.phase == "paused":
+        return rollout
     return msgspec.structs.replace(rollout, phase="paused", resumes=rollout.phase, since=now, reason=reason)
 
 
@@ -318,17 +371,27 @@ def resumed(rollout: Rollout, now: int) -> Rollout:
 
 
 def undoing(rollout: Rollout, now: int, reason: Reason) -> Rollout:
+    """Every node gets back what it had, the last to have changed first."""
+    if rollout.phase in ("undoing", "undone"):
+        return rollout
     return msgspec.structs.replace(rollout, phase="undoing", since=now, reason=reason)
 
 
 def aborted(rollout: Rollout, now: int, reason: Reason) -> Rollout:
     """No further node gets it; those that have it keep it."""
+    if rollout.is_over:
+        return rollout
     return msgspec.structs.replace(rollout, phase="aborted", since=now, reason=reason)
 
 
 def retried(rollout: Rollout, now: int) -> Rollout:
-    """From the beginning, and as if nobody had refused it."""
-    return begin(f"{rollout.namespace}/{rollout.application}", rollout.revision, rollout.previous, now)
+    """As if nobody had refused it: from the beginning when it was undone, from where it stands when it was not."""
+    if rollout.phase in ("undoing", "undone"):
+        return begin(rollout.app, rollout.revision, rollout.previous, now)
+    return msgspec.structs.replace(
+        rollout, phase="done" if rollout.phase == "done" else "rolling", since=now, wave_since=now, turned_down={},
+        stopped=(), reason=None, seen=(), turns=((rollout.reach, now),),
+    )  # fmt: skip
 
 
 def approved(rollout: Rollout) -> Rollout:

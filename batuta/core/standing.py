@@ -14,6 +14,7 @@ import msgspec
 
 from batuta.core.decided import Assignment, Commons, Fence, Release
 from batuta.core.known import KnownProfile
+from batuta.core.rollout import Rollout
 from batuta.kinds.base import Bytes, Millicores, Record
 from batuta.kinds.policy import Moves
 
@@ -172,7 +173,7 @@ _WORDS: dict[type[Standing], str] = {
 }  # fmt: skip
 DECIDED: dict[str, type[Any]] = {
     "assignment": Assignment, "commons": Commons, "release": Release, "fence": Fence, "looked": Looked,
-    "profile": KnownProfile,
+    "profile": KnownProfile, "rollout": Rollout,
     **{word: kind for kind, word in _WORDS.items()},
 }  # fmt: skip
 """What the decided table holds, by the first word of the key."""

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeGuard
 from batuta.core.decided import Assignment, Commons, Fence, Instance, Release
 from batuta.core.known import KnownProfile
 from batuta.core.observed import Report, Sighting
+from batuta.core.rollout import Rollout
 from batuta.core.standing import Looked, Room, Standing
 from batuta.core.trail import Trail
 from batuta.kinds.application import Application
@@ -69,6 +70,7 @@ class State:
         "policies",
         "profiles",
         "releases",
+        "rollouts",
         "rooms",
         "sightings",
         "standing",
@@ -87,7 +89,7 @@ class State:
         """For how long since then it could not listen, all in all: nobody was silent for that."""
         self.desired: Mapping[str, Resource] = _EMPTY
         """By `Ref.key`."""
-        self.decided: Mapping[str, Assignment | Commons | Release | Fence | Standing | Looked] = _EMPTY
+        self.decided: Mapping[str, Assignment | Commons | Release | Rollout | Fence | Standing | Looked] = _EMPTY
         """By the keys of `core.decided`."""
         self.observed: Mapping[str, Report] = _EMPTY
         """By node name."""
@@ -108,6 +110,8 @@ class State:
         """By `namespace/application`: what people want to run."""
         self.releases: Mapping[str, tuple[Release, ...]] = _EMPTY
         """By `namespace/application`, oldest first."""
+        self.rollouts: Mapping[str, Rollout] = _EMPTY
+        """By `namespace/application`: how its newest release arrives, or arrived."""
         self.fences: Mapping[str, Mapping[str, Fence]] = _EMPTY
         """By `namespace/application`, then `component/slot`."""
         self.standing: Mapping[str, Mapping[str, Standing]] = _EMPTY
@@ -159,7 +163,8 @@ class State:
 
     def applications(self) -> list[str]:
         """Every application that is wished for or still leaves something behind, sorted."""
-        left = set(self.held) | set(self.releases) | set(self.fences) | set(self.standing)
+        indexes = (self.held, self.releases, self.rollouts, self.fences, self.standing)
+        left = {app for index in indexes for app in index}
         return sorted(set(self.declared) | left)
 
     # --- Folding ---
@@ -336,6 +341,9 @@ class State:
                 releases[app] = tuple(sorted(kept, key=lambda r: r.revision))
                 if not releases[app]:
                     del releases[app]
+            elif isinstance(row, Rollout):
+                others_roll = {app: known for app, known in self.rollouts.items() if app != row.app}
+                self.rollouts = others_roll | ({row.app: new} if isinstance(new, Rollout) else {})
             elif isinstance(row, Fence):
                 fences = dict(self.fences) if fences is None else fences
                 app = f"{row.namespace}/{row.application}"

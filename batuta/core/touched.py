@@ -13,6 +13,7 @@ from batuta.core.decide import APPLICATION, SITE
 from batuta.core.decided import Assignment, Commons, Fence, Release
 from batuta.core.known import KnownProfile
 from batuta.core.liveness import heard_at, missed_ms
+from batuta.core.rollout import Rollout
 from batuta.core.rules import asks_the_hour, next_hour, zones_of
 from batuta.core.standing import Scaled, Standing
 from batuta.kinds.application import Application
@@ -116,7 +117,8 @@ def _by_resource(before: State, after: State, old: Any, new: Any) -> Iterator[st
             yield from _wide(after)
         elif isinstance(resource, Site):
             # Conditions may ask of a node's site, and of those above it; and where data may live, a site says for those
-            # below it.
+            # below it. What its nodes share may be another.
+            yield SITE + resource.metadata.name
             for site in below(state, resource.metadata.name):
                 for node in state.nodes_of_site.get(site, ()):
                     yield from _on(after, node)
@@ -185,7 +187,7 @@ def _by_decided(old: Any, new: Any) -> Iterator[str]:
             yield from _by_assignment(old, new)
         return
     for row in (old, new):
-        if isinstance(row, (Release, Fence, Standing)):
+        if isinstance(row, (Release, Rollout, Fence, Standing)):
             yield f"{APPLICATION}{row.namespace}/{row.application}"
 
 

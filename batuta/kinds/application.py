@@ -14,12 +14,12 @@ from batuta.kinds.base import Bytes, Condition, Millicores, Millis, Name, Proble
 from batuta.kinds.container import ContainerUse, container_problems
 from batuta.kinds.hardware import AcceleratorKind, Architecture, architecture_problems
 from batuta.kinds.program import Port, Probe, env_problems, probe_problems
+from batuta.kinds.rolling import Rollout, rollout_problems
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 Count = Annotated[int, Meta(ge=0, le=100_000)]
-DomainLabel = Annotated[str, Meta(min_length=1, max_length=128)]
 Priority = Annotated[int, Meta(ge=-1000, le=1000)]
 Residency = Annotated[str, Meta(min_length=1, max_length=63, description="A place where data may live, such as `eu`.")]
 DevicePath = Annotated[
@@ -197,37 +197,11 @@ class Component(Record):
 
 
 COMPONENT_TYPES = ("model", "process", "container", "pipeline")
-NOT_YET_ROLLOUT = {"waves": "waves", "soak_ms": "soak", "gates": "gates", "on_failure": "onFailure"}
 
 # What decodes but has nobody yet to honour it is refused, never ignored: a field that does nothing is a lie.
 NOT_YET_COMPONENT = {
     "pipeline": "pipeline components are not yet available; use a model with inputs and outputs",
 }
-
-
-class Disruption(Record):
-    """How much of a component may be missing by our own doing, at one time."""
-
-    per_site: Count | None = None
-    """So many of its replicas at one site; 0 for none at all."""
-    per_domain: Annotated[dict[DomainLabel, Count], Meta(max_length=8)] = {}
-    """So many on all nodes together whose label has one and the same value: `{rack: 1}` for one in each rack."""
-
-
-class Rollout(Record):
-    """How a change arrives, and how much of it may be missing meanwhile."""
-
-    disruption: Disruption = Disruption()
-    """Holds for whatever is done on purpose: changes of what runs, drained nodes, policies, moves, preemption. What
-    fails by itself counts against it; healing asks nobody."""
-    waves: tuple[str, ...] | None = None
-    """Not yet available."""
-    soak_ms: Millis | None = msgspec.field(default=None, name="soak")
-    """Not yet available."""
-    gates: tuple[str, ...] | None = None
-    """Not yet available."""
-    on_failure: Literal["undo", "pause"] | None = None
-    """Not yet available."""
 
 
 class ApplicationSpec(Record):
@@ -238,7 +212,7 @@ class ApplicationSpec(Record):
     """Who gives way to whom when room is short. What fits nowhere may take the place of what has a strictly lower
     priority: -100 for what can wait, 0 for the usual, 100 for what the business needs, 1000 for what protects people
     and machines."""
-    rollout: Rollout = Rollout()
+    rollout: Rollout = msgspec.field(default_factory=Rollout)
 
 
 class Application(Resource, tag="Application", kw_only=True):
@@ -273,14 +247,7 @@ class Application(Resource, tag="Application", kw_only=True):
                 )
             seen.add(component.name)
             yield from _component_problems(here, component)
-        for field, wire in NOT_YET_ROLLOUT.items():
-            if getattr(self.spec.rollout, field) is not None:
-                yield Problem(
-                    path=f"spec.rollout.{wire}",
-                    code="not_yet",
-                    message="waves and gates are not yet available; a change replaces instances one by one",
-                    hint="leave it out for now",
-                )
+        yield from rollout_problems("spec.rollout", self.spec.rollout)
 
 
 def _component_problems(here: str, component: Component) -> Iterator[Problem]:

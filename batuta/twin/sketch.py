@@ -10,7 +10,6 @@ from batuta.kinds.application import (
     Application,
     ApplicationSpec,
     Component,
-    Disruption,
     Failover,
     Input,
     ModelUse,
@@ -19,12 +18,12 @@ from batuta.kinds.application import (
     ProcessUse,
     Replicas,
     Resources,
-    Rollout,
 )
 from batuta.kinds.autoscale import Autoscale, Window
 from batuta.kinds.base import Bytes, Metadata, Millicores, Millis, Ref
 from batuta.kinds.model import Model, ModelSpec, Needs, Variant, Version
 from batuta.kinds.policy import Moves, Policy, PolicySpec
+from batuta.kinds.rolling import Disruption, Rollout
 from batuta.twin.chance import Chance
 from batuta.twin.scenario import Demand, Edit, Machine, Scenario
 

@@ -12,7 +12,7 @@ from batuta.core.looking import SOON_MS
 from batuta.core.standing import Looked, Moved, Moving
 from batuta.core.state import Change
 from batuta.core.unasked import LEFT_MAX, REMEMBERED_MS
-from batuta.kinds.application import Disruption, Rollout
+from batuta.kinds.rolling import Disruption, Rollout
 from batuta.kinds.base import Millis
 from batuta.kinds.instants import Instant
 from batuta.kinds.node import Hold

@@ -10,7 +10,7 @@ from batuta.core.standing import Displaced
 from batuta.core.state import Change
 from batuta.core.touched import touched
 from batuta.core.why import why
-from batuta.kinds.application import Disruption, Rollout
+from batuta.kinds.rolling import Disruption, Rollout
 from tests.core.fleets import (
     NOW,
     application,

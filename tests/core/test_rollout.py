@@ -239,7 +239,7 @@ def test_pausing_changes_nothing_and_aborting_keeps_what_is_there() -> None:
         assert advance(stopped, PLAN, fleet.standings(), 10**9, held()).rollout == stopped
         assert stopped.reach == half.reach
     again = rolling.retried(rolling.aborted(half, 1, why), 5)
-    assert (again.phase, again.reach, again.turned_down) == ("rolling", 0, {})
+    assert (again.phase, again.reach, again.turned_down) == ("rolling", half.reach, {})  # where it stood
 
 
 def test_all_words_of_rollouts_are_in_the_catalogue() -> None:

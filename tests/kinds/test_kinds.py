@@ -23,7 +23,6 @@ from batuta.kinds.application import (
     ProcessUse,
     Replicas,
     Resources,
-    Rollout,
     Serve,
     Slo,
     Toleration,
@@ -35,6 +34,7 @@ from batuta.kinds.model import Golden, ModelSpec, Signature, Tensor, Variant, Ve
 from batuta.kinds.node import NodeSpec, Taint
 from batuta.kinds.policy import Policy, PolicySpec
 from batuta.kinds.program import HttpProbe, Probe
+from batuta.kinds.rolling import Deadline, Rollout, UpdateWindow
 from batuta.kinds.shape import misfits
 from batuta.kinds.site import SiteSpec, Uplink
 
@@ -145,7 +145,25 @@ def test_components(component, problems):
 def test_applications():
     twice = Component(name="p", process=PROCESS)
     assert found(application(twice, twice)) == [("spec.components[1].name", "duplicate")]
-    assert found(application(twice, rollout=Rollout(waves=("1 node",)))) == [("spec.rollout.waves", "not_yet")]
+
+
+@pytest.mark.parametrize(
+    ("rollout", "problems"),
+    [
+        (Rollout(waves=("1 node", "10%", "100%"), gates=("errors.rate < 0.01",), concurrency=5, approvals=True), []),
+        (Rollout(waves=("2 cows",)), [("spec.rollout.waves[0]", "value")]),
+        (Rollout(waves=("50%", "10%")), [("spec.rollout.waves[1]", "value")]),
+        (Rollout(gates=("errors.rate < 0.01", "latency.p77 < 5.0")), [("spec.rollout.gates[1]", "unknown_field")]),
+        (
+            Rollout(windows=(UpdateWindow(opens="0 22 * * *", closes="0 25 * * *"),)),
+            [("spec.rollout.windows[0].closes", "value")],
+        ),
+        (Rollout(concurrency=1), [("spec.rollout.concurrency", "value")]),
+        (Rollout(approvals=True, deadline=Deadline(wave_ms=Millis(1))), [("spec.rollout.approvals", "value")]),
+    ],
+)
+def test_rollouts(rollout, problems):
+    assert found(application(Component(name="p", process=PROCESS), rollout=rollout)) == problems
 
 
 def test_models():

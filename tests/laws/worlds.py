@@ -20,12 +20,13 @@ from batuta.core.observed import Flow, InstanceReport, Measures
 from batuta.core.standing import Moving, Scaled
 from batuta.core.state import Change, State
 from batuta.core.touched import touched
-from batuta.kinds.application import Disruption, Replicas, Rollout, Toleration
+from batuta.kinds.application import Replicas, Toleration
 from batuta.kinds.autoscale import Autoscale, Window
 from batuta.kinds.base import Millis
 from batuta.kinds.instants import Instant
 from batuta.kinds.node import Hold, Taint
 from batuta.kinds.policy import Hours, Moves
+from batuta.kinds.rolling import Disruption, Rollout
 from batuta.twin.budget_law import exceeded
 from tests.core.fleets import MIB, NOW, application, component, model, no_application, node, policy, report, site
 from tests.laws import preempting, rooming

@@ -1,0 +1,324 @@
+"""Turns: a rollout read off the fleet. Whose turn it is, where each node stands, and what was measured by whom.
+
+While a rollout is under way a component that it changes has two asks: the new release's, for the nodes that have their
+turn, and the trusted one's, for all others. What is left alone whatever it is, is *frozen*: everything while the
+rollout is paused or was aborted, and nodes whose update window is shut, whose link is paid for, or that start a little
+later than others. Nothing is frozen that has to be healed, nor anything that goes back to the trusted release.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+import msgspec
+import numpy as np
+
+from batuta.core import traits
+from batuta.core.gates import Judged, judge
+from batuta.core.rollout import WHOLE, Plan, Rollout, Standing, begun_at, order_of
+from batuta.core.sample import Sample, total
+from batuta.kinds.calendar import opening
+from batuta.kinds.waves import EVERYTHING, waves_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from batuta.core.decided import Instance, Release, Released
+    from batuta.core.draft import Draft
+    from batuta.core.fleet import Bools, Fleet, Ints
+    from batuta.core.observed import InstanceReport
+    from batuta.core.state import Held
+    from batuta.kinds.application import Application, Component
+
+State = Literal["old", "updating", "new", "down"]
+STARTS_MAX = 3
+"""What had to be started so often, and is not up, does not work."""
+_SCRAMBLE, _LAST = 2_654_435_761, 2**62
+
+
+def plan_of(application: Application | None) -> Plan:
+    """How the releases of an application arrive, as people wrote it."""
+    if application is None:
+        return Plan()
+    said = application.spec.rollout
+    return Plan(
+        waves=waves_of(said.waves) if said.waves is not None else (EVERYTHING,), soak_ms=int(said.soak_ms),
+        gates=said.gates, on_failure=said.on_failure, concurrency=said.concurrency,
+        wave_deadline_ms=None if said.deadline.wave_ms is None else int(said.deadline.wave_ms),
+        approvals=said.approvals, least=said.least_answers,
+        node_deadline_ms=None if said.deadline.node_ms is None else int(said.deadline.node_ms),
+    )  # fmt: skip
+
+
+def trusted_of(draft: Draft, rollout: Rollout) -> Release | None:
+    """The release that a rollout goes back to."""
+    return next((r for r in draft.releases(rollout.app) if r.revision == rollout.previous), None)
+
+
+def followed(draft: Draft, app: str) -> Release | None:
+    """The release that is to run: the newest, or the trusted one once the newest was undone."""
+    newest = draft.releases(app)[-1:]
+    rollout = draft.rollout(app)
+    if not newest or rollout is None or rollout.phase != "undone":
+        return newest[0] if newest else None
+    trusted = trusted_of(draft, rollout)
+    return newest[0] if trusted is None else as_now(draft, trusted, newest[0])
+
+
+def as_now(draft: Draft, trusted: Release, newest: Release) -> Release:
+    """What ran then, and how many, where and how patiently as now. The same object while nothing of it changes."""
+    known: dict[str, tuple[Release, Release, Release]] = draft.fleet.kept.setdefault("as_now", {})
+    app = f"{trusted.namespace}/{trusted.application}"
+    found = known.get(app)
+    if found is None or found[0] is not trusted or found[1] is not newest:
+        present = {r.component.name: r.component for r in newest.components}
+        components = tuple(_with_present(r, present.get(r.component.name)) for r in trusted.components)
+        found = known[app] = (trusted, newest, msgspec.structs.replace(trusted, components=components))
+    return found[2]
+
+
+def _with_present(released: Released, present: Component | None) -> Released:
+    if present is None:
+        return released
+    component = msgspec.structs.replace(
+        released.component, replicas=present.replicas, placement=present.placement, failover=present.failover,
+        slo=present.slo,
+    )  # fmt: skip
+    return msgspec.structs.replace(released, component=component)
+
+
+class Place(NamedTuple):
+    """A node and what of the changed components it holds."""
+
+    node: str
+    row: int
+    held: tuple[Held, ...]
+
+
+class Turns:
+    """One rollout, as the fleet is now."""
+
+    def __init__(self, draft: Draft, rollout: Rollout, newest: Release, trusted: Release) -> None:
+        self.draft = draft
+        self.fleet: Fleet = draft.fleet
+        self.app = rollout.app
+        self.rollout = rollout
+        application = draft.state.application(self.app)
+        self.spec = application.spec.rollout if application is not None else None
+        self.plan = plan_of(application)
+        self.old: dict[str, Released] = {r.component.name: r for r in as_now(draft, trusted, newest).components}
+        self.new: dict[str, Released] = {r.component.name: r for r in newest.components}
+        self.changed = self._changed()
+        """Components that are to run otherwise, by name."""
+        self.order: Ints = self.fleet.column(
+            ("order", self.app, rollout.revision), self.fleet.machine,
+            lambda row: order_of(self.app, rollout.revision, self.fleet.names[row]), np.int64,
+        )  # fmt: skip
+        self._shut: Bools | None = None
+        self._selected: Ints | None = None
+
+    def _changed(self) -> frozenset[str]:
+        both = self.old.keys() & self.new.keys()
+        found = {name for name in both if self.old[name].revision != self.new[name].revision}
+        if self.rollout.tolerated:
+            held = (h.instance for h in self.draft.held(self.app))
+            found |= {i.component for i in held if i.component in both and i.revision in self.rollout.tolerated}
+        return frozenset(found)
+
+    def after(self, rollout: Rollout) -> Turns:
+        """The same fleet, with the rollout a step further."""
+        self.rollout = rollout
+        return self
+
+    # --- By row ---
+
+    def has_turn(self) -> Bools:
+        """By row: is the new release for this node, now?"""
+        rollout, fleet = self.rollout, self.fleet
+        if rollout.phase == "undone":
+            return np.zeros(fleet.capacity, np.bool_)
+        if rollout.phase == "done":
+            found: Bools = fleet.present.copy()
+        else:
+            found = self.order < rollout.reach
+            if rollout.reach > 0:
+                found |= self.selected() <= rollout.wave
+            found &= self.order < rollout.back
+        if rollout.stopped:
+            codes, names = traits.hardware(fleet)
+            stopped = [names[name] for name in rollout.stopped if name in names]
+            found &= ~np.isin(codes, stopped)
+        for node in rollout.turned_down:
+            row = fleet.row_of.get(node)
+            if row is not None:
+                found[row] = False
+        return found
+
+    def selected(self) -> Ints:
+        """By row: the first wave whose condition names it."""
+        if self._selected is None:
+            found = np.full(self.fleet.capacity, _LAST, np.int64)
+            for i, wave in reversed(list(enumerate(self.plan.waves))):
+                if wave.where is not None:
+                    found[self.fleet.where(wave.where) == 1] = i
+            self._selected = found
+        return self._selected
+
+    def frozen(self) -> Bools | None:
+        """By row: is what runs there left alone, whichever release it is of? None for nowhere."""
+        if self.rollout.phase in ("paused", "aborted"):
+            return np.ones(self.fleet.capacity, np.bool_)
+        found: Bools | None = None
+        for kept in (self.shut(), self.metered(), self._early()):
+            if kept is not None:
+                found = kept if found is None else found | kept
+        # What goes back to the trusted release waits for nothing.
+        return None if found is None else found & self.has_turn()
+
+    def shut(self) -> Bools | None:
+        """By row: is no update window open there? None for nowhere; `wakes` says when that changes."""
+        if self.spec is None or not self.spec.windows or self.spec.priority == "security":
+            return None
+        if self._shut is None:
+            fleet, is_open = self.fleet, dict[int, bool]()
+            for name in sorted({fleet.site_names[code] for code in np.unique(fleet.site[fleet.present]).tolist()}):
+                at_site = next((s.spec.time_zone for s in fleet.chain(name) if s.spec.time_zone is not None), "UTC")
+                found = [opening(w.opens, w.closes, w.zone or at_site, self.draft.now) for w in self.spec.windows]
+                is_open[fleet.site_code[name]] = any(each.is_open for each in found)
+                for each in found:
+                    if each.edge is not None:
+                        self.draft.wake(each.edge)
+            closed = [code for code, is_one in is_open.items() if not is_one]
+            self._shut = np.isin(fleet.site, closed) & fleet.present
+        return self._shut
+
+    def metered(self) -> Bools | None:
+        """By row: must it wait until its way to the hub costs nothing?"""
+        if self.spec is None or self.spec.links == "any" or self.spec.priority == "security":
+            return None
+        fleet = self.fleet
+        paid = traits.trait(
+            fleet, "metered", lambda node, _: int(any(s.spec.uplink.metered for s in fleet.chain(node.spec.site)))
+        )
+        return paid > 0
+
+    def _early(self) -> Bools | None:
+        """By row: is it not yet its instant within the wave?"""
+        jitter_ms = int(self.spec.jitter_ms) if self.spec is not None else 0
+        if not jitter_ms or self.rollout.is_over:
+            return None
+        at = self.rollout.wave_since + ((self.order * _SCRAMBLE & (WHOLE - 1)) * jitter_ms >> 32)
+        later = at[at > self.draft.now]
+        if later.size:
+            self.draft.wake(int(later.min()))
+        return at > self.draft.now
+
+    # --- By node ---
+
+    def places(self) -> list[Place]:
+        """Every node that holds what changes, or has just been emptied of it."""
+        found: dict[str, list[Held]] = {}
+        slots: set[tuple[str, str]] = set()
+        for h in self.draft.held(self.app):
+            if h.instance.component in self.changed:
+                found.setdefault(h.node, []).append(h)
+                slots.add((h.instance.component, h.instance.slot))
+        for fence in self.draft.fences(self.app).values():
+            # Stopped, and not yet surely gone: its successor is still to come.
+            if fence.component in self.changed and (fence.component, fence.slot) not in slots:
+                found.setdefault(fence.node, [])
+        row_of = self.fleet.row_of
+        return [Place(node, row_of[node], tuple(those)) for node, those in found.items() if node in row_of]
+
+    def standings(self, places: Iterable[Place]) -> list[Standing]:
+        fleet, now, rollout = self.fleet, self.draft.now, self.rollout
+        codes, names = traits.hardware(fleet)
+        by_code = {code: name for name, code in names.items()}
+        selected = self.selected() if any(wave.where is not None for wave in self.plan.waves) else None
+        is_undoing = rollout.phase == "undoing"
+        shut = None if is_undoing else self.shut()
+        metered = None if is_undoing else self.metered()
+        found: list[Standing] = []
+        for node, row, held in places:
+            state, detail = self._state(node, row, held)
+            wave = int(selected[row]) if selected is not None else _LAST
+            found.append(
+                Standing(
+                    node=node, order=int(self.order[row]), hardware=by_code[int(codes[row])], state=state,
+                    reachable=bool(fleet.fresh[row]), detail=detail, selected=None if wave == _LAST else wave,
+                    may=bool(fleet.held_until[row] <= now) and not (metered is not None and metered[row]),
+                    shut=bool(shut is not None and shut[row]),
+                )
+            )  # fmt: skip
+        return found
+
+    def _state(self, node: str, row: int, held: Sequence[Held]) -> tuple[State, str]:
+        """Where a node stands, and the first words of what is wrong."""
+        rollout = self.rollout
+        if node in rollout.turned_down:
+            return "down", ""
+        fresh = [h for h in held if self.is_new(h.instance)]
+        state: State = "updating" if fresh or not held else "old"
+        if fresh:
+            reports = [self.draft.reported(node, h.instance) for h in fresh]
+            for report in reports:
+                if report is not None and (wrong := self._wrong(report)) is not None:
+                    return "down", wrong
+            if len(fresh) == len(held) and all(r is not None and r.phase == "ready" for r in reports):
+                return "new", ""
+        limit_ms = self.plan.node_deadline_ms
+        if limit_ms is not None and rollout.phase in ("rolling", "soaking") and self.fleet.fresh[row]:
+            began = begun_at(rollout, int(self.order[row]), int(self.selected()[row]) <= rollout.wave)
+            if began is not None:
+                # Who was away has as long as anybody else, from when it is back.
+                due = max(began, int(self.fleet.since[row])) + limit_ms
+                if self.draft.now >= due:
+                    return "down", f"not done within {limit_ms // 1000} s"
+                self.draft.wake(due)
+        return state, ""
+
+    def _wrong(self, report: InstanceReport) -> str | None:
+        """Why an instance of the new release does not work there; None while it may."""
+        if report.phase == "refused":
+            return str(report.reason) if report.reason is not None else "it was refused"
+        if self.rollout.is_over or report.phase != "backoff" or report.starts < STARTS_MAX:
+            return None
+        return str(report.reason) if report.reason is not None else f"started {report.starts} times"
+
+    def is_new(self, instance: Instance) -> bool:
+        released = self.new.get(instance.component)
+        return released is not None and released.revision == instance.revision
+
+    # --- What was measured ---
+
+    def judged(self, places: Iterable[Place], standings: Sequence[Standing]) -> list[Judged]:
+        """The gates on what updated nodes measured, against what was before and what others measure now."""
+        there = {place.node: place for place in places}
+        done = [s for s in standings if s.state == "new"]
+        classes = {s.hardware for s in done}
+        others = [s for s in standings if s.state == "old" and s.hardware in classes and s.reachable]
+        baselines = [self.rollout.before, self.sample(there[s.node] for s in others)]
+        return judge(
+            self.plan.gates, self.sample(there[s.node] for s in done),
+            [b for b in baselines if b.answered + b.errors or b.instance_ms],
+            least=self.plan.least, looks=len(self.plan.waves),
+        )  # fmt: skip
+
+    def sample(self, places: Iterable[Place]) -> Sample:
+        """What the changed components of these nodes measured, all in all."""
+        found: list[Sample] = []
+        for place in places:
+            for h in place.held:
+                report = self.draft.reported(place.node, h.instance)
+                if report is not None and report.measures is not None and report.measures.sample is not None:
+                    found.append(report.measures.sample)
+        return total(found)
+
+
+def turns_of(draft: Draft, app: str) -> Turns | None:
+    """The rollout of an application's newest release, unless there is none or it was undone."""
+    rollout, newest = draft.rollout(app), draft.releases(app)[-1:]
+    if rollout is None or not newest or rollout.phase == "undone":
+        return None
+    trusted = trusted_of(draft, rollout)
+    return None if trusted is None else Turns(draft, rollout, newest[0], trusted)
