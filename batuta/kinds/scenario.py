@@ -12,6 +12,7 @@ from batuta.kinds import condition
 from batuta.kinds.application import Component
 from batuta.kinds.base import Bytes, Millicores, Millis, Name, Problem, Record, Resource
 from batuta.kinds.site import Uplink
+from batuta.kinds.truth import Truth, truth_problems
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -82,6 +83,8 @@ class MadeAccelerator(Record):
 class Hardware(Record):
     """One sort of machine."""
 
+    name: Name | None = None
+    """Its class, as nodes report theirs: what is remembered of a class holds for all that have its name."""
     weight: Annotated[int, Meta(ge=1, le=1000)] = 1
     """Against the other sorts of its group: 3 beside a 1 is three quarters of the nodes."""
     cpu_millis: Millicores = msgspec.field(default_factory=lambda: Millicores(4000), name="cpu")
@@ -189,6 +192,8 @@ class ScenarioSpec(Record):
     fleet: Annotated[tuple[Group, ...], Meta(min_length=1, max_length=1000)]
     load: Annotated[tuple[Load, ...], Meta(max_length=1000)] = ()
     asks: Annotated[tuple[Ask, ...], Meta(max_length=10_000)] = ()
+    truths: Annotated[tuple[Truth, ...], Meta(max_length=1000)] = ()
+    """What versions are like where they run: how much they are asked, how they answer, which machines refuse them."""
     faults: Annotated[tuple[Fault, ...], Meta(max_length=10_000)] = ()
     expectations: Annotated[tuple[Expectation, ...], Meta(max_length=1000)] = ()
     duration_ms: Millis = msgspec.field(default_factory=lambda: Millis(300_000), name="duration")
@@ -222,6 +227,9 @@ class Scenario(Resource, tag="Scenario", kw_only=True):
                 yield _misfit(f"spec.load[{i}].instances", "least is more than most")
         for i, ask in enumerate(spec.asks):
             yield from _ask_problems(f"spec.asks[{i}]", ask)
+        sorts = {hardware.name for group in spec.fleet for hardware in group.hardware if hardware.name is not None}
+        for i, truth in enumerate(spec.truths):
+            yield from truth_problems(f"spec.truths[{i}]", truth, sorts)
         groups = {group.name for group in spec.fleet}
         named = any(fault.node or fault.site for fault in spec.faults)
         nodes = {f"{group.name}-{k}" for group in spec.fleet for k in range(group.nodes) if named}

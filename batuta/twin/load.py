@@ -1,4 +1,4 @@
-"""Load: the work that comes to components, and how slow their instances are under it. Autoscaling follows that.
+"""Load: the work that comes to components, and what their instances measure. Autoscaling and gates follow that.
 
 An instance that has just enough to do answers in 50 ms; with twice as much it takes twice as long. After the phase of
 faults the work stays as it is, so that a fleet can come to rest.
@@ -10,12 +10,16 @@ from typing import TYPE_CHECKING, Final
 
 from batuta.core.observed import Measures
 from batuta.twin.chance import Chance
+from batuta.twin.truth import NO_TRUTHS, Truths, measured
 from batuta.twin.world import EPOCH_MS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from batuta.core.decided import Instance
+    from batuta.core.local import Local
+    from batuta.core.sample import Sample
+    from batuta.kinds.truth import Truth
     from batuta.twin.node import Node
     from batuta.twin.scenario import Demand, Scenario
 
@@ -30,21 +34,41 @@ class Work:
         self._until_ms = scenario.duration_ms if scenario is not None else 0
         self._nodes = nodes
         self._draws = {name: Chance(seed, "demand", name) for name in self._demands}
+        self.truths = Truths(scenario.truths) if scenario is not None else NO_TRUTHS
+        self._is_measured = bool(self._demands or self.truths.truths)
 
     def comes_to(self, node: Node) -> bool:
         """Is anything measured of what it runs?"""
-        return bool(self._demands) and any(_of(x.instance) in self._demands for x in node.ledger.locals.values())
+        return self._is_measured and any(
+            _of(x.instance) in self._demands or self._truth(node, x.instance).per_second is not None
+            for x in node.ledger.locals.values()
+        )
 
     def measures(self, node: Node, at: int) -> dict[str, Measures]:
         """What the node measures of its instances at an instant."""
-        if not self._demands:
+        if not self._is_measured:
             return {}
         found: dict[str, Measures] = {}
         for name, local in node.ledger.locals.items():
-            component = _of(local.instance)
+            component, sample = _of(local.instance), self._sample(node, local, at)
+            p99_ms = None
             if component in self._demands and local.phase == "ready":
-                found[name] = Measures(latency_p99_ms=round(BUSY_MS * self._share(component, at), 1))
+                p99_ms = round(BUSY_MS * self._share(component, at), 1)
+            if p99_ms is not None or sample is not None:
+                found[name] = Measures(latency_p99_ms=p99_ms, sample=sample)
         return found
+
+    def _truth(self, node: Node, instance: Instance) -> Truth:
+        return self.truths.of(instance, node.plan.hardware)
+
+    def _sample(self, node: Node, local: Local, at: int) -> Sample | None:
+        """What one that runs has counted since it was ready."""
+        running = next((p for p in node.machine.called(local.instance.name) if p.ready), None)
+        if running is None:
+            return None
+        restarts = max(0, local.starts - 1)
+        ready_ms = max(0, at - running.ready_at)
+        return measured(self._truth(node, local.instance), local.instance, node.name, ready_ms, restarts)
 
     def _share(self, component: str, at: int) -> float:
         """How much of what it can do comes to each instance that is ready, wherever it is."""

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 class Process:
     """One running copy of an instance."""
 
-    __slots__ = ("alive", "began", "instance", "node", "pid", "ready", "stubborn")
+    __slots__ = ("alive", "began", "instance", "node", "pid", "ready", "ready_at", "stubborn")
 
     def __init__(self, node: str, instance: Instance, pid: int, began: int, stubborn: bool) -> None:
         self.node = node
@@ -21,6 +21,8 @@ class Process:
         self.began = began
         self.stubborn = stubborn
         self.ready = False
+        self.ready_at = began
+        """When it was first ready."""
         self.alive = True
 
 

@@ -13,6 +13,7 @@ from batuta.core.reasons import Reason
 from batuta.twin.chance import Chance
 from batuta.twin.machine import Machine, Process
 from batuta.twin.pulse import Pulse, inventory_of
+from batuta.twin.truth import NO_TRUTHS
 from batuta.twin.world import EPOCH_MS
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
     from batuta.core.decided import Assignment
     from batuta.core.local import Action, Event, Local
+    from batuta.kinds.truth import Truth
     from batuta.twin import scenario
     from batuta.twin.broker import Broker
     from batuta.twin.laws import Laws
@@ -69,6 +71,8 @@ class Node:
         """Does it hold anything that must never run twice?"""
         self.inventory = inventory_of(self)
         self.pulse = Pulse(self)
+        self.truths = NO_TRUTHS
+        """What the versions that it runs are like."""
         self._forget()
 
     def _forget(self) -> None:
@@ -241,6 +245,11 @@ class Node:
             self.machine.end(process)
             self._done(name, Failed(name, Reason(code="start_failed", subject=f"instance/{name}")))
             return
+        if refused := self._truth(process).refused:
+            self.machine.end(process)
+            reason = Reason(code="start_failed", subject=f"instance/{name}", detail=refused)
+            self._done(name, Failed(name, reason, final=True))
+            return
         self._done(name, Started(name, {"pid": process.pid}))
         self._watch(process)
 
@@ -250,8 +259,18 @@ class Node:
 
     def _warm(self, boot: int, process: Process) -> None:
         if process.alive and boot == self.boots and self.is_running:
-            process.ready = True
+            if not process.ready:
+                process.ready, process.ready_at = True, self.world.now
+                if fails_after_ms := self._truth(process).fails_after_ms:
+                    self.world.after(int(fails_after_ms), self._fails, process)
             self.hear(Ready(process.instance.name))
+
+    def _truth(self, process: Process) -> Truth:
+        return self.truths.of(process.instance, self.plan.hardware)
+
+    def _fails(self, process: Process) -> None:
+        if process.alive:
+            self.exit(process)
 
     def _stop(self, name: str, copies: list[Process]) -> None:
         longest_ms = 0

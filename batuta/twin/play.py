@@ -55,6 +55,7 @@ class Play:
         load = Work(scenario, seed, self.nodes)
         for node in self.nodes.values():
             node.pulse.load = load
+            node.truths = load.truths
         self.laws.is_there = lambda name, for_ms: self.nodes[name].is_there(for_ms)
         self.start_hub()
         for node in self.nodes.values():

@@ -206,4 +206,5 @@ def inventory_of(node: Node) -> Inventory:
             Accelerator(kind=a.kind, name=a.name, memory_bytes=Bytes(a.memory_bytes)) for a in plan.accelerators
         ),
         runtimes=plan.runtimes,
+        hardware=plan.hardware,
     )

@@ -8,6 +8,7 @@ from batuta.kinds import AnyResource, Site
 from batuta.kinds.base import Record, Ref
 from batuta.kinds.scenario import Expectation as Expected
 from batuta.kinds.scenario import MadeAccelerator
+from batuta.kinds.truth import Truth
 from batuta.twin.physics import Physics
 
 FaultKind = Literal[
@@ -46,6 +47,8 @@ class Machine(Record):
     architecture: str = "x86_64"
     accelerators: tuple[MadeAccelerator, ...] = ()
     labels: dict[str, str] = {}
+    hardware: str = ""
+    """Its class of hardware, as it reports it."""
     latency_ms: tuple[int, int] | None = None
     """One way to the hub; as the physics say when left out."""
     bandwidth_bps: int | None = None
@@ -101,6 +104,8 @@ class Scenario(Record):
     expectations: tuple[Expectation, ...] = ()
     demands: dict[str, Demand] = {}
     """By `namespace/name/component`: the work that comes; nothing is measured of those that are not named."""
+    truths: tuple[Truth, ...] = ()
+    """What versions are like where they run."""
     physics: Physics = Physics()
     duration_ms: int = 300_000
     """The phase with faults; afterwards links heal and machines come back."""
