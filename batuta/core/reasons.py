@@ -159,7 +159,8 @@ CATALOGUE: dict[str, Entry] = {
     "backing_off": Entry("it failed and waits before the next try", "see `batuta logs`", waits=True),
     "exited": Entry("its process ended", "see `batuta logs`"),
     "memory_exceeded": Entry(
-        "it took more memory than it was promised, and was ended", "raise resources.memory of the component"
+        "it took, or asked for, more memory than it was promised, and ended by it",
+        "raise resources.memory of the component",
     ),
     "engine_unreachable": Entry(
         "the node's container engine does not answer; what it runs may go on",

@@ -13,10 +13,11 @@ import contextlib
 import json
 import os
 import signal
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from batuta.fabric.tasks import end
 from batuta.runtimes import processes
+from batuta.runtimes.endings import Exit, judged, killed_for_memory
 from batuta.runtimes.logs import Logs
 from batuta.runtimes.sandbox import Limits, Program, launch
 
@@ -33,16 +34,6 @@ LOOK_AT_SESSION_EVERY = 8
 POLL_END_S = 0.05
 LEFTOVERS_GRACE_S = 2.0
 MARK = "BATUTA_DIRECTORY"
-
-
-class Exit(NamedTuple):
-    """How it ended, in words."""
-
-    words: str
-    asked: bool
-    """It was told to end."""
-    code: str = "exited"
-    """The Reason code for it."""
 
 
 class Kept:
@@ -65,6 +56,11 @@ class Kept:
         self._asked_until: float | None = None
         """It was told to end, and has until then, in the loop's time."""
         self._verdict = ""
+        self._inherited_bytes = 0
+        """The kernel's books on a child's memory begin with that of the process that forked it: up to here they say
+        nothing of the child."""
+        self._complained_before_bytes = 0
+        """So much of its standard error is of earlier starts."""
         self._watch: asyncio.Task[None] | None = None
 
     @property
@@ -81,11 +77,14 @@ class Kept:
         starts = starts_so_far(directory) + 1
         write_whole(directory / "starts", str(starts))
         env = {**program.env, MARK: str(directory), "BATUTA_START": str(starts)}
+        complained_before_bytes = Logs(directory).size_bytes("stderr")
         child = await launch(program._replace(env=env), Logs(directory))
         seen = processes.look(child.pid)
         assert seen is not None, "a child that was not waited for is in the process table"
         kept = cls(directory, program.limits, child.pid, seen.created, starts)
         kept._child = child
+        kept._inherited_bytes = processes.peak_bytes(os.getpid())
+        kept._complained_before_bytes = complained_before_bytes
         write_whole(directory / "run.json", json.dumps(kept.handle))
         kept._begin()
         return kept
@@ -116,14 +115,12 @@ class Kept:
                 self._look(whole_session=looks % LOOK_AT_SESSION_EVERY == 0)
         finally:
             ending.cancel()
-        words = self._words()
+        self.exit = self._judge()
         # What a dead leader leaves running would hold its ports and do its work twice.
         grace_s = LEFTOVERS_GRACE_S
         if self._asked_until is not None:
             grace_s = self._asked_until - asyncio.get_running_loop().time()
         await end_all(self.directory, sessions=(self.pid,), grace_s=grace_s)
-        code = "memory_exceeded" if self._verdict else "exited"
-        self.exit = Exit(words, self._asked_until is not None, code)
         self.ended.set()
 
     def _look(self, *, whole_session: bool) -> None:
@@ -137,21 +134,37 @@ class Kept:
             rss_bytes = sum(seen.rss_bytes for seen in processes.of_session(self.pid))
         self.rss_bytes = rss_bytes
         most = self._limits.memory_bytes
-        if most and rss_bytes > most and not self._verdict:
-            self._verdict = f"killed for its memory: {rss_bytes >> 20}Mi resident, {most >> 20}Mi allowed"
+        if not most or self._verdict:
+            return
+        # What it held between two looks counts as well: else it would depend on chance who is caught.
+        held_bytes = max(rss_bytes, processes.peak_bytes(self.pid))
+        if held_bytes > most:
+            self._verdict = killed_for_memory(held_bytes, most)
             _signal(self.pid, signal.SIGKILL)
 
-    def _words(self) -> str:
-        status = self._child.wait() if self._child is not None else None
+    def _judge(self) -> Exit:
+        status, peak_bytes = self._reap()
+        asked = self._asked_until is not None
         if self._verdict:
-            return self._verdict
-        if status is None:
-            return "it ended; how is not known, because the node agent restarted meanwhile"
-        if status >= 0:
-            return f"exit status {status}"
-        name = signal.Signals(-status).name if -status in signal.valid_signals() else f"signal {-status}"
-        guess = " (out of memory?)" if name == "SIGKILL" and self._asked_until is None else ""
-        return f"killed by {name}{guess}"
+            return Exit(self._verdict, asked, "memory_exceeded")
+        return judged(
+            status,
+            asked=asked,
+            most_bytes=self._limits.memory_bytes,
+            held_bytes=peak_bytes if peak_bytes > self._inherited_bytes else 0,
+            complaint=self.logs.complaint(self._complained_before_bytes),
+        )
+
+    def _reap(self) -> tuple[int | None, int]:
+        """Its exit status, and the most that it held at once; None and 0 when it was not started by this process."""
+        if self._child is None or self._child.returncode is not None:
+            return (self._child.returncode if self._child is not None else None), 0
+        try:
+            _, status, usage = os.wait4(self.pid, 0)
+        except ChildProcessError:  # somebody else has asked after it
+            return self._child.wait(), 0
+        self._child.returncode = os.waitstatus_to_exitcode(status)
+        return self._child.returncode, usage.ru_maxrss << 10
 
     # --- Ending ---
 

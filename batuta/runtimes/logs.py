@@ -70,6 +70,19 @@ class Logs:
         self.rotations += 1
         self.dropped_bytes += begin
 
+    def size_bytes(self, stream: str) -> int:
+        try:
+            return self.path(stream).stat().st_size
+        except FileNotFoundError:
+            return 0
+
+    def complaint(self, before_bytes: int, *, bytes_max: int = 1_000) -> str:
+        """The newest of what it complained about, but nothing of the first bytes, which are of earlier starts. A file
+        that is shorter than those was cut since."""
+        size_bytes = self.size_bytes("stderr")
+        own_bytes = size_bytes - before_bytes if size_bytes >= before_bytes else size_bytes
+        return _tail(self.path("stderr"), min(bytes_max, own_bytes))
+
     def last_lines(self, count: int = 3, *, bytes_max: int = 400) -> str:
         """The newest lines, of what it complained about if it complained, else of what it said; on one line."""
         for stream in ("stderr", "stdout"):

@@ -55,6 +55,17 @@ def look(pid: int) -> Seen | None:
     )
 
 
+def peak_bytes(pid: int) -> int:
+    """The most that it has held at once since it executed its program; 0 when it has ended."""
+    try:
+        with open(f"/proc/{pid}/status", "rb") as file:
+            text = file.read(4096)
+    except OSError:
+        return 0
+    _, found, rest = text.partition(b"\nVmHWM:")
+    return int(rest.split(maxsplit=1)[0]) << 10 if found else 0
+
+
 def table() -> Iterator[Seen]:
     """Every process there is."""
     for name in os.listdir("/proc"):

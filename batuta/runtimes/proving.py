@@ -91,7 +91,8 @@ def _read(result: Path, kept: Kept) -> Proof:
             return msgspec.json.decode(file.read(RESULT_BYTES_MAX), type=Proof, dec_hook=decode_hook)
     except FileNotFoundError:
         words = kept.exit.words if kept.exit is not None else "it ended"
-        code = "too_much_memory" if words.startswith("killed for its memory") else "proving_failed"
+        was_memory = kept.exit is not None and kept.exit.code == "memory_exceeded"
+        code = "too_much_memory" if was_memory else "proving_failed"
         return _failed(code, f"{words}: {kept.logs.last_lines()}"[:300].rstrip(": "))
     except (msgspec.DecodeError, ValueError) as error:
         return _failed("proving_failed", f"what it wrote cannot be read: {error}")

@@ -139,6 +139,34 @@ async def test_more_memory_than_allowed_ends_it_with_a_reason(runtime: ProcessRu
     assert "64Mi allowed" in condition.detail
 
 
+async def test_a_moment_over_its_memory_counts_too(runtime: ProcessRuntime, tmp_path: Path) -> None:
+    code = "x = bytearray(200 << 20); del x; import time; time.sleep(600)"
+    await runtime.start(order(tmp_path, *python(code), memory=64 << 20))
+    assert "64Mi allowed" in (await until(runtime, "gone")).detail
+
+
+async def test_who_dies_of_much_memory_before_anybody_looked_has_the_reason(
+    runtime: ProcessRuntime, tmp_path: Path
+) -> None:
+    # More than this process ever held: the kernel's books on its children begin with that.
+    held = processes.peak_bytes(os.getpid()) + (100 << 20)
+    code = f"import os; x = bytearray({held}); os._exit(3)"
+    await runtime.start(order(tmp_path, *python(code), memory=held // 2))
+    condition = await until(runtime, "gone")
+    assert (condition.code, f"{held // 2 >> 20}Mi allowed" in condition.detail) == ("memory_exceeded", True)
+
+
+async def test_who_ends_because_it_is_refused_memory_has_the_reason(runtime: ProcessRuntime, tmp_path: Path) -> None:
+    await runtime.start(order(tmp_path, *python("x = bytearray(10 << 30)"), memory=64 << 20))
+    condition = await until(runtime, "gone")
+    assert condition.code == "memory_exceeded"
+    assert condition.detail.startswith("exit status 1, as it was refused more memory: 64Mi allowed: ")
+    # What it said then is no word on its next end.
+    await runtime.start(order(tmp_path, "sh", "-c", "exit 3", memory=64 << 20))
+    condition = await until(runtime, "gone")
+    assert (condition.code, condition.detail.startswith("exit status 3: ")) == ("exited", True)
+
+
 async def test_a_childs_memory_counts_too(runtime: ProcessRuntime, tmp_path: Path) -> None:
     grow = "x = bytearray(200 << 20); import time; time.sleep(600)"
     code = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {grow!r}])"
