@@ -2,7 +2,7 @@
 
 | limit | how it is kept |
 |---|---|
-| memory | `RLIMIT_DATA` well above the promise stops a runaway at once; a watch on the most resident holds the promise |
+| memory | `RLIMIT_DATA` well above the promise stops a runaway at once; watching the most resident holds the promise |
 | processor | niceness 5: instances yield to the node agent and its broker; among themselves they share alike |
 | open files | `RLIMIT_NOFILE` |
 | core dumps | none: they hold secrets and fill disks |
