@@ -66,6 +66,26 @@ class Vitals(Record):
     broker_rss_bytes: Bytes | None = msgspec.field(default=None, name="brokerRss")
 
 
+class Handover(Record):
+    """What a worker counts of the new release on trial beside it, which counts its answers itself."""
+
+    to: str
+    """The instance that was there last."""
+    shown: int = 0
+    """In shadow: messages and requests that it was given, with the answers."""
+    dropped: int = 0
+    """And those that it was not, because it did not keep up or was gone."""
+    asked: int = 0
+    """In split: those that it was to answer."""
+    answered: int = 0
+    late: int = 0
+    """Answered here, because it took too long, or had so often that it was not asked."""
+    failed: int = 0
+    """Answered here, because it could not."""
+    lost: int = 0
+    """Answered here, because it was gone."""
+
+
 class Measures(Record):
     """Counters since the instance's start, and quantiles of its last minute."""
 
@@ -77,6 +97,8 @@ class Measures(Record):
     rss_bytes: Bytes | None = msgspec.field(default=None, name="rss")
     sample: Sample | None = None
     """Counts since the instance's start that add up over a fleet; what gates are asked on."""
+    handover: Handover | None = None
+    """Since the instance's start, if a new release ever was beside it."""
 
 
 class InstanceReport(Record):

@@ -81,8 +81,11 @@ def filled(template: str, matched: tuple[str, ...]) -> str:
     return re.sub(r"\{(\d+)\}", lambda m: matched[int(m[1]) - 1], template)
 
 
-def headers_of(instance: Instance, route: Route, topic: str, source: str, name: str) -> dict[str, str]:
-    headers = {HEADER_ID: name, HEADER_TOPIC: topic, HEADER_SOURCE: source, HEADER_INSTANCE: instance.name}
+def headers_of(  # noqa: PLR0917
+    instance: Instance, route: Route, topic: str, source: str, name: str, by: str = ""
+) -> dict[str, str]:
+    """`by` is who answered, when that is another release beside this one."""
+    headers = {HEADER_ID: name, HEADER_TOPIC: topic, HEADER_SOURCE: source, HEADER_INSTANCE: by or instance.name}
     if route.forward:
         headers |= {HEADER_FORWARD: "hub", HEADER_CLASS: "normal"}
     return headers

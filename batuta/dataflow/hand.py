@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from nats.aio.msg import Msg
 
     from batuta.dataflow.answers import Place, Route
+    from batuta.dataflow.beside.wire import Hello
 
 
 @dataclass(slots=True, eq=False)
@@ -33,6 +34,8 @@ class Frame:
     topic: str = ""
     id: str | None = None
     """The name that its publisher gave it."""
+    by: Hello | None = None
+    """Who answered it, when that is the release on trial beside this one."""
 
     def __post_init__(self) -> None:
         self.topic = subjects.topic_of_subject(subjects.topic_subject(self.message.subject))

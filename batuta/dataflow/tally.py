@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from batuta.core.observed import Measures
+from batuta.core.observed import Handover, Measures
+from batuta.core.sample import Sample
 from batuta.core.worker import ERROR_CHARACTERS_MAX, LAST_ERRORS, Pulse
 from batuta.dataflow.measures import LastMinute
 from batuta.kinds.base import encode_hook
@@ -36,6 +37,9 @@ class Tally:
         self.passed_on = 0
         self.unsent = 0
         self.batches = 0
+        self.compared = self.agreed = 0
+        """On trial: answers that the old release gave to the same inputs, and those of them that are the same."""
+        self.handover: Handover | None = None
         self.refused: dict[str, int] = {}
         """Requests that were not answered through no fault of the model, by code."""
         self.last_errors: deque[str] = deque(maxlen=LAST_ERRORS)
@@ -45,6 +49,12 @@ class Tally:
         self._latencies = LastMinute()
         self._logged_at = 0.0
         self._not_logged = 0
+
+    @property
+    def sample(self) -> Sample | None:
+        if not self.compared:
+            return None
+        return Sample(answered=self.answered, errors=self.errors, compared=self.compared, agreed=self.agreed)
 
     def answered_after(self, latency_ms: float) -> None:
         self.answered += 1
@@ -94,6 +104,8 @@ class Tally:
                 errors=self.errors,
                 latency_p50_ms=p50,
                 latency_p99_ms=p99,
+                sample=self.sample,
+                handover=self.handover,
             ),
             batches=self.batches,
             duplicates=self.duplicates,

@@ -23,6 +23,7 @@ import msgspec
 
 from batuta.core.worker import NEIGHBOURS_FILE, PULSE_EVERY_MS, PULSE_FILE, WorkerOrder
 from batuta.dataflow import answers
+from batuta.dataflow.beside.newcomer import Newcomer, shown
 from batuta.dataflow.connect import connect
 from batuta.dataflow.hand import Frame, Hand
 from batuta.dataflow.posting import Posting
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from nats.aio.client import Client
     from nats.aio.msg import Msg
 
+    from batuta.dataflow.beside.wire import Answer, Hello
     from batuta.dataflow.scoring import Scorer
     from batuta.dataflow.serving import Serving
     from batuta.dataflow.tensors import Array
@@ -77,6 +79,10 @@ class Worker:
         self.pulls: dict[str, Pull] = {}
         self._client = client
         self.posting = Posting(client)
+        self.newcomer = Newcomer(self.instance, Path(order.directory), tally.error)
+        serving.endpoint.newcomer = self.newcomer
+        self._elsewhere: asyncio.Task[None] | None = None
+        """Frames that the newcomer has, and all those before them."""
         self._routes = answers.routes_of(order.instance)
         self._answering: set[asyncio.Task[None]] = set()
         self._neighbours_seen: tuple[int, int] | None = None
@@ -126,6 +132,8 @@ class Worker:
             for frame in convicted:
                 deaths = self.suspects.deaths_of(frame)
                 await self._refuse(frame, f"the worker died {deaths} times while it ran on this and on nothing else")
+            if self.newcomer.is_asked:
+                together = self._hand_over(together)
             results = await self._run(together)
             for frame in alone:
                 if self.suspects.deaths_of(frame):
@@ -136,9 +144,52 @@ class Worker:
                 with self.suspects.alone(frame):
                     results += await self._run([frame])
             await self._answer(results)
+            if self.newcomer.is_shown:
+                for frame, result in results:
+                    data = frame.message.data
+                    self.newcomer.show(shown(frame.topic, data, said=result), len(data))
         await self._all_settled()
 
+    def _hand_over(self, frames: list[Frame]) -> list[Frame]:
+        """Gives the release on trial its share, and returns the rest. What it does not answer is answered here."""
+        its = [frame for frame in frames if self.newcomer.takes(frame.topic)]
+        if its:
+            now = time.monotonic()
+            given = [shown(frame.topic, frame.message.data, (now - frame.taken_at) * 1000) for frame in its]
+            answered: asyncio.Future[Sequence[Answer]] = asyncio.get_running_loop().create_future()
+            hello = self.newcomer.hello
+            self.newcomer.ask(given, [], answered.set_result)
+            self._elsewhere = asyncio.create_task(self._from_newcomer(self._elsewhere, its, hello, answered))
+            self._elsewhere.add_done_callback(self._end_if_faulty)
+        return [frame for frame in frames if frame not in set(its)]
+
+    def _end_if_faulty(self, task: asyncio.Task[None]) -> None:
+        """A fault of ours must not keep frames in hand for ever: the work ends by it, as by any other."""
+        if not task.cancelled() and task.exception() is not None:
+            self.hand.close()
+
+    async def _from_newcomer(
+        self,
+        before: asyncio.Task[None] | None,
+        frames: list[Frame],
+        hello: Hello | None,
+        answered: asyncio.Future[Sequence[Answer]],
+    ) -> None:
+        results: dict[Frame, dict[str, Any]] = {}
+        for frame, answer in zip(frames, await answered, strict=True):
+            found = answers.route_of(self._routes, frame.topic)
+            if not answer.fault and isinstance(answer.made, dict) and found is not None:
+                (frame.route, frame.output_topic), frame.id, frame.by = found, answer.id, hello
+                results[frame] = answer.made
+        results |= dict(await self._run([frame for frame in frames if frame not in results]))
+        if before is not None:
+            # In the order in which they came: what one source said first is answered first.
+            await before
+        await self._answer([(frame, results[frame]) for frame in frames if frame in results])
+
     async def _run(self, frames: list[Frame]) -> list[tuple[Frame, dict[str, Any]]]:
+        if not frames:
+            return []
         fit, items = await self._decoded(frames)
         return await self._scored(fit, items) if fit else []
 
@@ -154,6 +205,8 @@ class Worker:
         task.add_done_callback(self._answering.discard)
 
     async def _all_settled(self) -> None:
+        if self._elsewhere is not None:
+            await self._elsewhere
         while self._answering:
             await asyncio.wait(self._answering)
 
@@ -202,19 +255,20 @@ class Worker:
     async def _send(self, frame: Frame, result: dict[str, Any]) -> asyncio.Future[Any] | None:
         if frame.output_topic is None or frame.route is None:
             return None
+        by = frame.by.instance if frame.by is not None else self.instance.name
         name = answers.answer_id(self.instance.consumer, frame.ingest, frame.place, frame.topic, frame.id)
         said = {
             **({"id": frame.id} if frame.id is not None else {}),
             **result,
-            "model": f"{self.model.name}:{self.model.version}",
-            "instance": self.instance.name,
+            "model": frame.by.model if frame.by is not None else f"{self.model.name}:{self.model.version}",
+            "instance": by,
             "node": self.order.broker["node"],
             "source": frame.topic,
             "at": time.time_ns() // 1_000_000,
         }
         try:
             subject = subjects.result(frame.ingest, subjects.subject_of_topic(frame.output_topic))
-            headers = answers.headers_of(self.instance, frame.route, frame.output_topic, frame.topic, name)
+            headers = answers.headers_of(self.instance, frame.route, frame.output_topic, frame.topic, name, by)
             return await self.posting.post(subject, msgspec.json.encode(said), headers)
         except (
             Exception
@@ -241,7 +295,9 @@ class Worker:
                     continue
                 self.tally.duplicates += bool(future.result().duplicate)
             await self._quietly(self._client.publish(frame.message.reply, b"+ACK"))
-            self.tally.answered_after((time.monotonic() - frame.taken_at) * 1000)
+            if frame.by is None:
+                # Who else answered it counts it: what a release is judged by is its own.
+                self.tally.answered_after((time.monotonic() - frame.taken_at) * 1000)
             self.hand.drop(frame)
 
     async def _refuse(self, frame: Frame, why: str) -> None:
@@ -272,7 +328,7 @@ class Worker:
     async def live(self, stop: asyncio.Event) -> None:
         """Until told to stop; then finishes what is in hand."""
         await self.posting.begin()
-        aside = [asyncio.create_task(self.extend()), asyncio.create_task(self._beat(stop))]
+        aside = [asyncio.create_task(each) for each in (self.extend(), self._beat(stop), self.newcomer.run())]
         working = asyncio.create_task(self.work())
         stopping = asyncio.create_task(stop.wait())
         await asyncio.wait({working, stopping, *aside}, return_when=asyncio.FIRST_COMPLETED)
@@ -287,6 +343,7 @@ class Worker:
             faulty = [task for task in aside if task.done()]
             await end(*aside, stopping)
             # The last word, so that its books are whole.
+            self.tally.handover = self.newcomer.books
             self.tally.beat("stopping")
         for task in faulty:
             # A fault of what runs aside is a fault of the worker: it ends by it, and is started anew.
@@ -296,6 +353,7 @@ class Worker:
         while True:
             if not stop.is_set():
                 await self.meet_neighbours()
+            self.tally.handover = self.newcomer.books
             reached = tuple(sorted(name for name, pull in self.pulls.items() if pull.reached))
             self.tally.beat("stopping" if stop.is_set() else "ready", reached=reached)
             await asyncio.sleep(PULSE_EVERY_MS / 1000)
@@ -334,6 +392,11 @@ async def run(order: WorkerOrder) -> int:
         log.error("%s", unfit)  # noqa: TRY400 - a sentence for people; the trace says nothing more
         tally.beat("failed", code=unfit.code, detail=str(unfit), final=True)
         return EXIT_UNFIT
+    if order.instance.beside is not None:
+        from batuta.dataflow.beside.trial import Trial
+
+        await Trial(order, serving, scorer, tally).live(stop)
+        return 0
     try:
         await serving.listen()
     except OSError as error:

@@ -15,6 +15,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from batuta.core import mesh_breaker, mesh_budget, mesh_deadline
+from batuta.core.beside import HEADER_INSTANCE
 from batuta.core.mesh import Candidate, choose
 from batuta.core.mesh_budget import Budget
 from batuta.core.mesh_gate import Gate
@@ -331,7 +332,7 @@ class _Attempts:
             self.last = refusal("too_large", f"{error}: so large an input needs an instance on the caller's own node")
             self.why = str(error)
             return None
-        said = reply._replace(headers=self._headers(known))
+        said = reply._replace(headers=self._headers(known, reply.by))
         if reply.code == "deadline_passed":
             known.breaker = mesh_breaker.released(known.breaker)
             return said
@@ -354,10 +355,10 @@ class _Attempts:
             self.calls.tally.answered(self.ask, known, took_ms, now)
         return said
 
-    def _headers(self, known: Known) -> tuple[tuple[str, str], ...]:
+    def _headers(self, known: Known, by: str) -> tuple[tuple[str, str], ...]:
         card = known.card
         return (
-            ("Batuta-Instance", card.instance),
+            (HEADER_INSTANCE, by or card.instance),
             ("Batuta-Node", card.node),
             ("Batuta-Nearness", known.nearness),
             ("Batuta-Attempts", str(self.sent)),

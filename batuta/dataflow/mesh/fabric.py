@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Final
 
 from nats.errors import Error as NatsError
 
+from batuta.core.beside import HEADER_INSTANCE
 from batuta.core.serving import HEADER_CLASS, HEADER_DEADLINE, HEADER_ERROR, HEADER_JSON_BYTES, HEADER_PATH
-from batuta.dataflow.mesh.talk import JSON, Broken, Reply, TooLarge, Unreached, path_of, status_of
+from batuta.dataflow.mesh.talk import JSON, Broken, Reply, TooLarge, Unreached, of_release, path_of, status_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -84,6 +85,7 @@ def headers_of(ask: Ask, version: str, left_ms: int, traceparent: str) -> dict[s
         headers[HEADER_PATH] = path_of(ask, version)
     if ask.json_bytes:
         headers[HEADER_JSON_BYTES] = ask.json_bytes
+    headers |= of_release(ask, path=False)
     if ask.tracestate:
         headers["tracestate"] = ask.tracestate
     return headers
@@ -97,4 +99,11 @@ def reply_of(message: Msg) -> Reply:
         status = int(headers.get(HEADER_STATUS, 0)) or (status_of(code) if code else 200)
     except ValueError:
         raise Broken("its answer cannot be read") from None
-    return Reply(status, message.data, json_bytes, "application/octet-stream" if json_bytes else JSON, code)
+    return Reply(
+        status,
+        message.data,
+        json_bytes,
+        "application/octet-stream" if json_bytes else JSON,
+        code,
+        by=headers.get(HEADER_INSTANCE, ""),
+    )

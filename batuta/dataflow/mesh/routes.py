@@ -20,6 +20,7 @@ import msgspec
 
 from batuta import __version__
 from batuta.core import mesh_breaker, mesh_deadline
+from batuta.core.beside import HEADER_KEY
 from batuta.core.mesh import NEARNESS
 from batuta.core.serving import CLASSES, HEADER_CLASS, HEADER_DEADLINE, HEADER_JSON_BYTES
 from batuta.dataflow.mesh.call import clock_ms
@@ -107,6 +108,7 @@ class Routes:
             body=request.body,
             json_bytes=_line(headers.get(HEADER_JSON_BYTES.lower(), "")),
             content_type=_line(headers.get("content-type", JSON)),
+            key=_line(headers.get(HEADER_KEY.lower(), "")),
             traceparent=headers.get("traceparent", ""),
             tracestate=_line(headers.get("tracestate", "")),
         )

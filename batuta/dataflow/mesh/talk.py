@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
 import msgspec
 
+from batuta.core.beside import ANY_VERSION, HEADER_KEY, HEADER_VERSION
 from batuta.dataflow.oip.faults import FAULTS
 
 if TYPE_CHECKING:
@@ -47,6 +48,8 @@ class Ask(NamedTuple):
     content_type: str = JSON
     traceparent: str = ""
     tracestate: str = ""
+    key: str = ""
+    """What it is about: see `core.beside`."""
     reach: Literal["local", "any"] = "any"
     """How far it may go: a call that came from another site stays on this node."""
 
@@ -61,6 +64,8 @@ class Reply(NamedTuple):
     code: str = ""
     """Of an error: a stable word."""
     headers: tuple[tuple[str, str], ...] = ()
+    by: str = ""
+    """The instance that answered, where that is not the one that was asked."""
 
 
 class Unreached(Exception):
@@ -83,6 +88,17 @@ def refusal(code: str, message: str, *headers: tuple[str, str]) -> Reply:
 def path_of(ask: Ask, version: str) -> str:
     """Where an instance takes it."""
     return f"/v2/models/{ask.model}/versions/{version}" + ("" if ask.verb == "metadata" else f"/{ask.verb}")
+
+
+def of_release(ask: Ask, *, path: bool) -> list[tuple[str, str]]:
+    """What decides which of two releases on trial answers, for an instance that has another beside it."""
+    said = [(HEADER_KEY, ask.key)] if ask.key else []
+    if ask.version and not path:
+        said.append((HEADER_VERSION, ask.version))
+    if not ask.version and path:
+        # The path names the version of whoever is asked; the caller did not.
+        said.append((HEADER_VERSION, ANY_VERSION))
+    return said
 
 
 def status_of(code: str) -> int:

@@ -9,8 +9,9 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Final
 
+from batuta.core.beside import HEADER_INSTANCE
 from batuta.core.serving import HEADER_CLASS, HEADER_DEADLINE, HEADER_ERROR, HEADER_JSON_BYTES
-from batuta.dataflow.mesh.talk import JSON, Broken, Reply, Unreached, path_of
+from batuta.dataflow.mesh.talk import JSON, Broken, Reply, Unreached, of_release, path_of
 from batuta.dataflow.unix import connect_unix
 
 if TYPE_CHECKING:
@@ -76,6 +77,7 @@ def _request(ask: Ask, version: str, left_ms: int, traceparent: str) -> bytes:
         f"{HEADER_CLASS}: {ask.urgency}",
         f"traceparent: {traceparent}",
     ]
+    lines += [f"{name}: {value}" for name, value in of_release(ask, path=True)]
     if ask.tracestate:
         lines.append(f"tracestate: {ask.tracestate}")
     if ask.verb == "infer":
@@ -140,6 +142,7 @@ class _Line(asyncio.Protocol):
                 headers.get(HEADER_JSON_BYTES.lower(), ""),
                 headers.get("content-type", JSON),
                 headers.get(HEADER_ERROR.lower(), ""),
+                by=headers.get(HEADER_INSTANCE.lower(), ""),
             )
         )
 

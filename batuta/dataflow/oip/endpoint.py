@@ -10,10 +10,12 @@ import asyncio
 import math
 import time
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 import numpy as np
 
+from batuta.dataflow.beside.requests import handing, key_of, showing
+from batuta.dataflow.beside.wire import Request
 from batuta.dataflow.engines import first_line
 from batuta.dataflow.oip.batching import Job
 from batuta.dataflow.oip.datatypes import BYTES, DTYPES
@@ -22,16 +24,21 @@ from batuta.dataflow.oip.messages import Asked, Call, Given, Made, from_bytes, r
 from batuta.dataflow.oip.shaped import Shaped
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
+    from batuta.dataflow.beside.newcomer import Newcomer
     from batuta.dataflow.engines import Engine
     from batuta.dataflow.oip.batching import Batching
     from batuta.dataflow.oip.datatypes import Port
     from batuta.dataflow.oip.regions import Regions
     from batuta.dataflow.oip.transformed import Transformed
 
-    Answer = Callable[[bytes, int | None, Fault | None], None]
-    """Body; how much of it is JSON when tensors follow; and why it is none, when it is none."""
+    class Answer(Protocol):
+        """Body; how much of it is JSON when tensors follow; why it is none, when it is none; and by whom it is, when
+        there are two."""
+
+        def __call__(self, said: bytes, json_bytes: int | None, fault: Fault | None, by: str = "", /) -> None: ...
+
 
 EXTENSIONS: Final = (
     "binary_tensor_data", "classification", "model_repository", "schedule_policy", "system_shared_memory",
@@ -51,6 +58,10 @@ class Asking(NamedTuple):
     """From now on; None when there is all the time in the world."""
     shared: Callable[[], Regions] | None = None
     """Gives the shared memory that who asks may use, or raises Fault; None when it cannot be reached from there."""
+    key: str = ""
+    """What it is about, when it says so."""
+    pinned: bool = False
+    """It names a version, and no other may answer it."""
 
 
 class Endpoint:
@@ -73,6 +84,8 @@ class Endpoint:
         self.refused = 0
         self.told: Callable[[float, Fault | None], None] = lambda _ms, _fault: None
         """Hears of every request that is over: how many milliseconds it took, and what was wrong with it."""
+        self.newcomer: Newcomer | None = None
+        """The release on trial beside this one, if there is any."""
         self._inputs = {port.name: port for port in engine.inputs}
         self._outputs = {port.name: i for i, port in enumerate(engine.outputs)}
         self._loop = asyncio.get_running_loop()
@@ -92,11 +105,16 @@ class Endpoint:
         begun = time.perf_counter()
         self.received += 1
 
-        def over(said: bytes, size: int | None, fault: Fault | None) -> None:
+        def over(said: bytes, size: int | None, fault: Fault | None, by: str = "", /) -> None:
             if fault is None:
                 self.answered += 1
             else:
                 self.refused += 1
+            if by and self.newcomer is not None:
+                if by == self.newcomer.own:
+                    self.told((time.perf_counter() - begun) * 1000, fault)
+                answer(said, size, fault, by)
+                return
             self.told((time.perf_counter() - begun) * 1000, fault)
             answer(said, size, fault)
 
@@ -112,24 +130,62 @@ class Endpoint:
         if not self.is_ready:
             raise Fault("not_ready", f"{self.name} is stopping", 1)
         shared = asking.shared
-        if json_bytes == 0:
-            call = self._raw(body)
-        else:
-            call = read(body, json_bytes, None if shared is None else lambda said: shared().read(said))
+        in_memory = False
+
+        def region(said: Mapping[str, Any]) -> memoryview:
+            nonlocal in_memory
+            in_memory = True
+            assert shared is not None
+            return shared().read(said)
+
+        call = self._raw(body) if json_bytes == 0 else read(body, json_bytes, None if shared is None else region)
         for asked in call.outputs:
             if asked.name not in self._outputs and not self.shaped.may_answer(asked.name):
                 raise Fault("unfit", f"there is no output {asked.name!r}; there is {', '.join(self._outputs)}")
         urgency, timeout_ms = _pressing(call, asking)
         deadline = None if timeout_ms is None else self._loop.time() + timeout_ms / 1000
+        newcomer = self.newcomer
+        if newcomer is None or newcomer.hello is None or in_memory or any(asked.region for asked in call.outputs):
+            # Memory that is shared with this worker is not shared with another.
+            self._run(call, asking, urgency, deadline, answer)
+            return
+        request = Request(body, json_bytes, urgency, timeout_ms)
+        if newcomer.is_shown:
+            self._run(call, asking, urgency, deadline, showing(newcomer, request, answer))
+            return
+        if not asking.pinned and newcomer.takes(key_of(asking.key, call, body)):
+            self.batching.guests += 1
+
+            def go_on() -> None:
+                self.batching.guests -= 1
+                try:
+                    self._run(call, asking, urgency, deadline, answer, newcomer.own)
+                except Fault as fault:
+                    answer(fault.body, None, fault, newcomer.own)
+
+            def done(said: bytes, size: int | None, by: str) -> None:
+                self.batching.guests -= 1
+                answer(said, size, None, by)
+
+            handing(newcomer, request, done, go_on)
+            return
+        self._run(call, asking, urgency, deadline, answer, newcomer.own)
+
+    def _run(  # noqa: PLR0917
+        self, call: Call, asking: Asking, urgency: int, deadline: float | None, answer: Answer, by: str = ""
+    ) -> None:
+        """Raises Fault when it is not to be had."""
+        shared = asking.shared
         in_images = self.shaped.is_meant(call)
+        said_by = (by,) if by else ()
 
         def done(outputs: Sequence[Any] | None, fault: Exception | None) -> None:
             if in_images and outputs is not None and self.shaped.is_slow:
                 self._loop.run_in_executor(self._unpacking, finished, outputs, fault).add_done_callback(
-                    lambda finishing: answer(*finishing.result())
+                    lambda finishing: answer(*finishing.result(), *said_by)
                 )
             else:
-                answer(*finished(outputs, fault))
+                answer(*finished(outputs, fault), *said_by)
 
         def finished(outputs: Sequence[Any] | None, fault: Exception | None) -> tuple[bytes, int | None, Fault | None]:
             """Never raises: whoever waits is to hear of everything that can go wrong."""

@@ -13,6 +13,7 @@ from urllib.parse import unquote, urlsplit
 
 import httptools
 
+from batuta.core.beside import ANY_VERSION, HEADER_KEY, HEADER_VERSION
 from batuta.core.serving import CLASSES, HEADER_CLASS, HEADER_DEADLINE, HEADER_JSON_BYTES
 from batuta.dataflow.oip.faults import Fault
 
@@ -29,8 +30,8 @@ class Head:
     """What a request says before its body."""
 
     __slots__ = (
-        "chunked", "encoding", "expects", "fault", "http10", "infers", "json_bytes", "keep_alive", "length",
-        "method", "path", "timeout_ms", "urgency",
+        "chunked", "encoding", "expects", "fault", "http10", "infers", "json_bytes", "keep_alive", "key", "length",
+        "method", "path", "pinned", "timeout_ms", "urgency",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -48,6 +49,9 @@ class Head:
         self.encoding = ""
         self.urgency = 1
         self.timeout_ms: float | None = None
+        self.key = ""
+        self.pinned = False
+        """It names a version."""
         self.infers: bool | None = None
         """It asks for an inference; None as long as nobody has looked."""
         self.fault: Fault | None = None
@@ -111,6 +115,8 @@ class _Reading:
             raise Fault("encoding_unknown", f"{head.encoding!r} is not understood; gzip and deflate are")
         path = self._url.decode("latin-1").partition("?")[0]
         head.path = tuple(unquote(part) for part in path.strip("/").split("/"))
+        head.key = fields.get(HEADER_KEY.lower(), "")
+        head.pinned = fields.get(HEADER_VERSION.lower(), "" if "versions" in head.path else ANY_VERSION) != ANY_VERSION
         if (size := fields.get(HEADER_JSON_BYTES.lower())) is not None:
             head.json_bytes = _number(HEADER_JSON_BYTES, size, int)
         if (left := fields.get(HEADER_DEADLINE.lower())) is not None:

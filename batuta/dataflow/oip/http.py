@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import httptools
 
+from batuta.core.beside import HEADER_INSTANCE
 from batuta.core.serving import HEADER_ERROR, HEADER_JSON_BYTES
 from batuta.dataflow.oip.endpoint import Asking
 from batuta.dataflow.oip.faults import Fault
@@ -305,7 +306,7 @@ class Connection(asyncio.Protocol):
             if head.infers is None:
                 head.infers = is_infer(head.method, head.path, listener.endpoint)
             if head.infers:
-                asking = Asking(head.urgency, head.timeout_ms, self._shared)
+                asking = Asking(head.urgency, head.timeout_ms, self._shared, head.key, head.pinned)
                 listener.endpoint.infer(body, head.json_bytes, asking, self._say)
                 return
             said = answered(head.method, head.path, Asked(listener.endpoint, self._shared, {}, body))
@@ -324,7 +325,7 @@ class Connection(asyncio.Protocol):
             raise Fault("forbidden", "shared memory is for programs of the worker's own user on its own machine")
         return self._listener.regions
 
-    def _say(self, body: bytes, json_bytes: int | None, fault: Fault | None) -> None:
+    def _say(self, body: bytes, json_bytes: int | None, fault: Fault | None, by: str = "", /) -> None:
         self._busy = False
         transport, head = self._transport, self._head
         if self._held:
@@ -334,13 +335,13 @@ class Connection(asyncio.Protocol):
         if fault is not None:
             transport.write(_refusal(fault, ends=not head.keep_alive) + body)
         elif head.keep_alive and not head.http10 and not self._listener.is_closing:
-            begun = _JSON % len(body) if json_bytes is None else _BINARY % (json_bytes, len(body))
+            begun = _begun(body, json_bytes, by)
             if len(body) < AHEAD_BYTES_MAX:
                 transport.write(begun + body)
             else:
                 transport.writelines((begun, body))
         else:
-            begun = _JSON % len(body) if json_bytes is None else _BINARY % (json_bytes, len(body))
+            begun = _begun(body, json_bytes, by)
             stays = head.keep_alive and not self._listener.is_closing
             said = b"Connection: keep-alive\r\n\r\n" if stays else b"Connection: close\r\n\r\n"
             transport.writelines((begun[:-2], said, body))
@@ -412,6 +413,12 @@ def _unpacked(body: memoryview, most: int) -> memoryview:
     if not unpacking.eof:
         raise Fault("malformed", "the compressed body ends too early")
     return memoryview(found)
+
+
+def _begun(body: bytes, json_bytes: int | None, by: str) -> bytes:
+    """The head of an answer; while there are two who answer, it says which one did."""
+    begun = _JSON % len(body) if json_bytes is None else _BINARY % (json_bytes, len(body))
+    return begun if not by else begun[:-2] + f"{HEADER_INSTANCE}: {by}\r\n\r\n".encode("ascii")
 
 
 def _refusal(fault: Fault, *, ends: bool) -> bytes:

@@ -51,6 +51,10 @@ class _Request(msgspec.Struct):
     outputs: list[_Output] | None = None
 
 
+class _Answer(msgspec.Struct):
+    outputs: list[_Input]
+
+
 class Given(NamedTuple):
     """An input tensor as it was sent."""
 
@@ -90,6 +94,7 @@ class Made(NamedTuple):
 
 
 _requests = msgspec.json.Decoder(_Request)
+_answers = msgspec.json.Decoder(_Answer)
 _floats = msgspec.json.Decoder(list[float])
 _ints = msgspec.json.Decoder(list[int])
 _bools = msgspec.json.Decoder(list[bool])
@@ -114,11 +119,19 @@ def read(body: memoryview, json_bytes: int | None, region: Region | None = None)
         said = _requests.decode(body)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise Fault("malformed", f"not a request: {error}") from None
-    if not 0 < len(said.inputs) <= TENSORS_MAX:
-        raise Fault("malformed", f"a request has 1 to {TENSORS_MAX} inputs; this one has {len(said.inputs)}")
+    inputs = _tensors(said.inputs, tail, region)
+    asked = said.parameters or _NOTHING
+    binary = asked.get("binary_data_output") is True
+    outputs = tuple(_asked(o, binary=binary) for o in said.outputs or ())
+    return Call(inputs, outputs, binary, said.id, asked)
+
+
+def _tensors(said: list[_Input], tail: memoryview, region: Region | None) -> dict[str, Given]:
+    if not 0 < len(said) <= TENSORS_MAX:
+        raise Fault("malformed", f"a request has 1 to {TENSORS_MAX} inputs; this one has {len(said)}")
     at = 0
     inputs: dict[str, Given] = {}
-    for one in said.inputs:
+    for one in said:
         if one.name in inputs:
             raise Fault("malformed", f"input {one.name!r} is there twice")
         parameters = one.parameters or _NOTHING
@@ -143,10 +156,16 @@ def read(body: memoryview, json_bytes: int | None, region: Region | None = None)
             raise Fault("malformed", f"input {one.name!r} has no data")
     if at != len(tail):
         raise Fault("malformed", f"{len(tail) - at} bytes are left after the last tensor")
-    asked = said.parameters or _NOTHING
-    binary = asked.get("binary_data_output") is True
-    outputs = tuple(_asked(o, binary=binary) for o in said.outputs or ())
-    return Call(inputs, outputs, binary, said.id, asked)
+    return inputs
+
+
+def read_answer(body: memoryview, json_bytes: int | None) -> dict[str, Given]:
+    """The tensors of an answer, which are written as those of a request are. Raises Fault."""
+    try:
+        said = _answers.decode(body if json_bytes is None else body[:json_bytes])
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise Fault("malformed", f"not an answer: {error}") from None
+    return _tensors(said.outputs, memoryview(b"") if json_bytes is None else body[json_bytes:], None)
 
 
 def _asked(output: _Output, *, binary: bool) -> Asked:

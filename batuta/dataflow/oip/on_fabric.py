@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 from nats.errors import Error as NatsError
 
+from batuta.core.beside import ANY_VERSION, HEADER_INSTANCE, HEADER_KEY, HEADER_VERSION
 from batuta.core.serving import (
     CARD_EVERY_MS,
     CLASSES,
@@ -118,10 +119,10 @@ class OnFabric:
         headers = message.headers or _NOTHING
         body = memoryview(message.data)
 
-        def say(said: bytes, json_bytes: int | None, fault: Fault | None) -> None:
+        def say(said: bytes, json_bytes: int | None, fault: Fault | None, by: str = "", /) -> None:
             if not message.reply:
                 return
-            task = asyncio.create_task(self._publish(message.reply, said, headers_of(json_bytes, fault)))
+            task = asyncio.create_task(self._publish(message.reply, said, headers_of(json_bytes, fault, by)))
             self._replies.add(task)
             task.add_done_callback(self._replies.discard)
 
@@ -156,15 +157,20 @@ def asking_of(headers: Mapping[str, str]) -> tuple[int | None, Asking]:
         raise Fault("malformed", f"{HEADER_CLASS} is one of {', '.join(CLASSES)}")
     if (size is not None and not size.isdecimal()) or (left is not None and not left.replace(".", "", 1).isdecimal()):
         raise Fault("malformed", f"{HEADER_JSON_BYTES} and {HEADER_DEADLINE} are numbers")
-    asking = Asking(CLASSES.index(urgency), None if left is None else float(left))
+    asking = Asking(
+        CLASSES.index(urgency), None if left is None else float(left), None, headers.get(HEADER_KEY, ""),
+        headers.get(HEADER_VERSION, ANY_VERSION) != ANY_VERSION,
+    )  # fmt: skip
     return None if size is None else int(size), asking
 
 
-def headers_of(json_bytes: int | None, fault: Fault | None) -> dict[str, str]:
+def headers_of(json_bytes: int | None, fault: Fault | None, by: str = "") -> dict[str, str]:
+    """`by`: who answered, when there are two."""
     if fault is not None:
         again = {HEADER_RETRY: str(fault.retry_after_s)} if fault.retry_after_s else {}
         return {HEADER_ERROR: fault.code, **again}
-    return {} if json_bytes is None else {HEADER_JSON_BYTES: str(json_bytes)}
+    answered_by = {HEADER_INSTANCE: by} if by else {}
+    return answered_by if json_bytes is None else {HEADER_JSON_BYTES: str(json_bytes), **answered_by}
 
 
 def signature_digest(endpoint: Endpoint) -> str:
