@@ -81,19 +81,20 @@ class Actuator:
             case core.Stop():
                 lane.stop(grace_ms(local.instance, now, contact_at))
 
-    async def recover(self, locals_: Iterable[core.Local]) -> None:
-        """Ask the runtimes about every Local of the ledger, before the first step; answers through `tell`."""
+    async def recover(self, locals_: Iterable[core.Local], standby: Iterable[Instance] = ()) -> None:
+        """Ask the runtimes about every Local of the ledger, before the first step; answers through `tell`. `standby`:
+        what may have to run besides."""
         remembered = tuple(locals_)
         await asyncio.gather(*(self._lane(local.instance).recover(local) for local in remembered))
-        await self.sweep(local.instance for local in remembered)
+        await self.sweep((local.instance for local in remembered), standby)
 
-    async def sweep(self, needed: Iterable[Instance]) -> None:
+    async def sweep(self, needed: Iterable[Instance], standby: Iterable[Instance] = ()) -> None:
         """Let runtimes that keep things outside of our directories remove what nobody remembers."""
-        remembered = tuple(needed)
+        remembered, ready = tuple(needed), tuple(standby)
         for runtime in set(self.runtimes.values()):
             if isinstance(runtime, Sweeper):
                 try:
-                    await runtime.sweep(remembered)
+                    await runtime.sweep(remembered, ready)
                 except RuntimeFailure as error:
                     self.faults[runtime.name] = error.message
                 else:

@@ -19,6 +19,7 @@ import msgspec
 
 from batuta.core.decided import Assignment, Commons
 from batuta.core.local import Local
+from batuta.core.probation import Fallen
 from batuta.core.proving import Proven
 from batuta.core.reasons import Reason
 from batuta.errors import LedgerCorrupt
@@ -53,6 +54,8 @@ class Page(Record):
     """Newest epoch of a hub seen; orders of an older one are not followed."""
     proven: tuple[Proven, ...] = ()
     """What models proved to be on this machine."""
+    fallen: tuple[Fallen, ...] = ()
+    """What was turned down here in favour of what ran before."""
 
 
 class Opened(NamedTuple):

@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from batuta.agent.ledger import Ledger, Opened
     from batuta.agent.report import Reporter
     from batuta.agent.steady import Steady
+    from batuta.core.decided import Instance
+    from batuta.core.local import Fallen
 
 WRITE_WITHIN_MS: Final = 1_000
 """What the ledger may lag behind when nothing is about to be done: several changes, one write."""
@@ -89,6 +91,8 @@ class Loop:
         """What models are proved on here."""
         self.proven: dict[str, Proven] = {}
         """What they proved to be, by key."""
+        self.fallen: dict[str, Fallen] = {}
+        """What was turned down in favour of what ran before, by key."""
         self.apart = apart
         """Write in a thread, so that a slow card stops nothing. In virtual time there are no threads."""
         self.assignment: Assignment | None = None
@@ -138,9 +142,14 @@ class Loop:
 
     def needed(self) -> frozenset[str]:
         """Artifacts that what is assigned or remembered needs: never to be removed."""
+        return frozenset(digest for instance in self.instances() for digest in instance.artifacts)
+
+    def instances(self) -> tuple[Instance, ...]:
+        """Everything that runs or may have to run without asking anybody: what is assigned, what is remembered, and
+        what stands by for either."""
         wanted = self.assignment.instances if self.assignment is not None else ()
-        kept = (local.instance for local in self.locals.values())
-        return frozenset(digest for instance in (*wanted, *kept) for digest in instance.artifacts)
+        known = (*wanted, *(local.instance for local in self.locals.values()))
+        return (*known, *(instance.fallback for instance in known if instance.fallback is not None))
 
     # --- The loop ---
 
@@ -159,6 +168,7 @@ class Loop:
             self.commons = Commons(site=order.site, serial=0, captures=order.captures, watched=order.watched)
         self.locals = {local.instance.name: local for local in page.locals}
         self.proven = {proven.key: proven for proven in page.proven}
+        self.fallen = {fallen.key: fallen for fallen in page.fallen}
         if (sent_ms := self.note.read(self.steady.monotonic_ms())) is not None:
             self.contact_at = now - (self.steady.monotonic_ms() - sent_ms)
         for n, reason in enumerate(opened.problems):
@@ -169,7 +179,7 @@ class Loop:
             await self.on_assignment(self.assignment)
         if self.commons is not None:
             self.on_commons(self.commons)
-        await self.actuator.recover(self.locals.values())
+        await self.actuator.recover(self.locals.values(), self.instances())
 
     async def close(self) -> None:
         """Write down what is known now, so that the next run goes on from it."""
@@ -190,9 +200,10 @@ class Loop:
 
         plan = core.step(
             self.assignment, self.locals, self.artifacts.held, now, self.contact_at,
-            proven=self.proven, bench=self.bench,
+            proven=self.proven, bench=self.bench, fallen=self.fallen,
         )  # fmt: skip
         self.locals = dict(plan.locals)
+        self.fallen = core.remembered(self.fallen, self.locals.values(), now)
         if (self.assignment, self.commons, self.locals) != before and self._dirty_since is None:
             self._dirty_since = now
         if plan.actions or self._announce or self._announce_commons or self._urgent or self._write_due(now):
@@ -327,7 +338,7 @@ class Loop:
         if abs(apart) < DRIFT_MS:
             return
         self.steady.follow()
-        self.locals = {name: _shifted(local, apart) for name, local in self.locals.items()}
+        self.locals = {name: core.shifted(local, apart) for name, local in self.locals.items()}
         self.contact_at = self.contact_at + apart if self.contact_at is not None else None
         self._answered_at = self._answered_at + apart if self._answered_at is not None else None
         self._dirty_since = self._dirty_since + apart if self._dirty_since is not None else None
@@ -353,6 +364,7 @@ class Loop:
             machine_boot=self.machine_boot,
             hub_epoch=self.hub_epoch,
             proven=tuple(self.proven.values()),
+            fallen=tuple(self.fallen.values()),
         )
 
     def _write_at(self) -> int | None:
@@ -423,11 +435,6 @@ class Loop:
         return msgspec.structs.replace(said, reason=reason)
 
 
-def _shifted(local: core.Local, by_ms: int) -> core.Local:
-    retry_at = local.retry_at + by_ms if local.retry_at is not None else None
-    return msgspec.structs.replace(local, since=local.since + by_ms, retry_at=retry_at)
-
-
 def _brought_forward(page: Page, now: int, steady_ms: int, machine_boot: str) -> Page:
     """A page of an earlier run, with its instants in today's clock: exact within one boot of the machine."""
     if page.machine_boot and page.machine_boot == machine_boot:
@@ -436,4 +443,4 @@ def _brought_forward(page: Page, now: int, steady_ms: int, machine_boot: str) ->
         shift = min(0, now - page.at)  # the clock was set back while the machine was off: nothing lies in the future
     if abs(shift) < DRIFT_MS:
         return page
-    return msgspec.structs.replace(page, locals=tuple(_shifted(local, shift) for local in page.locals))
+    return msgspec.structs.replace(page, locals=tuple(core.shifted(local, shift) for local in page.locals))

@@ -348,8 +348,9 @@ class Node:
         while True:
             await asyncio.sleep(SWEEP_EVERY_S)
             self.artifacts.collect(self.loop.needed())
-            await self.actuator.sweep(local.instance for local in self.loop.locals.values())
-            remove_ended(self.parts.home / "instances", frozenset(self.loop.locals))
+            known = self.loop.instances()
+            await self.actuator.sweep((local.instance for local in self.loop.locals.values()), known)
+            remove_ended(self.parts.home / "instances", frozenset(instance.name for instance in known))
 
 
 def remove_ended(directory: Path, present: frozenset[str], keep_s: float = ENDED_KEPT_S) -> int:

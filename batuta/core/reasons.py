@@ -199,6 +199,10 @@ CATALOGUE: dict[str, Entry] = {
         "it takes more memory than it may", "give it more, or push a smaller variant: `batuta model optimize NAME`"
     ),
     "proving": Entry("it replays its golden inputs before it is switched in", "wait", waits=True),
+    "probation_failed": Entry(
+        "it failed in its probation, and the node runs what ran before",
+        "see its first error; correct the release and apply it again",
+    ),
     "proving_failed": Entry("the process that was to prove the model ended without an answer", "see `batuta logs`"),
     "disk_full": Entry("the disk is full", "free some space; nothing was lost"),
     "hub_unreachable": Entry("the node cannot reach the hub; it goes on from its ledger", "check the link", waits=True),

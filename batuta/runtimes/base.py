@@ -90,6 +90,7 @@ class Sweeper(Protocol):
 
     name: str
 
-    async def sweep(self, needed: Collection[Instance]) -> None:
-        """Remove what is ours and of none of these instances. Raises RuntimeFailure."""
+    async def sweep(self, needed: Collection[Instance], standby: Collection[Instance] = ()) -> None:
+        """Remove what is ours and of none of these instances; what those on standby need to start is kept. Raises
+        RuntimeFailure."""
         ...

@@ -185,13 +185,15 @@ class ContainerRuntime:
 
     # --- What nobody needs any more ---
 
-    async def sweep(self, needed: Collection[Instance], keep_s: float = UNUSED_KEPT_S) -> None:
-        """Remove containers of ours that are not of these instances, and images that nobody needed for `keep_s`.
-        Without an engine, once it is back."""
+    async def sweep(
+        self, needed: Collection[Instance], standby: Collection[Instance] = (), keep_s: float = UNUSED_KEPT_S
+    ) -> None:
+        """Remove containers of ours that are not of these instances, and images that nobody needed for `keep_s`, not
+        even on standby. Without an engine, once it is back."""
         self._unswept = frozenset(instance.name for instance in needed)
         try:
             await self._sweep(self._unswept)
-            await self.images.collect(needed, keep_s)
+            await self.images.collect((*needed, *standby), keep_s)
         except EngineRefused:
             self.unswept += 1
             raise
