@@ -127,7 +127,8 @@ class Laws:
         if isinstance(change.value, Assignment):
             assignment = change.value
             self._raises(f"assignment of {assignment.node}", assignment.serial)
-            self._ever_assigned[assignment.node].update(i.name for i in assignment.instances)
+            standing_by = (i.fallback.name for i in assignment.instances if i.fallback is not None)
+            self._ever_assigned[assignment.node].update(standing_by, (i.name for i in assignment.instances))
             self._fits(assignment)
             self._moves(before, assignment)
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from batuta.core.local import Failed, Fetch, Fetched, Gone, Ready, Start, Started, Stop
+from batuta.core.local import Failed, Fetch, Fetched, Gone, Ready, Start, Started, Stop, remembered
+from batuta.core.proving import Bench
 from batuta.core.reasons import Reason
 from batuta.twin.chance import Chance
 from batuta.twin.machine import Machine, Process
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from batuta.core.decided import Assignment
-    from batuta.core.local import Action, Event, Local
+    from batuta.core.local import Action, Event, Fallen, Local
     from batuta.kinds.truth import Truth
     from batuta.twin import scenario
     from batuta.twin.broker import Broker
@@ -36,6 +37,8 @@ class Ledger:
         self.assignment: Assignment | None = None
         self.locals: dict[str, Local] = {}
         self.artifacts: frozenset[str] = frozenset()
+        self.fallen: dict[str, Fallen] = {}
+        """What was turned down in favour of what ran before."""
 
 
 class Node:
@@ -70,6 +73,7 @@ class Node:
         self.is_leased = False
         """Does it hold anything that must never run twice?"""
         self.inventory = inventory_of(self)
+        self.bench = Bench(hardware=plan.hardware)
         self.pulse = Pulse(self)
         self.truths = NO_TRUTHS
         """What the versions that it runs are like."""
@@ -184,7 +188,11 @@ class Node:
             else:
                 here[event.name] = after
         self.events.clear()
-        plan = self.rules.step(self.ledger.assignment, here, self.ledger.artifacts, now, self.pulse.contact_at)
+        ledger, contact_at = self.ledger, self.pulse.contact_at
+        plan = self.rules.step(
+            ledger.assignment, here, ledger.artifacts, now, contact_at, bench=self.bench, fallen=ledger.fallen
+        )
+        ledger.fallen = remembered(ledger.fallen, plan.locals.values(), now)
         if plan.locals != self.ledger.locals:
             self.pulse.plan_report()
             was, self.is_leased = self.is_leased, any(x.instance.lease_ms is not None for x in plan.locals.values())

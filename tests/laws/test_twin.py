@@ -187,8 +187,8 @@ def test_expectations_are_asked():
 
 
 def test_a_node_that_ignores_its_lease_is_caught():
-    def careless(assignment, here, held, now, contact_at):
-        return step(assignment, here, held, now, now)
+    def careless(assignment, here, held, now, contact_at, **known):
+        return step(assignment, here, held, now, now, **known)
 
     assert "never_twice" in broken_by(a_fleet(*cuts()), RULES._replace(step=careless))
 
@@ -240,15 +240,15 @@ def test_a_lease_that_follows_a_stepping_clock_is_caught():
 
 
 def test_a_node_that_does_nothing_never_converges():
-    def idle(assignment, here, held, now, contact_at):
+    def idle(assignment, here, held, now, contact_at, **known):
         return Plan((), here, None)
 
     assert broken_by(a_fleet(), RULES._replace(step=idle), seeds=[1]) == {"converges"}
 
 
 def test_a_node_that_invents_an_instance_is_caught():
-    def inventive(assignment, here, held, now, contact_at):
-        plan = step(assignment, here, held, now, contact_at)
+    def inventive(assignment, here, held, now, contact_at, **known):
+        plan = step(assignment, here, held, now, contact_at, **known)
         if not plan.locals:
             return plan
         other = msgspec.structs.replace(next(iter(plan.locals.values())).instance, slot="17")
