@@ -26,6 +26,7 @@ import msgspec
 
 from batuta.agent import neighbours, steady
 from batuta.agent.abilities import Opsets
+from batuta.agent.depot import Depot
 from batuta.agent.door import Door
 from batuta.agent.doubt import Doubt
 from batuta.agent.engines import Engines
@@ -36,7 +37,9 @@ from batuta.agent.ledger import FULL, Ledger
 from batuta.agent.neighbours import Neighbours
 from batuta.agent.node import Node, Parts
 from batuta.agent.probe import Probe
+from batuta.agent.region import Region
 from batuta.agent.station import Station
+from batuta.agent.tunnelling import Credentials
 from batuta.core.decided import CONTAINER
 from batuta.core.proving import Bench
 from batuta.dataflow.connect import connect
@@ -101,6 +104,10 @@ async def _run(config: AgentConfig, identity: Identity, ending: Ending) -> int:
         await engines.open(is_needed=any(x.instance.runtime == CONTAINER for x in opened.page.locals))
         inventory, opsets = probe.inventory(), Opsets(config.home, runtimes)
 
+        def credentials() -> Credentials:
+            directory = config.identity
+            return Credentials(*(str(directory / name) for name in (station.identity.chain, "key.pem", "root.pem")))
+
         flows, gravity = Flows(client, identity.node, _up(control)), Gravity(site)
 
         async def follow(assignment: Assignment) -> None:
@@ -109,8 +116,14 @@ async def _run(config: AgentConfig, identity: Identity, ending: Ending) -> int:
         def share(commons: Commons) -> None:
             flows.follow(commons.captures)
             gravity.follow(commons.watched)
+            depot.follow(commons.depot_port)
 
         heard = Neighbours(site, clock, identity.node)
+        exchange = Exchange(site, identity.node, heard.hears)
+        depot = Depot(
+            identity.node, exchange, credentials, listen=config.listen, advertise=config.advertise, tell=said.append
+        )
+        region = Region(control, config.home, credentials)
         node = Node(
             Parts(
                 fabric=control,
@@ -123,7 +136,9 @@ async def _run(config: AgentConfig, identity: Identity, ending: Ending) -> int:
                 vitals=lambda: probe.vitals(station.broker.pid or None),
                 broker={**station.for_instances(), "inference": door.url},
                 neighbours=heard,
-                exchange=Exchange(site, identity.node, heard.hears),
+                exchange=exchange,
+                region=region,
+                depot=lambda: depot.address,
                 flows=flows.books,
                 topics=gravity.topics,
                 topic_bytes=gravity.topic_bytes,
@@ -135,6 +150,8 @@ async def _run(config: AgentConfig, identity: Identity, ending: Ending) -> int:
                 doctor=lambda: {
                     "broker": {"pid": station.broker.pid, "restarts": station.restarts},
                     "gateway": door.doctor(),
+                    "depot": depot.doctor(),
+                    "region": region.doctor(),
                     "containers": engines.doctor(),
                 },
                 bench=Bench(inventory.hardware, {how: v for how, v in versions().items() if how in runtimes}),
@@ -145,14 +162,14 @@ async def _run(config: AgentConfig, identity: Identity, ending: Ending) -> int:
             ),
             opened,
         )
-        station.tell = door.tell = engines.tell = node.loop.tell
+        station.tell = door.tell = engines.tell = depot.tell = node.loop.tell
         for news in said:
             node.loop.tell(news)
         renewal = Renewal(config, identity, control, station.renew, node.loop.tell)
         doubt = Doubt(config, identity.node, lambda: node.loop.hub_is_silent, node.loop.tell)
         node.besides = {
             "broker": station.watch, "flows": flows.run, "gravity": gravity.run, "renewal": renewal.run,
-            "gateway": door.run,
+            "gateway": door.run, "depot": depot.run, "region": region.run,
             "doubt": doubt.run, "engines": engines.run, "opsets": lambda: opsets.run(node.loop.tell),
             "settle": lambda: _settle(config),
         }  # fmt: skip

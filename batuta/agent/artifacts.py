@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
     from batuta.agent.exchange import Exchange
     from batuta.agent.fetch import Source
+    from batuta.agent.region import Region
 
 DIGEST: Final = re.compile(r"^sha256:[0-9a-f]{64}$")
 SPARE_BYTES: Final = 16 * 2**20
@@ -61,10 +62,11 @@ class Artifacts:
 
     def __init__(
         self, directory: Path, source: Source, *, node: str, machine_boot: str, budget_bytes: int, apart: bool = True,
-        exchange: Exchange | None = None,
+        exchange: Exchange | None = None, region: Region | None = None,
     ) -> None:  # fmt: skip
         self.source = source
         self.exchange = exchange
+        self.region = region
         self.node = node
         self.machine_boot = machine_boot
         self.budget_bytes = budget_bytes
@@ -78,7 +80,7 @@ class Artifacts:
         self.refused = 0
         """Files whose bytes were not what their digest says: from the hub, or on this disk."""
         self.fetched_bytes = 0
-        self._hub_bytes = 0
+        self._hub_bytes = self._region_bytes = 0
         self.problem: Reason | None = None
         """The newest damage found on this disk, until the file is whole again."""
         self._known: dict[str, Known] = {}
@@ -157,7 +159,11 @@ class Artifacts:
     def problems(self) -> tuple[Reason, ...]:
         """What is to be told of this disk, and of neighbours."""
         own = (self.problem,) if self.problem is not None else ()
-        return own + (self.exchange.problems() if self.exchange is not None else ())
+        return (
+            *own,
+            *(self.exchange.problems() if self.exchange is not None else ()),
+            *(self.region.problems() if self.region is not None else ()),
+        )
 
     def books(self) -> dict[str, int]:
         """Files or chunks that were refused, and the bytes of chunks that came, also of what is under way."""
@@ -166,6 +172,7 @@ class Artifacts:
             "refused": self.refused + sum(fetch.refused for fetch in under_way),
             "fetchedBytes": self.fetched_bytes + sum(fetch.fetched_bytes for fetch in under_way),
             "hubBytes": self._hub_bytes + sum(fetch.hub_bytes for fetch in under_way),
+            "regionBytes": self._region_bytes + sum(fetch.region_bytes for fetch in under_way),
         }
 
     # --- Fetching ---
@@ -202,8 +209,9 @@ class Artifacts:
 
     async def _download(self, digest: str, path: Path, needed: Callable[[], frozenset[str]]) -> None:
         fetch = Fetch(
-            digest, node=self.node, source=self.source, exchange=self.exchange, run=self.run, told=self.on_progress
-        )
+            digest, node=self.node, source=self.source, exchange=self.exchange, run=self.run, told=self.on_progress,
+            region=self.region,
+        )  # fmt: skip
         self.under_way[digest] = fetch
         fetch.begin()
         try:
@@ -220,6 +228,7 @@ class Artifacts:
             self.refused += fetch.refused
             self.fetched_bytes += fetch.fetched_bytes
             self._hub_bytes += fetch.hub_bytes
+            self._region_bytes += fetch.region_bytes
             self.on_progress()
         if self.exchange is not None and (known := self.named.get(digest)) is not None:
             await self.exchange.say(Card(digest=digest, recipe=known[0], count=known[1], whole=True))

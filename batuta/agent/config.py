@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from batuta.core.gateway import GATEWAY_PORT
 from batuta.kinds.base import Record
 
 
@@ -31,8 +30,9 @@ class AgentConfig(Record):
     """`host:port` through which the hub's broker is reached instead of the address it gave: a relay, a port forward."""
     mqtt_port: int = 1883
     """MQTT listener; the next free port when it is taken, and said so."""
-    inference_port: int = GATEWAY_PORT
-    """Where programs of this node ask models, at loopback; the next free port when it is taken, and said so."""
+    inference_port: int | None = None
+    """Where programs of this node ask models, at loopback; the next free port when it is taken, and said so. Left out,
+    the usual one, or any when `mqtt_port` is any."""
     artifacts_bytes: int = 4 * 2**30
     """Disk budget of the artifact cache. What the ledger needs is kept even beyond it."""
     contact_every_ms: int = 1_000

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from batuta.agent.news import Ailing
-from batuta.core.gateway import MEASURES_BYTES_MAX, MEASURES_FILE, GatewayOrder
+from batuta.core.gateway import GATEWAY_PORT, MEASURES_BYTES_MAX, MEASURES_FILE, GatewayOrder
 from batuta.core.observed import Mesh
 from batuta.core.reasons import Reason
 from batuta.core.serving import HEADER_ERROR
@@ -64,7 +64,9 @@ class Door:
         self._instances = config.instances
         self._tied = config.tied
         # Who takes any port for devices shares the machine with other nodes: they need no race for the usual one.
-        self._wanted = config.inference_port if config.mqtt_port else 0
+        usual = GATEWAY_PORT if config.mqtt_port else 0
+        self._wanted = usual if config.inference_port is None else config.inference_port
+        self._is_chosen = bool(config.inference_port)
         self._limits = Limits(memory_bytes=MEMORY_BYTES, open_files=OPEN_FILES)
         self._listener: socket.socket | None = None
         self._kept: Kept | None = None
@@ -87,7 +89,7 @@ class Door:
         if self._kept is not None and before:
             self.port = before
         else:
-            self._listen(before or self._wanted)
+            self._listen(self._wanted if self._is_chosen else before or self._wanted)
 
     async def run(self) -> None:
         """Start it whenever somebody knocks, for ever."""

@@ -53,6 +53,10 @@ class Holdings(Protocol):
         """Size of the file, digest and size of its recipe, and a part of that. Raises ArtifactRefused."""
         ...
 
+    async def card(self, digest: str) -> Card:
+        """What is here of a file, and whether more is on its way."""
+        ...
+
 
 class Exchange:
     """One node's side of it."""
@@ -209,11 +213,12 @@ class Exchange:
         self._wakes[card.digest](before is None)
 
     async def _answer(self, message: Message) -> None:
-        answer = await self._answer_to(message.data)
+        answer = await self.answer_to(message.data)
         with contextlib.suppress(FabricUnavailable):  # whoever asked asks somebody else
             await message.respond(answer)
 
-    async def _answer_to(self, data: bytes) -> bytes:
+    async def answer_to(self, data: bytes) -> bytes:
+        """A question of a neighbour, or of a node of the region."""
         try:
             asked = msgspec.json.decode(data, type=_Asked)
         except msgspec.MsgspecError as error:
@@ -229,7 +234,11 @@ class Exchange:
                 )
                 self.given_bytes += len(piece)
                 return line({"size": size, "recipe": recipe, "bytes": length}) + piece
+            if asked.card_of:
+                return msgspec.json.encode(await self.holdings.card(asked.card_of))
             found = await self.holdings.give(asked.digest, asked.recipe, asked.chunks[:CHUNKS_MOST])
+            if asked.most and len(found) == 1:
+                found = [found[0][max(0, asked.begin) : max(0, asked.begin) + asked.most]]
         except ArtifactRefused as error:
             return line({"error": error.code, "message": error.message})
         except OSError as error:
@@ -241,12 +250,15 @@ class Exchange:
 
 
 class _Asked(msgspec.Struct, frozen=True):
-    """Either of the two questions."""
+    """One of the three questions: ChunksWanted, a recipe, a card."""
 
     digest: str = ""
     chunks: tuple[int, ...] = ()
     recipe: str = ""
+    begin: int = 0
+    most: int = 0
     recipe_of: RecipeWanted | None = None
+    card_of: str = ""
 
 
 def _now() -> int:

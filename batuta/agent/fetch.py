@@ -15,19 +15,22 @@ import msgspec
 from batuta.agent.pace import PAUSE_FIRST_MS, PAUSE_MOST_MS, Pace
 from batuta.agent.progress import Progress
 from batuta.agent.recipe import found_in
-from batuta.core.delivery import HUB, STALLED_AFTER_MS, Plan, View, plan
+from batuta.core.delivery import HUB, REGION, STALLED_AFTER_MS, Plan, View, brought, plan
 from batuta.errors import ArtifactRefused, BatutaError, FabricUnavailable
 from batuta.fabric.chunks import Card, ChunksWanted, RecipeWanted, bits
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Awaitable, Callable, Sequence
     from pathlib import Path
 
     from batuta.agent.exchange import Exchange
     from batuta.agent.partial import Partial
     from batuta.agent.recipe import Recipe
+    from batuta.agent.region import Region
     from batuta.core.delivery import Ask
     from batuta.core.reasons import Reason
+
+    Bytes = bytes | memoryview[int]
 
 LOOK_EVERY_S: Final = 0.5
 PLAN_EVERY_S: Final = 0.005
@@ -75,7 +78,7 @@ class Source(Protocol):
 
     async def recipe(self, digest: str, offset: int, length: int) -> Part: ...
 
-    async def chunks(self, wanted: ChunksWanted) -> Sequence[bytes | memoryview[int]]: ...
+    async def chunks(self, wanted: ChunksWanted) -> Sequence[Bytes]: ...
 
 
 class Run(Protocol):
@@ -88,12 +91,14 @@ class Fetch:
     """One file under way. `run` returns when all of it is in `partial`."""
 
     def __init__(
-        self, digest: str, *, node: str, source: Source, exchange: Exchange | None, run: Run, told: Callable[[], None]
-    ) -> None:
+        self, digest: str, *, node: str, source: Source, exchange: Exchange | None, run: Run, told: Callable[[], None],
+        region: Region | None = None,
+    ) -> None:  # fmt: skip
         self.digest = digest
         self.node = node
         self.source = source
         self.exchange = exchange
+        self.region = region
         self.in_thread = run
         self.told = told
         """Called when there is something new to tell people."""
@@ -101,11 +106,14 @@ class Fetch:
         self.partial: Partial | None = None
         self.recipe_from = HUB
         """Who gave the recipe."""
+        self.is_recipe_of_region = False
         self.refused = 0
         """Chunks whose bytes were not what the recipe says."""
         self.fetched_bytes = 0
         self.hub_bytes = 0
         """Those of them that came from the hub."""
+        self.region_bytes = 0
+        """And from the region."""
         self._asked: dict[str, int] = {}
         self._tasks: dict[asyncio.Task[None], str] = {}
         self._wake = asyncio.Event()
@@ -120,12 +128,16 @@ class Fetch:
         """Say that it is wanted, so that all who want it know of each other."""
         if self.exchange is not None:
             self.exchange.begin(self.digest, self._heard)
+        if self.region is not None:
+            self.region.begin(self.digest, self._wake.set)
 
     def end(self) -> None:
         for task in self._tasks:
             task.cancel()
         if self.exchange is not None:
             self.exchange.end(self.digest)
+        if self.region is not None:
+            self.region.end(self.digest)
 
     def _heard(self, is_new: bool) -> None:
         if is_new:
@@ -159,6 +171,8 @@ class Fetch:
                 continue
             except FabricUnavailable:
                 await self.say_wanted()
+            if (found := await self._region_recipe(path)) is not None:
+                return found
             node = self.exchange.knows_recipe(self.digest) if self.exchange is not None else ""
             if self.exchange is not None and node:
                 try:
@@ -176,6 +190,23 @@ class Fetch:
             return Part(*await self.exchange.recipe(node, RecipeWanted(self.digest, offset, length)))
 
         return ask
+
+    async def _region_recipe(self, path: Path) -> tuple[int, str] | None:
+        region = self.region
+        if region is None:
+            return None
+
+        async def ask(offset: int, length: int) -> Part:
+            self.recipe_from, part = await region.recipe(RecipeWanted(self.digest, offset, length))
+            return part
+
+        try:
+            found = await self._recipe_of(ask, path)
+        except (FabricUnavailable, ArtifactRefused):
+            self.recipe_from = HUB
+            return None
+        self.is_recipe_of_region = True
+        return found
 
     async def _recipe_of(self, ask: Callable[[int, int], object], path: Path) -> tuple[int, str]:
         first: Part | None = None
@@ -196,8 +227,9 @@ class Fetch:
 
     def recipe_lied(self, detail: str) -> ArtifactRefused:
         """The recipe is not one, or not of this file: whoever gave it is not believed."""
-        if self.recipe_from != HUB and self.exchange is not None:
-            self.exchange.lied(self.recipe_from, f"the list of chunks of {self.digest[:19]}…: {detail}")
+        giver = self.region if self.is_recipe_of_region else self.exchange
+        if self.recipe_from != HUB and giver is not None:
+            giver.lied(self.recipe_from, f"the list of chunks of {self.digest[:19]}…: {detail}")
         return ArtifactRefused("digest_mismatch", f"from {self.recipe_from or 'the hub'}: {detail}")
 
     # --- The chunks ---
@@ -248,13 +280,15 @@ class Fetch:
                 hub_chunks=self._pace.chunks(together),
                 patience_ms=max(STALLED_AFTER_MS, 3 * self._pace.last_ms),
                 settled=self._settled if self.source.is_connected else now,
+                region=self.region.peers(self.digest, recipe.digest) if self.region is not None else (),
+                is_region_open=self.region is not None and self.region.is_open(self.digest),
             )
         )
 
     def _begin(self, ask: Ask, recipe: Recipe) -> None:
         for n in ask.chunks:
             self._asked[ask.source] = self._asked.get(ask.source, 0) | 1 << n
-        if ask.source == HUB:
+        if ask.source in (HUB, REGION):
             self._pace.asked(_now())
         task = asyncio.create_task(self._ask(ask, recipe))
         self._tasks[task] = ask.source
@@ -271,10 +305,12 @@ class Fetch:
         self._wake.set()
 
     async def _ask(self, ask: Ask, recipe: Recipe) -> None:
-        wanted = ChunksWanted(self.digest, ask.chunks, recipe.digest)
+        wanted, giver = ChunksWanted(self.digest, ask.chunks, recipe.digest), ask.source
         try:
             if ask.source == HUB:
-                found = await self._of_hub(wanted, recipe)
+                found = await self._brought(wanted, recipe, self.source.chunks)
+            elif ask.source == REGION:
+                giver, found = await self._of_region(wanted, recipe)
             else:
                 assert self.exchange is not None
                 found = await self.exchange.chunks(ask.source, wanted)
@@ -291,20 +327,35 @@ class Fetch:
             if ask.source == HUB:
                 raise
             return
-        await self._keep(ask, found)
+        await self._keep(ask, found, giver)
 
-    async def _of_hub(self, wanted: ChunksWanted, recipe: Recipe) -> Sequence[bytes | memoryview[int]]:
-        """Over a slow link a chunk is asked for in parts, so that nothing waits behind it for long."""
+    async def _of_region(self, wanted: ChunksWanted, recipe: Recipe) -> tuple[str, Sequence[Bytes]]:
+        region, giver = self.region, ""
+        assert region is not None
+
+        async def ask(some: ChunksWanted) -> Sequence[Bytes]:
+            nonlocal giver
+            size = some.most or sum(recipe.chunk(n).size_bytes for n in some.chunks)
+            giver, found = await region.chunks(some, size)
+            return found
+
+        found = await self._brought(wanted, recipe, ask)
+        return giver, found
+
+    async def _brought(
+        self, wanted: ChunksWanted, recipe: Recipe, ask: Callable[[ChunksWanted], Awaitable[Sequence[Bytes]]]
+    ) -> Sequence[Bytes]:
+        """Over the uplink. Over a slow link a chunk is asked for in parts, so that nothing waits behind it for long."""
         part = self._pace.part_bytes
         if not part or len(wanted.chunks) > 1:
             asked_at = _now()
-            found = await self.source.chunks(wanted)
+            found = await ask(wanted)
             self._pace.answered(_now() - asked_at, sum(map(len, found)))
             return found
         size, data = recipe.chunk(wanted.chunks[0]).size_bytes, bytearray()
         while len(data) < size:
             asked_at = _now()
-            (piece,) = await self.source.chunks(
+            (piece,) = await ask(
                 msgspec.structs.replace(wanted, begin=len(data), most=min(self._pace.part_bytes or size, size))
             )
             self._pace.answered(_now() - asked_at, len(piece))
@@ -313,26 +364,32 @@ class Fetch:
             data += piece
         return [bytes(data)]
 
-    async def _keep(self, ask: Ask, found: Sequence[bytes | memoryview[int]]) -> None:
+    async def _keep(self, ask: Ask, found: Sequence[Bytes], giver: str) -> None:
         partial, progress = self.partial, self.progress
         assert partial is not None
         assert progress is not None
-        progress.held = None if ask.source == HUB else progress.held
+        progress.held = None if ask.source in (HUB, REGION) else progress.held
         for n, data in zip(ask.chunks, found, strict=False):
             if await self.in_thread(partial.put, n, data):
                 if not partial.has >> n & 1:
-                    progress.add(ask.source, len(data))
+                    progress.add(giver, len(data))
                 partial.has |= 1 << n
                 self.fetched_bytes += len(data)
                 self.hub_bytes += len(data) if ask.source == HUB else 0
+                self.region_bytes += len(data) if ask.source == REGION else 0
                 continue
             self.refused += 1
             if ask.source == HUB:
                 raise ArtifactRefused(
                     "digest_mismatch", f"chunk {n} from the hub is not what the recipe of {self.digest[:19]}… says"
                 )
-            assert self.exchange is not None
-            self.exchange.lied(ask.source, f"chunk {n} of {self.digest[:19]}…")
+            said = f"chunk {n} of {self.digest[:19]}…"
+            if ask.source == REGION:
+                assert self.region is not None
+                self.region.lied(giver, said)
+            else:
+                assert self.exchange is not None
+                self.exchange.lied(giver, said)
             self.told()
             return
 
@@ -346,7 +403,7 @@ class Fetch:
         if now - self._card_at < every_ms + rest_ms:
             return
         self._card_at, self._card_has = now, partial.has
-        has, claims = bits(partial.has, recipe.total), bits(self._asked.get(HUB, 0), recipe.total)
+        has, claims = bits(partial.has, recipe.total), bits(brought(self._asked), recipe.total)
         await self.exchange.say(
             Card(digest=self.digest, recipe=recipe.digest, count=recipe.total, has=has, claims=claims, wants=True)
         )
@@ -354,7 +411,7 @@ class Fetch:
     def _tell(self, found: Plan, now: int) -> None:
         assert self.progress is not None
         self.progress.awaited = found.awaited
-        if not found.held_back and not self._asked.get(HUB):
+        if not found.held_back and not brought(self._asked):
             self.progress.held = None
         if now - self._told_at >= TOLD_EVERY_MS:
             self._told_at = now

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 from batuta.agent.recipe import RECORD, Recipe, check
 from batuta.errors import ArtifactRefused
+from batuta.fabric.chunks import Card, bits
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -40,6 +41,19 @@ class Giving:
             task = self._naming[digest] = asyncio.create_task(self._name(digest))
             task.add_done_callback(lambda _: self._naming.pop(digest, None))
         return known
+
+    async def card(self, digest: str) -> Card:
+        """For who asks from another site, where cards are not heard."""
+        fetch = self.artifacts.under_way.get(digest)
+        if fetch is not None and (partial := fetch.partial) is not None:
+            total = partial.recipe.total
+            return Card(digest, partial.recipe.digest, total, bits(partial.has, total), wants=True)
+        if fetch is not None:
+            return Card(digest, wants=True)
+        if self.is_whole(digest) is None and (naming := self._naming.get(digest)) is not None:
+            await asyncio.wait({naming})
+        known = self.is_whole(digest)
+        return Card(digest) if known is None else Card(digest, known[0], known[1], whole=True)
 
     async def _name(self, digest: str) -> None:
         artifacts, path = self.artifacts, self.artifacts.recipe_path(digest)

@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from batuta.agent.ledger import Opened
     from batuta.agent.neighbours import Neighbours
     from batuta.agent.pulse import Contact
+    from batuta.agent.region import Region
     from batuta.agent.steady import Steady
     from batuta.core.decided import Assignment, Commons
     from batuta.core.local import Event
@@ -80,6 +81,10 @@ class Parts(NamedTuple):
     """Where artifacts come from; the hub, when left out."""
     exchange: Exchange | None = None
     """Artifacts from and for neighbours."""
+    region: Region | None = None
+    """Artifacts from other sites."""
+    depot: Callable[[], str] = str
+    """Where other sites get them here."""
     flows: Callable[[], tuple[Flow, ...]] = tuple
     topics: Callable[[], dict[str, int]] = dict
     topic_bytes: Callable[[], dict[str, int]] = dict
@@ -122,6 +127,7 @@ class Node:
             budget_bytes=parts.artifacts_bytes,
             apart=parts.apart,
             exchange=parts.exchange,
+            region=parts.region,
         )
         self.artifacts.on_progress = lambda: self.loop.tell(Looked())
         self.actuator = Actuator(
@@ -242,8 +248,9 @@ class Node:
         address, mqtt = self.parts.places()
         hears = self.parts.neighbours.hears() if self.parts.neighbours is not None else {}
         return msgspec.structs.replace(
-            report, flows=self.parts.flows(), address=address, mqtt=mqtt, inference=self.parts.inference, hears=hears
-        )
+            report, flows=self.parts.flows(), address=address, mqtt=mqtt, inference=self.parts.inference, hears=hears,
+            depot=self.parts.depot(),
+        )  # fmt: skip
 
     def _rest(self, report: Report) -> Report:
         parts = self.parts

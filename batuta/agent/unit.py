@@ -7,7 +7,7 @@ import sys
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Sequence
 
 UNIT = """\
 # Save as /etc/systemd/system/batuta-node.service, then: systemctl enable --now batuta-node
@@ -44,9 +44,9 @@ WantedBy=multi-user.target
 """
 
 
-def unit(state: Path, python: str = sys.executable) -> str:
-    """The unit for an enrolled node whose state is below `state`."""
-    command = (python, "-m", "batuta.agent", "--state", str(state))
+def unit(arguments: Sequence[str], python: str = sys.executable) -> str:
+    """The unit for an enrolled node, whose agent gets these arguments."""
+    command = (python, "-m", "batuta.agent", *arguments)
     # systemd splits like a shell, and expands % and $ by itself.
     words = " ".join(shlex.quote(word).replace("%", "%%").replace("$", "$$") for word in command)
     return UNIT.format(command=words)

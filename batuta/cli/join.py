@@ -26,6 +26,9 @@ ASK_SLOWEST_S = 15.0
 @click.option(
     "--listen", default="127.0.0.1", show_default=True, metavar="ADDRESS", help="Where devices and neighbours connect."
 )
+@click.option(
+    "--advertise", default="", metavar="ADDRESS", help="What neighbours and other sites are told, if not --listen."
+)
 @click.option("--via", default="", metavar="HOST:PORT", help="Reach the hub's broker through this relay or forward.")
 @click.option(
     "--mqtt-port",
@@ -33,6 +36,12 @@ ASK_SLOWEST_S = 15.0
     show_default=True,
     type=click.IntRange(0, 65_535),
     help="0 takes any; if taken, the next.",
+)
+@click.option(
+    "--inference-port",
+    metavar="PORT",
+    type=click.IntRange(0, 65_535),
+    help="Where programs here ask models [default: 8500]; 0 takes any; if taken, the next.",
 )
 @click.option("--engine", default="", metavar="SOCKET", help="Podman's or Docker's; found by itself, `none` for none.")
 @click.option("--allow-mount", multiple=True, metavar="PATH", help="Let containers mount this path; several times.")
@@ -72,7 +81,7 @@ def join(token: str, *, state: str | None, print_unit: bool, **options: object) 
     if print_unit:
         from batuta.agent.unit import unit
 
-        click.echo(unit(home), nl=False)
+        click.echo(unit(_words(config)), nl=False)
         return
     _become_the_agent(config)
 
@@ -122,8 +131,10 @@ def _config(home: object, token: str, options: dict[str, object]) -> AgentConfig
         cpu_millis=amounts["cpu"],
         memory_bytes=amounts["memory"],
         listen=str(options["listen"]),
+        advertise=str(options["advertise"]),
         via=str(options["via"]),
         mqtt_port=int(str(options["mqtt_port"])),
+        inference_port=cast("int | None", options["inference_port"]),
         engine=str(options["engine"]),
         mountable=tuple(str(path) for path in cast("tuple[str, ...]", options["allow_mount"])),
         pulls_images=not options["no_pull"],
@@ -146,7 +157,19 @@ def _become_the_agent(config: AgentConfig) -> None:
 
     # Held back by us, it is still there for the agent, which holds it back until it can act on it.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
+    words = _words(config)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.execv(sys.executable, [sys.executable, "-m", "batuta.agent", *words])  # noqa: S606  no shell is meant
+
+
+def _words(config: AgentConfig) -> list[str]:
+    """The same choices, as arguments of the bare agent."""
     words = ["--state", config.state, "--listen", config.listen, "--mqtt-port", str(config.mqtt_port)]
+    if config.inference_port is not None:
+        words += ["--inference-port", str(config.inference_port)]
+    if config.advertise:
+        words += ["--advertise", config.advertise]
     if config.via:
         words += ["--via", config.via]
     if config.engine:
@@ -160,6 +183,4 @@ def _become_the_agent(config: AgentConfig) -> None:
         words += ["--cpu", str(config.cpu_millis)]
     if config.memory_bytes is not None:
         words += ["--memory", str(config.memory_bytes)]
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os.execv(sys.executable, [sys.executable, "-m", "batuta.agent", *words])  # noqa: S606  no shell is meant
+    return words

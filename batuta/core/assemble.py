@@ -110,12 +110,15 @@ class Book:
         before, watched = draft.state.commons.get(self.site), draft.state.watched
         if not self.members:
             return [] if before is None else [Change("decided", commons_key(self.site), None)]
-        if before is None and not (self.captures or watched):
+        site = draft.state.site(self.site)
+        port = site.spec.depot.port if site is not None and site.spec.depot is not None else None
+        if before is None and not (self.captures or watched or port):
             return []
-        if before is not None and (before.captures, before.watched) == (self.captures, watched):
+        shared = (self.captures, watched, port)
+        if before is not None and (before.captures, before.watched, before.depot_port) == shared:
             return []
         serial = max(draft.now, before.serial + 1 if before is not None else 0)
-        after = Commons(site=self.site, serial=serial, captures=self.captures, watched=watched)
+        after = Commons(site=self.site, serial=serial, captures=self.captures, watched=watched, depot_port=port)
         return [Change("decided", commons_key(self.site), after)]
 
     def changes(self, draft: Draft, due: Iterable[str]) -> list[Change]:

@@ -167,6 +167,8 @@ class Commons(Record):
     captures: tuple[Capture, ...] = ()
     watched: tuple[str, ...] = ()
     """Topic patterns whose messages are counted there, for data gravity."""
+    depot_port: int | None = None
+    """Where each of its nodes gives files to other sites; None where they do not."""
 
 
 class Assignment(Record):

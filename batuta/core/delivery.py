@@ -1,7 +1,8 @@
 """Delivery: which chunk of a file a node asks of whom. Nodes of a site that want the same file divide the labour.
 
 A chunk that a neighbour has is asked of the neighbour. One that nobody at the site has is brought in over the uplink by
-exactly one of those who want it: by rendezvous, everybody computes the same one without a word. It says on its card
+exactly one of those who want it: by rendezvous, everybody computes the same one without a word. It takes it from the
+region, if a node there has it, else from the hub, unless a node of the region is just fetching it. It says on its card
 what it has asked for, so whoever joins later leaves that alone. Who brings nothing in for too long is not waited for:
 its share falls to the others, at worst to each of them. So nothing blocks, and in good times every chunk crosses the
 uplink once.
@@ -19,7 +20,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 HUB = ""
-"""The source behind the uplink; every other one is the name of a neighbour."""
+"""The last source behind the uplink; every other one but the region is the name of a neighbour."""
+REGION = "^"
+"""The first source behind the uplink: whichever node of the region has it."""
 CHUNKS_PER_ASK = 2
 """At most: an answer stays small, so that orders pass between answers, and a node needs little memory."""
 SPANS_MOST = 2048
@@ -73,6 +76,10 @@ class View(NamedTuple):
     peer_asks: int = 2
     """So many to neighbours, one to each."""
     patience_ms: int = STALLED_AFTER_MS
+    region: Sequence[Peer] = ()
+    """Nodes of the region that give files to this site."""
+    is_region_open: bool = False
+    """Who they are is not known yet, and will be in a moment."""
     settled: int = 0
     """Instant since which the uplink has worked as it does now: before it, nobody could bring anything in."""
 
@@ -87,7 +94,7 @@ class Ask(NamedTuple):
 class Plan(NamedTuple):
     asks: tuple[Ask, ...]
     awaited: int
-    """Chunks that a neighbour is expected to bring in."""
+    """Chunks that a neighbour or the region is expected to bring in."""
     held_back: int
     """Chunks that nobody here has, while the uplink is closed to them."""
 
@@ -112,20 +119,39 @@ def plan(view: View) -> Plan:
     if not view.hub_asks:
         return Plan(tuple(nearby), 0, missing)
     mine = missing & _mine(view, moving)
-    asks, under_way = [*nearby], -(-view.asked.get(HUB, 0).bit_count() // view.hub_chunks)
+    there, coming = _in_region(view, waited)
+    parts = [(REGION, mine & there), (HUB, 0 if coming else mine & ~there)]
+    asks, under_way = [*nearby], -(-(brought(view.asked)).bit_count() // view.hub_chunks)
     start = _place(view.node, view.total)
-    while mine and under_way < view.hub_asks:
-        chosen = take(mine, view.hub_chunks, start)
-        asks.append(Ask(HUB, chosen))
-        mine &= ~_set(chosen)
-        alone &= ~_set(chosen)
-        under_way += 1
-    return Plan(tuple(asks), alone & ~mine, 0)
+    for source, part in parts:
+        left = part
+        while left and under_way < view.hub_asks:
+            chosen = take(left, view.hub_chunks, start)
+            asks.append(Ask(source, chosen))
+            left &= ~_set(chosen)
+            mine &= ~_set(chosen)
+            alone &= ~_set(chosen)
+            under_way += 1
+    return Plan(tuple(asks), alone & ~(mine & there if coming else mine), 0)
+
+
+def brought(asked: Mapping[str, int]) -> int:
+    """What is on its way over the uplink."""
+    return asked.get(HUB, 0) | asked.get(REGION, 0)
+
+
+def _in_region(view: View, waited: int) -> tuple[int, bool]:
+    """What the region has, and whether the rest is worth waiting for there."""
+    present = [peer for peer in view.region if view.now - peer.heard_at <= LOST_AFTER_MS]
+    there = 0
+    for peer in present:
+        there |= peer.has
+    return there, view.is_region_open or any(p.wants and max(p.moved_at, p.since) >= waited for p in present)
 
 
 def _of_neighbours(view: View, present: Sequence[Peer], missing: int) -> Iterator[Ask]:
     """One question to each, in an order of our own, so that not all ask the same one for the same."""
-    room = view.peer_asks - sum(1 for source in view.asked if source != HUB)
+    room = view.peer_asks - sum(1 for source in view.asked if source not in (HUB, REGION))
     start = _place(view.node, view.total)
     for peer in sorted(present, key=lambda p: (_score(view.node, p.node), p.node)):
         if room <= 0:

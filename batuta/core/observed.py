@@ -207,6 +207,8 @@ class Report(Record):
     """What variants proved to be here, the newest first."""
     inference: str = ""
     """`http://host:port` of its inference gateway."""
+    depot: str = ""
+    """`host:port` where it gives files to other sites."""
     mesh: Mesh | None = None
     """Calls through that gateway since it last began; None when nobody has used it."""
 

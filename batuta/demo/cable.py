@@ -19,8 +19,13 @@ PACKETS_BYTES: Final = 16 * 1024
 class Cable:
     """Relays TCP from a port of its own to `target`, until cut. Runs in a thread of its own."""
 
-    def __init__(self, target: tuple[str, int], *, bits_per_s: float = 0.0, delay_s: float = 0.0) -> None:
+    def __init__(
+        self, target: tuple[str, int], *, bits_per_s: float = 0.0, delay_s: float = 0.0,
+        at: tuple[str, int] = ("127.0.0.1", 0),
+    ) -> None:  # fmt: skip
         self.target = target
+        self.at = at
+        """Where it listens; any port when that is 0."""
         self.bits_per_s = bits_per_s
         """0 for as fast as the machine can."""
         self.delay_s = delay_s
@@ -62,7 +67,7 @@ class Cable:
     async def _listen(self) -> int:
         self._whole = asyncio.Event()
         self._whole.set()
-        self._server = await asyncio.start_server(self._take, "127.0.0.1", 0)
+        self._server = await asyncio.start_server(self._take, *self.at)
         self.port = self._server.sockets[0].getsockname()[1]
         return self.port
 

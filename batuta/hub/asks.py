@@ -3,7 +3,9 @@
 recipe, chunks   of artifacts: see `hub.shipping`, where nodes take turns
 renew            RenewRequest -> EnrolAnswer, or `{"error", "message", "nextStep"}`
 elsewhere        FarWanted -> FarAnswer: see `hub.elsewhere`
+depots, passage  of the node's region: see `hub.region`
 commons          nothing -> the Commons of the site that the node is part of, or `{"error", "message"}`
+flags            nothing -> the node's flags: see `hub.flags`
 """
 
 from __future__ import annotations
@@ -51,7 +53,7 @@ class Asks:
         self._told: dict[str, tuple[Commons, bytes]] = {}
         """By site: what its nodes were answered last. They all ask at once."""
         self._subscription: Subscription | None = None
-        self._verbs: dict[str, Callable[[str, bytes], Awaitable[bytes]]] = {
+        self.verbs: dict[str, Callable[[str, bytes], Awaitable[bytes]]] = {
             "renew": self._renew,
             "commons": self._commons,
             "elsewhere": elsewhere.answer,
@@ -69,7 +71,7 @@ class Asks:
         if verb in self._shipping.verbs:
             await self._shipping.take(node, verb, message)
             return
-        answer = self._verbs.get(verb)
+        answer = self.verbs.get(verb)
         if answer is None:
             self._counters.add("asks_refused", "verb_unknown")
             await message.respond(error_line("verb_unknown", f"this hub does not answer {verb!r}"))

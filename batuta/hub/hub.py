@@ -18,11 +18,13 @@ from batuta.hub.declare import Declarations
 from batuta.hub.elsewhere import Elsewhere
 from batuta.hub.enrol import Enrolment
 from batuta.hub.feed import Feed
+from batuta.hub.flags import Flags
 from batuta.hub.loop import HubLoop
 from batuta.hub.profiling import Profiling
 from batuta.hub.questions import Questions
 from batuta.hub.recipes import Recipes
 from batuta.hub.recording import Recording
+from batuta.hub.region import Region
 from batuta.hub.shipping import Shipping
 from batuta.hub.sightings import Sightings
 from batuta.hub.store import Store
@@ -107,7 +109,10 @@ class Hub:
         )
         self.enrolment.keep = self.audit.accepted
         self.elsewhere = Elsewhere(lambda: self.loop.known, clock, self.counters)
+        self.region = Region(lambda: self.loop.known, self.uplinks, self.counters)
         self.asks = Asks(self.shipping, self.enrolment, self.elsewhere, self.counters, lambda: self.loop.known)
+        self.asks.verbs |= self.region.verbs
+        self.asks.verbs["flags"] = self.flags.answer
         self.questions = Questions(fabric, clock)
         self.tails = Tails(config.directory / "tails", self.questions, clock, self.counters, lambda: self.loop.state)
         self.up = UpReader(fabric)

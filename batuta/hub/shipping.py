@@ -23,6 +23,7 @@ from batuta.hub.recipes import RECORD_BYTES
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
+    from batuta.core.uplink import Held
     from batuta.fabric.base import Message
     from batuta.hub.counters import Counters
     from batuta.hub.recipes import Recipes
@@ -115,12 +116,7 @@ class Shipping:
     async def _chunks(self, node: str, data: bytes) -> bytes:
         asked = _decoded(data, ChunksWanted)
         if (held := self._uplinks.held(node, asked.digest)) is not None:
-            wait_ms = HELD_MOST_MS if held.until is None else held.until - self._uplinks.now()
-            said = {
-                "error": held.reason.code, "message": held.reason.detail, "subject": held.reason.subject,
-                "untilMs": max(HELD_LEAST_MS, min(HELD_MOST_MS, wait_ms)),
-            }  # fmt: skip
-            return msgspec.json.encode(said) + b"\n"
+            return held_line(held, self._uplinks.now())
         found = await self._recipes.chunks(asked.digest, asked.chunks, asked.recipe)
         if asked.begin or asked.most:
             if len(found) != 1 or asked.begin < 0 or asked.most <= 0:
@@ -137,6 +133,16 @@ def _decoded(data: bytes, kind: type[Any]) -> Any:
         return msgspec.json.decode(data, type=kind)
     except msgspec.MsgspecError as error:
         raise ArtifactRefused("request_malformed", str(error)) from None
+
+
+def held_line(held: Held, now: int) -> bytes:
+    """Not now."""
+    wait_ms = HELD_MOST_MS if held.until is None else held.until - now
+    said = {
+        "error": held.reason.code, "message": held.reason.detail, "subject": held.reason.subject,
+        "untilMs": max(HELD_LEAST_MS, min(HELD_MOST_MS, wait_ms)),
+    }  # fmt: skip
+    return msgspec.json.encode(said) + b"\n"
 
 
 def error_line(code: str, message: str, next_step: str = "") -> bytes:

@@ -61,18 +61,20 @@ class Uplinks:
         if self._written_at:
             self._write()
 
-    def held(self, node: str, digest: str) -> Held | None:
-        """Why an artifact may not go to this node now; None when it may."""
-        now, way = self.now(), self._way(node)
+    def held(self, node: str, digest: str, way: tuple[Site, ...] | None = None) -> Held | None:
+        """Why an artifact may not go to this node now; None when it may. `way`: the sites whose links it takes, when
+        it does not come from the hub."""
+        now = self.now()
+        way = self._way(node) if way is None else way
         if all(not (s.spec.uplink.windows or s.spec.uplink.budget or s.spec.uplink.metered) for s in way):
             return None
         spent = {site.metadata.name: self.spent(site, now) for site in way}
         return held(way, spent, self._class(way[0].metadata.name, digest, now), now)
 
-    def spend(self, node: str, size_bytes: int) -> None:
+    def spend(self, node: str, size_bytes: int, way: tuple[Site, ...] | None = None) -> None:
         """So much has gone to a node, over every link on the way."""
         now = self.now()
-        for site in self._way(node):
+        for site in self._way(node) if way is None else way:
             if site.spec.uplink.budget is None:
                 continue
             today = day_of(site, now)

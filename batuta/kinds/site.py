@@ -44,6 +44,13 @@ class Uplink(Record):
     above wait for no window."""
 
 
+class Depot(Record):
+    """Where the nodes of a site give the files that they hold to other sites of its region."""
+
+    port: Annotated[int, Meta(ge=1, le=65_535)] = 7424
+    """TCP port at the address where the node listens, or the next free one; TLS, for nodes of the same hub only."""
+
+
 class SiteSpec(Record):
     parent: Name | None = None
     """The site above in the tree; a region is a site with children."""
@@ -51,6 +58,9 @@ class SiteSpec(Record):
     """Where its data may live: components that must stay in `eu` run at sites of `eu` and, unless those say otherwise,
     at the sites below them."""
     uplink: Uplink = Uplink()
+    depot: Depot | None = None
+    """The sites below this one, and those beside it under the same parent, take files from its nodes before they ask
+    the hub. Its nodes must be reachable from there."""
     on_partition: Literal["keep", "failover"] = "keep"
     """While cut off: keep things as they are, or let the site re-place its own instances."""
     time_zone: str | None = None

@@ -93,6 +93,19 @@ async def _answers(port: int) -> bool:
         return False
 
 
+async def test_a_port_that_somebody_chose_is_taken_wherever_the_gateway_was_before(tmp_path: Path) -> None:
+    for config in (
+        AgentConfig(state=str(tmp_path), mqtt_port=0),
+        AgentConfig(state=str(tmp_path), mqtt_port=0, inference_port=18600),
+        AgentConfig(state=str(tmp_path), mqtt_port=0),
+    ):
+        door = Door(config, "n1", [].append)
+        door.open()
+        await door.leave()
+        assert config.inference_port is None or door.port >= 18600
+    assert door.port >= 18600, "without a choice it stays where it was"
+
+
 async def test_a_port_that_is_taken_is_left_to_whoever_has_it(tmp_path: Path) -> None:
     said: list[Ailing] = []
     first = Door(AgentConfig(state=str(tmp_path / "a"), inference_port=18500), "a", said.append)

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from batuta.agent.contact import ContactNote
 from batuta.agent.node import remove_ended
 from batuta.agent.unit import unit
 
+if TYPE_CHECKING:
+    from pathlib import Path
+
 
 def test_the_unit_survives_odd_paths_and_never_kills_instances() -> None:
-    said = unit(Path("/srv/edge $1 100%"), python="/opt/py thon/bin/python")
+    said = unit(["--state", "/srv/edge $1 100%"], python="/opt/py thon/bin/python")
     assert "ExecStart='/opt/py thon/bin/python' -m batuta.agent --state '/srv/edge $$1 100%%'" in said
     assert "KillMode=process" in said
     assert "Restart=always" in said

@@ -9,7 +9,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from batuta.core.delivery import GATHER_MS, HUB, LOST_AFTER_MS, STALLED_AFTER_MS, Ask, Peer, View, plan, share, take
+from batuta.core.delivery import (
+    GATHER_MS,
+    HUB,
+    LOST_AFTER_MS,
+    REGION,
+    STALLED_AFTER_MS,
+    Ask,
+    Peer,
+    View,
+    plan,
+    share,
+    take,
+)
 
 NOW = 1_000_000
 TOTAL = 64
@@ -215,3 +227,35 @@ def test_lost_cards_and_dead_neighbours_never_block(seed: int, lost_percent: int
             site.arrive()
         site.dead.add("n-2")
     site.play()
+
+
+def test_what_the_region_has_is_asked_there_first_and_the_rest_of_the_hub() -> None:
+    half = ALL >> TOTAL // 2
+    found = plan(view(region=[peer("r", has=half, wants=False)], hub_asks=100))
+    assert chunks_of(found.asks, REGION) == half
+    assert chunks_of(found.asks, HUB) == ALL & ~half
+    whole = plan(view(region=[peer("r", has=ALL, wants=False)], hub_asks=3))
+    assert [ask.source for ask in whole.asks] == [REGION] * 3, "over the same uplink, so no more at a time"
+    assert plan(view(region=[peer("r", has=ALL, wants=False)], asked={REGION: 0b111111}, hub_asks=3)).asks == ()
+    gone = peer("r", has=ALL, wants=False, heard_at=NOW - LOST_AFTER_MS - 1)
+    assert {ask.source for ask in plan(view(region=[gone])).asks} == {HUB}
+    near = plan(view(region=[peer("r", has=ALL, wants=False)], peers=[peer(has=ALL, wants=False)]))
+    assert [ask.source for ask in near.asks] == ["b"], "a neighbour is nearer still"
+
+
+def test_what_the_region_is_fetching_is_awaited_while_it_gets_on() -> None:
+    found = plan(view(region=[peer("r", has=0b11)], hub_asks=100))
+    assert chunks_of(found.asks, REGION) == 0b11
+    assert chunks_of(found.asks, HUB) == 0
+    assert found.awaited == ALL & ~0b11
+    stuck = peer("r", has=0b11, since=0, moved_at=NOW - STALLED_AFTER_MS - 1)
+    assert chunks_of(plan(view(region=[stuck], hub_asks=100)).asks, HUB) == ALL & ~0b11
+    assert plan(view(is_region_open=True)).asks == (), "a moment, to learn who is there"
+
+
+def test_a_site_divides_the_labour_also_of_what_comes_from_the_region() -> None:
+    region = [peer("r", has=ALL, wants=False)]
+    mine = plan(view(peers=[peer()], region=region, hub_asks=100))
+    theirs = plan(view(node="b", peers=[peer("a")], region=region, hub_asks=100))
+    assert chunks_of(mine.asks, REGION) ^ chunks_of(theirs.asks, REGION) == ALL
+    assert chunks_of(mine.asks, HUB) == chunks_of(theirs.asks, HUB) == 0

@@ -109,6 +109,10 @@ class Site:
 
     def told(self, name: str) -> dict[str, Any]:
         """What a node says of its artifacts when it is asked by the hub's operator."""
+        found: dict[str, Any] = self.doctor(name)["artifacts"]
+        return found
+
+    def doctor(self, name: str) -> dict[str, Any]:
         home = self.stage.hub_state / "hub"
         port = json.loads((home / "run.json").read_bytes())["ports"]["client"]
         password = json.loads((home / "secrets.json").read_bytes())["hubPassword"]
@@ -116,7 +120,7 @@ class Site:
         async def ask() -> dict[str, Any]:
             fabric = await connect_hub(f"nats://127.0.0.1:{port}", "hub", password)
             try:
-                return msgspec.json.decode(await fabric.request(subjects.tell(name, "doctor"), b"", 30))["artifacts"]
+                return msgspec.json.decode(await fabric.request(subjects.tell(name, "doctor"), b"", 30))
             finally:
                 await fabric.close()
 
