@@ -18,7 +18,6 @@ from batuta.hub.declare import Declarations
 from batuta.hub.elsewhere import Elsewhere
 from batuta.hub.enrol import Enrolment
 from batuta.hub.feed import Feed
-from batuta.hub.flags import Flags
 from batuta.hub.loop import HubLoop
 from batuta.hub.profiling import Profiling
 from batuta.hub.questions import Questions
@@ -112,7 +111,6 @@ class Hub:
         self.region = Region(lambda: self.loop.known, self.uplinks, self.counters)
         self.asks = Asks(self.shipping, self.enrolment, self.elsewhere, self.counters, lambda: self.loop.known)
         self.asks.verbs |= self.region.verbs
-        self.asks.verbs["flags"] = self.flags.answer
         self.questions = Questions(fabric, clock)
         self.tails = Tails(config.directory / "tails", self.questions, clock, self.counters, lambda: self.loop.state)
         self.up = UpReader(fabric)
