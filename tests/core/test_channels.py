@@ -23,7 +23,7 @@ def test_a_component_that_names_a_channel_follows_it():
     assert known is not None
     assert channels(state, known) == [
         {"name": "canary", "version": "2", "followers": []},
-        {"name": "stable", "version": "1", "followers": ["app/run"]},
+        {"name": "stable", "version": "1", "followers": ["app/read"]},
     ]
     (released,) = state.releases[APP][-1].components
     assert followed_by(released) == {"model": "digits", "channel": "stable", "version": "1"}
