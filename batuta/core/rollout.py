@@ -10,6 +10,7 @@ holds nothing up, and follows the verdict when it is back. Rules in order; the f
     gate broken       what the updated nodes measured is beyond a limit: fails
     wave unfinished   more nodes get their turn, as many at a time as `concurrency` says
     soaking           the wave is through: wait, at least for `soak`, until every gate is held and approval is there
+    on trial          what was beside the old release is tried in the next way, or switched in, node by node
     through           next wave, or done
 
 Failing means undoing, in the reverse order, or pausing: `onFailure` says which. A release that was undone is not tried
@@ -27,6 +28,7 @@ from batuta.core.gates import Judged, Verdict
 from batuta.core.reasons import Reason
 from batuta.core.sample import Sample
 from batuta.kinds.base import Record
+from batuta.kinds.gate import measures_in
 from batuta.kinds.waves import EVERYTHING, Wave
 
 if TYPE_CHECKING:
@@ -42,6 +44,15 @@ REFUSALS: Final = 3
 LOOK_MS: Final = 2_000
 """How often gates are asked."""
 TURNS_KEPT: Final = 64
+
+
+class Trial(NamedTuple):
+    """A way in which the nodes of a wave have the new release beside the old one, before they have it whole."""
+
+    mode: Literal["shadow", "split"]
+    share: float
+    """Of the keys that it answers in a split."""
+    for_ms: int
 
 
 class Plan(NamedTuple):
@@ -61,6 +72,8 @@ class Plan(NamedTuple):
     """Fewer answers decide nothing."""
     node_deadline_ms: int | None = None
     """A node that is not done by then has turned the release down."""
+    trials: tuple[Trial, ...] = ()
+    """What each wave goes through before it is switched."""
 
 
 class Seen(Record):
@@ -110,6 +123,11 @@ class Rollout(Record):
     """The reach, and the instant at which it came to be that: by this each node's deadline is known. The last few."""
     asked_at: int = 0
     """When the gates were asked last."""
+    stage: int = 0
+    """How many of the trials this wave is through with; when that is all of them, its nodes are switched."""
+    stage_since: int = 0
+    switched: int = 0
+    """Where there are trials: whose order is below this, and whose turn it is, is through with them."""
 
     @property
     def app(self) -> str:
@@ -166,6 +184,30 @@ def may_have(rollout: Rollout, order: int, hardware: str, selected: int | None =
     return order < rollout.reach or (selected is not None and selected <= rollout.wave and rollout.reach > 0)
 
 
+def trial_of(rollout: Rollout, plan: Plan) -> Trial | None:
+    """How the nodes of this wave have the release now; None while there is nothing to try, or no longer."""
+    if rollout.phase not in ("rolling", "soaking", "paused") or rollout.stage >= len(plan.trials):
+        return None
+    return plan.trials[rollout.stage]
+
+
+def has_whole(rollout: Rollout, plan: Plan, order: int, selected: int | None = None) -> bool:
+    """Of a node that has its turn: is it through with all trials?"""
+    if not plan.trials or rollout.phase == "done" or order < rollout.switched:
+        return True
+    if selected is None or selected > rollout.wave:
+        return False
+    return selected < rollout.wave or rollout.stage >= len(plan.trials)
+
+
+def gates_of(rollout: Rollout, plan: Plan) -> tuple[str, ...]:
+    """Those that can be answered now: whether two releases agree is only seen in shadow."""
+    trial = trial_of(rollout, plan)
+    if trial is not None and trial.mode == "shadow":
+        return plan.gates
+    return tuple(gate for gate in plan.gates if not any(name.startswith("agreement.") for name in measures_in(gate)))
+
+
 def begun_at(rollout: Rollout, order: int, is_selected: bool) -> int | None:
     """When a node's turn came, or a little later; None while it has not come."""
     if is_selected and rollout.reach > 0:
@@ -202,8 +244,9 @@ def advance(
     fit = [n for n in nodes if n.hardware not in rollout.stopped]
     if rollout.turned_down and all(n.state == "down" for n in fit if n.reachable):
         return Step(_fail(rollout, plan, now, _turned_down_everywhere(rollout, nodes)))
-    is_due = now >= rollout.asked_at + LOOK_MS or tuple(s.gate for s in rollout.seen) != plan.gates
-    if plan.gates and is_due and _done(rollout, fit):
+    gates = gates_of(rollout, plan)
+    is_due = now >= rollout.asked_at + LOOK_MS or tuple(s.gate for s in rollout.seen) != gates
+    if gates and is_due and _done(rollout, fit):
         judged = ask(rollout)
         rollout = msgspec.structs.replace(rollout, seen=tuple(_seen(j) for j in judged), asked_at=now)
         if broken := next((j for j in judged if j.verdict == "broken"), None):
@@ -242,12 +285,15 @@ def _give_turns(rollout: Rollout, plan: Plan, fit: Sequence[Standing], now: int)
     busy = [n for n in open_to if _has_turn(rollout, n) and not (n.shut and n.state == "old")]
     waiting = sorted((n for n in open_to if not _has_turn(rollout, n) and not n.shut), key=lambda n: n.order)
     reach, done = rollout.reach, _done(rollout, fit)
+    if rollout.stage and not (busy or done):
+        # Whoever was tried is gone: others are, from the beginning.
+        rollout = msgspec.structs.replace(rollout, stage=0, stage_since=now)
     if wave.where is not None:
         # Whom the condition names has its turn by that alone; the reach only has to be open.
         reach = max(reach, 1)
         shut = [n for n in shut if n.selected is not None and n.selected <= rollout.wave]
     else:
-        missing = wave.target(len(fit)) - len(done) - len(busy)
+        missing = wave.target(len(fit)) - len(done) - len(busy) if not rollout.stage else 0
         turns = missing if plan.concurrency is None else min(missing, plan.concurrency - len(busy))
         if is_last and plan.concurrency is None:
             reach = WHOLE  # also for those that hold nothing of it: they may be where there is room for it
@@ -256,12 +302,26 @@ def _give_turns(rollout: Rollout, plan: Plan, fit: Sequence[Standing], now: int)
         elif not waiting and not busy and is_last:
             reach = WHOLE  # whoever is left is away or kept from it, and follows when it can
         shut = shut if missing > len(waiting) else []
+    if plan.trials and rollout.stage >= len(plan.trials):
+        rollout = _switched(rollout, plan, busy)
     if busy or shut or reach != rollout.reach or not (done or not fit):
         if reach != rollout.reach:
             turned = (*rollout.turns, (reach, now))[-TURNS_KEPT:]
             rollout = msgspec.structs.replace(rollout, reach=reach, turns=turned)
         return _rolling(rollout, busy, shut, now)
     return None
+
+
+def _switched(rollout: Rollout, plan: Plan, busy: Sequence[Standing]) -> Rollout:
+    """Those that are through with their trials have it whole, as many at a time as may change at once."""
+    still = sorted((n for n in busy if not has_whole(rollout, plan, n.order, n.selected)), key=lambda n: n.order)
+    if not still:
+        return rollout
+    room = len(still) if plan.concurrency is None else plan.concurrency - (len(busy) - len(still))
+    if room <= 0:
+        return rollout
+    reach = rollout.reach if room >= len(still) else still[room - 1].order + 1
+    return msgspec.structs.replace(rollout, switched=max(rollout.switched, reach))
 
 
 def _rolling(rollout: Rollout, busy: Sequence[Standing], shut: Sequence[Standing], now: int) -> Rollout:
@@ -293,7 +353,8 @@ def _note_turned_down(rollout: Rollout, nodes: Iterable[Standing]) -> Rollout:
 
 
 def _soak(rollout: Rollout, plan: Plan, now: int) -> Step:
-    over = rollout.since + plan.soak_ms
+    trial = trial_of(rollout, plan)
+    over = rollout.since + (plan.soak_ms if trial is None else trial.for_ms)
     subject = f"application/{rollout.application}"
     is_last = rollout.wave >= len(plan.waves) - 1
     if now < over:
@@ -305,6 +366,12 @@ def _soak(rollout: Rollout, plan: Plan, now: int) -> Step:
         waiting = msgspec.structs.replace(rollout, reason=Reason(code="gate_undecided", subject=subject, detail=detail))
         late = _late(waiting, plan, now)
         return Step(late or waiting, None if late else _next_look(waiting, plan, now))
+    if trial is not None:
+        # In another way, by other instances: what they measure counts from now on.
+        following = msgspec.structs.replace(
+            rollout, phase="rolling", stage=rollout.stage + 1, stage_since=now, since=now, reason=None, seen=()
+        )
+        return Step(following, now)
     if not is_last and plan.approvals and rollout.approved <= rollout.wave:
         detail = f"wave {rollout.wave + 1} of {len(plan.waves)} is through"
         reason = Reason(code="rollout_unapproved", subject=subject, detail=detail)
@@ -313,8 +380,9 @@ def _soak(rollout: Rollout, plan: Plan, now: int) -> Step:
         return Step(msgspec.structs.replace(rollout, phase="done", since=now, reach=WHOLE, reason=None))
     # With the next wave begins a new look: what its nodes measure counts from now on.
     following = msgspec.structs.replace(
-        rollout, phase="rolling", wave=rollout.wave + 1, since=now, wave_since=now, reason=None, seen=()
-    )
+        rollout, phase="rolling", wave=rollout.wave + 1, since=now, wave_since=now, reason=None, seen=(), stage=0,
+        stage_since=now, switched=rollout.reach if plan.trials else rollout.switched,
+    )  # fmt: skip
     return Step(following, now)
 
 
