@@ -87,6 +87,29 @@ class Token(NamedTuple):
     """`asked` of a join token by which machines only get as far as waiting to be approved."""
 
 
+class Pinned(NamedTuple):
+    """A file or image that a release names."""
+
+    component: str
+    what: str
+    """`model digits 2 int8`, `image registry.example/reader`."""
+    digest: str
+
+
+class Chapter(NamedTuple):
+    """One kept release of an application."""
+
+    revision: int
+    at: int
+    """When it was made, in milliseconds."""
+    is_newest: bool
+    pins: tuple[Pinned, ...]
+    changes: tuple[Mapping[str, Any], ...]
+    """Against the one before it that is kept: each with `op`, `path`, `before` and `after`."""
+    by: str = ""
+    """Who made it, as far as the audit still knows."""
+
+
 class Check(NamedTuple):
     """One question of the doctor, its answer, and the command that mends it."""
 

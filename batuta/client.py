@@ -17,6 +17,7 @@ from urllib.parse import quote
 import msgspec
 
 from batuta.answers import Applied, Changed, Check, Event, Foreseen, Found, Token
+from batuta.client_rollouts import Rollouts
 from batuta.context import context
 from batuta.errors import ArtifactRefused, BatutaError, FabricUnavailable, NotFound, Stale
 from batuta.kinds.base import API_VERSION, DEFAULT_NAMESPACE, Resource, decode_hook
@@ -63,6 +64,8 @@ class Client:
     def __init__(self, server: str, token: str = "", ca: str = "", *, timeout_s: float = 30.0) -> None:
         self.server = server.rstrip("/")
         self._wire = Wire(server, token, ca, timeout_s)
+        self.rollouts = Rollouts(self, self._wire)
+        """How releases arrive: where they stand, and what is asked of them."""
 
     def close(self) -> None:
         self._wire.close()

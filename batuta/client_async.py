@@ -14,6 +14,7 @@ from contextlib import aclosing
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from batuta.client import Applied, Client, Event, Foreseen, Found, WaitedTooLong
+from batuta.client_rollouts import AsyncRollouts
 from batuta.context import context
 from batuta.kinds.base import DEFAULT_NAMESPACE, Resource
 
@@ -43,6 +44,8 @@ class AsyncClient:
     ) -> None:
         self._make: Callable[[], Client] = lambda: Client(server, token, ca, timeout_s=timeout_s)
         self._make().close()  # What is wrong with the address is said here and now.
+        self.rollouts = AsyncRollouts(self)
+        """How releases arrive: where they stand, and what is asked of them."""
         self._threads = ThreadPoolExecutor(at_once, thread_name_prefix="batuta-client")
         self._mine = threading.local()
         self._clients: list[Client] = []

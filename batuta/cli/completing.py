@@ -14,12 +14,12 @@ PATIENCE_S = 1.0
 
 
 def kinds(_context: click.Context, _argument: click.Parameter, incomplete: str) -> list[str]:
-    from batuta.kinds import KINDS
+    from batuta.kinds import KINDS, SHOWN
 
     word, slash, start = incomplete.partition("/")
     if slash:
         return [f"{word}/{name}" for name in _named(_context, word, start)]
-    return [kind.plural for kind in KINDS if kind.plural.startswith(incomplete)]
+    return [kind.plural for kind in (*KINDS, *SHOWN) if kind.plural.startswith(incomplete)]
 
 
 def names(context: click.Context, _argument: click.Parameter, incomplete: str) -> list[str]:

@@ -43,6 +43,7 @@ VERBS: dict[str, Verb] = {
     "top": Verb("top", "What nodes and instances use and do, live."),
     "model": Verb("model", "Models: push, pack, sign, verify, name, list."),
     "image": Verb("image", "Images of containers: push."),
+    "rollout": Verb("rollout", "How releases arrive: status, history, pause, undo, approve."),
     "node": Verb("node", "Machines: approve, hold, drain, release, remove."),
     "twin": Verb("twin", "Play fleets in virtual time: what if?"),
     "doctor": Verb("doctor", "Check this machine and its hub, and say what mends them."),
@@ -56,6 +57,8 @@ SYNONYMS = {
     "serve": "up", "check": "doctor", "status": "get", "show": "describe", "install": "join", "tokens": "token",
     "models": "model", "images": "image", "push": "model push", "simulate": "twin run", "scenario": "twin run",
     "rehearse": "twin rehearse", "plan": "twin rehearse", "replay": "twin replay", "record": "twin record",
+    "undo": "rollout undo", "rollback": "rollout undo", "history": "rollout history", "pause": "rollout pause",
+    "resume": "rollout resume", "approve": "rollout approve",
 }  # fmt: skip
 
 

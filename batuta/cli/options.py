@@ -75,13 +75,13 @@ def milliseconds(duration: str, option: str) -> int:
 
 def the_kind(word: str) -> type[Resource]:
     """The kind that `word` means; a usage error with the near miss when there is none."""
-    from batuta.kinds import KINDS, kind_called
+    from batuta.kinds import KINDS, SHOWN, kind_called
     from batuta.kinds.nearest import did_you_mean
 
     kind = kind_called(word)
     if kind is not None:
         return kind
-    plurals = tuple(k.plural for k in KINDS)
+    plurals = tuple(k.plural for k in (*KINDS, *SHOWN))
     near = {"device": "nodes", "devices": "nodes", "deployment": "applications", "deployments": "applications"}
     hint = f"did you mean {near[word.lower()]!r}?" if word.lower() in near else did_you_mean(word, plurals)
     raise click.UsageError(f"there is no kind {word!r}; {hint}")

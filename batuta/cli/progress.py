@@ -51,7 +51,7 @@ def wait(hub: Client, goal: Goal, timeout_s: float) -> None:
     from batuta.client import WaitedTooLong
     from batuta.kinds.application import Application
 
-    progress = Progress(goal)
+    progress = Progress(goal, hub)
     began, until = time.monotonic(), time.monotonic() + timeout_s
     while True:
         left_s = max(0.0, until - time.monotonic())
@@ -94,8 +94,11 @@ def _nearest(hub: Client, goal: Goal) -> str:
 class Progress:
     """What was last told about one application."""
 
-    def __init__(self, goal: Goal) -> None:
+    def __init__(self, goal: Goal, hub: Client) -> None:
         self._goal = goal
+        self._hub = hub
+        self._arrives = ""
+        """How the release arrives, where it is not the first: waves, nodes."""
         self._status: Mapping[str, Any] = {}
         self._told = ""
         self._painted = 0
@@ -115,7 +118,7 @@ class Progress:
         self._status = found.status
         is_newest = int(self._status.get("release") or 0) >= self._goal.release
         # Nothing wanted is as good as everything running, once the hub has looked at it.
-        if is_newest and self.state in ("ok", "unassigned"):
+        if self._has_arrived() and is_newest and self.state in ("ok", "unassigned"):
             return True
         self._tell()
         if self.state != "failing":
@@ -123,6 +126,25 @@ class Progress:
         elif self._failing_since is None:
             self._failing_since = time.monotonic()
         return False
+
+    def _has_arrived(self) -> bool:
+        """Is its rollout through? Raises BatutaError when it goes no further until somebody does something."""
+        from batuta.cli.rollout_page import brief
+        from batuta.errors import BatutaError, NotFound
+
+        try:
+            found = self._hub.rollouts.get(self._goal.name, namespace=self._goal.namespace)
+        except NotFound:
+            return True
+        if found.resource.spec.release < self._goal.release:
+            return True  # of an earlier change: this one changes nothing that runs, or is not decided yet
+        phase, reason = found.status.get("phase"), found.status.get("reason") or {}
+        if phase in ("paused", "undoing", "undone", "aborted"):
+            why = f": {clean(reason['sentence'])}" if reason else ""
+            step = clean(str(reason.get("next") or f"see `batuta rollout status {self._goal.name}`"))
+            raise BatutaError(f"rollouts/{self._goal.name} is {phase}{why}", next_step=step)
+        self._arrives = "" if phase == "done" else brief(found.status)
+        return phase == "done"
 
     @property
     def has_restarted(self) -> bool:
@@ -133,7 +155,7 @@ class Progress:
 
     def _tell(self) -> None:
         """At a terminal one line an instance, painted over the last ones; elsewhere a line for every change."""
-        reason = clean(str(self._status.get("reason") or ""))
+        reason = self._arrives or clean(str(self._status.get("reason") or ""))
         if not sys.stderr.isatty():
             line = f"{self.state} {self.ready}  {reason}".rstrip()
             if line != self._told:
@@ -141,7 +163,7 @@ class Progress:
                 self._told = line
             return
         width = max(20, shutil.get_terminal_size().columns - 1)
-        rows = [f"{self._goal.name}  {self.state} {self.ready}"]
+        rows = [f"{self._goal.name}  {self.state} {self.ready}  {self._arrives}".rstrip()]
         for each in self._instances()[:ROWS_MAX]:
             why = clean(str((each.get("reason") or {}).get("sentence") or "")).partition(": ")[2]
             starts = f" (start {each['starts']})" if int(each.get("starts") or 0) > 1 else ""

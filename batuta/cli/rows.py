@@ -17,6 +17,7 @@ EMPTY = {
     "Policy": "Declare one, such as those of examples/policies.yaml: `batuta apply -f FILE`.",
     "Model": "Push one: `batuta model push FILE --name NAME --version 1`.",
     "Application": "Declare one: `batuta apply -f FILE`.",
+    "Rollout": "One appears when a release of an application changes what runs: `batuta rollout history APP`.",
     "Scenario": "Play one straight from its file: `batuta twin run FILE`.",
 }
 """What to do when there is none of a kind."""

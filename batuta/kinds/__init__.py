@@ -4,7 +4,8 @@ Belongs here: one module per kind, the quantities they are written in, reading a
 Never here: what is to be done about a declaration (`core`), where it is kept, or anything that asks a clock, a file or
 another resource.
 
-`KINDS` is the one list that every surface walks: manifests, admission, storage, API, command line, docs.
+`KINDS` is the one list that every surface walks: manifests, admission, storage, API, command line, docs. `SHOWN` are
+those that nobody declares: the hub shows them, and they are read and watched like the others.
 """
 
 from __future__ import annotations
@@ -21,16 +22,19 @@ if TYPE_CHECKING:
     from batuta.kinds.model import Model
     from batuta.kinds.node import Node
     from batuta.kinds.policy import Policy
+    from batuta.kinds.rollout import Rollout
     from batuta.kinds.scenario import Scenario
     from batuta.kinds.site import Site
 
     KINDS: tuple[type[Resource], ...]
+    SHOWN: tuple[type[Resource], ...]
     AnyResource: TypeAlias = Node | Site | Policy | Model | Application | Scenario
 
 __all__ = [
     "API_VERSION",
     "DEFAULT_NAMESPACE",
     "KINDS",
+    "SHOWN",
     "AnyResource",
     "Application",
     "Component",
@@ -42,6 +46,7 @@ __all__ = [
     "Record",
     "Ref",
     "Resource",
+    "Rollout",
     "Scenario",
     "Site",
     "kind_called",
@@ -55,13 +60,15 @@ def kind_called(word: str) -> type[Resource] | None:
 
 
 def _kinds() -> tuple[type[Resource], ...]:
-    found: tuple[type[Resource], ...] = __getattr__("KINDS")
-    return found
+    declared: tuple[type[Resource], ...] = __getattr__("KINDS")
+    shown: tuple[type[Resource], ...] = __getattr__("SHOWN")
+    return (*declared, *shown)
 
 
 # A node agent reads assignments and knows no policies: each kind is loaded when somebody asks for it, or for all.
 _ORDER = ("Node", "Site", "Policy", "Model", "Application", "Scenario")
-_HOMES = {**{name: name.lower() for name in _ORDER}, "Component": "application"}
+_SHOWN = ("Rollout",)
+_HOMES = {**{name: name.lower() for name in (*_ORDER, *_SHOWN)}, "Component": "application"}
 
 
 def __getattr__(name: str) -> Any:
@@ -69,6 +76,8 @@ def __getattr__(name: str) -> Any:
         found = getattr(importlib.import_module(f"batuta.kinds.{_HOMES[name]}"), name)
     elif name == "KINDS":
         found = tuple(__getattr__(kind) for kind in _ORDER)
+    elif name == "SHOWN":
+        found = tuple(__getattr__(kind) for kind in _SHOWN)
     elif name == "AnyResource":
         node, site, policy, model, application, scenario = (__getattr__(kind) for kind in _ORDER)
         found = node | site | policy | model | application | scenario

@@ -21,7 +21,7 @@ import msgspec
 import yaml
 
 from batuta.errors import Refused
-from batuta.kinds import KINDS, AnyResource, kind_called
+from batuta.kinds import KINDS, SHOWN, AnyResource, kind_called
 from batuta.kinds.base import API_VERSION, Problem, Resource, decode_hook, encode_hook
 from batuta.kinds.documents import DEPTH_MAX, VALUES_MAX, Document, read
 from batuta.kinds.marks import Mark, Place, inside_mark
@@ -38,7 +38,6 @@ PROBLEMS_MAX = 200
 NOT_YET_KINDS = {
     "Flag": "",
     "Training": "",
-    "Rollout": "a changed application replaces its instances one by one",
 }
 # What people bring from elsewhere, and what it is called here.
 _OTHER_WORDS = {
@@ -258,6 +257,10 @@ def _kind_of(document: dict[str, Any]) -> tuple[type[Resource] | None, list[Prob
         ]
     if not isinstance(word, str):
         return None, [Problem(path="kind", code="wrong_type", message=f"this is not one of {', '.join(names)}")]
+    if any(kind.__name__ == word for kind in SHOWN):
+        hint = "say how a change arrives in spec.rollout of its Application"
+        message = f"a {word} is shown by the hub, and not declared"
+        return None, [Problem(path="kind", code="not_yours", message=message, hint=hint)]
     if word in NOT_YET_KINDS:
         return None, [
             Problem(path="kind", code="not_yet", message=f"{word} is not yet available", hint=NOT_YET_KINDS[word])

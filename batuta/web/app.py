@@ -28,6 +28,8 @@ from batuta.web.openapi import openapi_routes
 from batuta.web.rehearsing import rehearsing_routes
 from batuta.web.resources import KindApi
 from batuta.web.reviews import review_routes
+from batuta.web.rollout_asks import rollout_ask_routes
+from batuta.web.rollouts import rollout_routes, rollout_view
 
 if TYPE_CHECKING:
     from starlette.requests import Request
@@ -42,11 +44,12 @@ def application(hub: Hub) -> Starlette:
     """The API of a hub, without a door."""
     kinds = [KindApi(hub, kind) for kind in KINDS]
     core = Core(hub)
+    rollouts = rollout_view(hub)
 
     async def unavailable(request: Request, error: Exception) -> Response:
         return await on_error(request, _explained(hub, error))
 
-    sources: list[Source] = [*core.views, *(kind.source for kind in kinds)]
+    sources: list[Source] = [*core.views, *(kind.source for kind in kinds), rollouts]
     return Starlette(
         routes=[
             *discovery_routes(hub, sources),
@@ -54,6 +57,8 @@ def application(hub: Hub) -> Starlette:
             *core.routes(),
             *eviction_routes(hub),
             *(route for kind in kinds for route in kind.routes()),
+            *rollout_routes(hub, rollouts),
+            *rollout_ask_routes(hub),
             *action_routes(hub),
             *foreseen_routes(hub),
             *moving_routes(hub),

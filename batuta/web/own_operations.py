@@ -19,6 +19,7 @@ _POD: Final = "/api/v1/namespaces/{namespace}/pods/{name}"
 _OCTETS: Final = "application/octet-stream"
 _TEXT: Final = {"type": "string"}
 _MANIFEST: Final[Mapping[str, Mapping[str, Any]]] = {"application/yaml": _TEXT}
+_ROLLOUT: Final = f"{_BASE}/namespaces/{{namespace}}/rollouts/{{name}}"
 _OBJECT: Final[Mapping[str, Mapping[str, Any]]] = {JSON: {"type": "object"}}
 
 
@@ -86,6 +87,28 @@ _MANIFESTS: Final = (
               query=(_FOLLOW, _TAIL, _word("component", "Of this one alone."), _word("instance", "Of this alone."))),
 )  # fmt: skip
 
+
+def _ask(word: str, sentence: str) -> Operation:
+    return Operation(
+        "POST", f"{_ROLLOUT}/{word}", sentence, (200, 400, 404, 408, 409, 413, 415, 422, 503), bodies=_OBJECT,
+        needs_body=False, answer=meta("Status"), query=(DRY_RUN, *((FIELD_MANAGER,) if word == "undo" else ())),
+    )  # fmt: skip
+
+
+_ROLLOUTS: Final = (
+    _ask("pause", "Nothing changes any more, in either direction. `reason` is for people."),
+    _ask("resume", "Go on where it was paused."),
+    _ask("approve", "Let the next wave begin when this one is through."),
+    _ask("abort", "No further node gets the release; those that have it keep it."),
+    _ask("undo", "Every node gets back what it had; with `to`, declare that release again."),
+    _ask("retry", "Begin anew with the first wave, as if no node had refused the release."),
+    Operation("GET", f"{_APPLICATION}/history", "Its kept releases: what each changed, and its files by digest.",
+              (200, 404, 503), answer=_with("application", "items")),
+    Operation("GET", f"{_APPLICATION}/difference", "In which fields two of its releases differ.", (200, 400, 404),
+              answer=_with("application", "fields"),
+              query=(Parameter("from", NUMBER, "The one release."), Parameter("to", NUMBER, "The other."))),
+)  # fmt: skip
+
 _JOINING: Final = (
     Operation("GET", "/tokens", "Tokens of both sorts, never a secret.", (200,), answer=_with("items")),
     Operation("POST", "/tokens", "A token by which machines join.", (201, 400, 408, 413, 415, 422, 503),
@@ -128,4 +151,4 @@ _HEALTH: Final = (
     Operation("GET", "/doctor", "What passes, what fails, and what helps.", (200,), answer=_with("checks")),
 )  # fmt: skip
 
-OWN: Final[tuple[Operation, ...]] = (*_KUBERNETES, *_MANIFESTS, *_JOINING, *_DATA, *_HEALTH)
+OWN: Final[tuple[Operation, ...]] = (*_KUBERNETES, *_MANIFESTS, *_ROLLOUTS, *_JOINING, *_DATA, *_HEALTH)

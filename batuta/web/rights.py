@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
+from batuta.core.rollout_asks import WHILE
 from batuta.hub.api_tokens import EVERY_NAMESPACE, ROLES
-from batuta.kinds import API_VERSION, KINDS
+from batuta.kinds import API_VERSION, KINDS, SHOWN
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -60,7 +61,7 @@ RULES: Final[tuple[Rule, ...]] = (
     Rule(READ, f"{V1}/namespaces/{{namespace}}/**", "viewer", "namespace", "Viewers read in their namespaces."),
     *(
         Rule(READ, f"{V1}/{kind.plural}/**", "viewer", "all", f"Listing {kind.plural} of all namespaces takes all.")
-        for kind in KINDS
+        for kind in (*KINDS, *SHOWN)
         if kind.namespaced
     ),
     Rule(READ, f"{V1}/**", "viewer", "any", "What lies in no namespace is shown to everybody."),
@@ -149,6 +150,8 @@ def verb_of(method: str, path: str, content_type: str = "") -> str:
     root = path.strip("/").partition("/")[0]
     if method == "POST" and path.startswith(f"{V1}/nodes/") and path.endswith("/approve"):
         return "approve"
+    if method == "POST" and (asked := _fits(f"{V1}/namespaces/*/rollouts/*/{{namespace}}", path.strip("/").split("/"))):
+        return asked if asked in WHILE else VERBS["POST"]
     if (root, method) in _VERBS:
         return _VERBS[root, method]
     return "apply" if method == "PATCH" and "apply-patch" in content_type else VERBS.get(method, "read")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from batuta.kinds import API_VERSION, KINDS
+from batuta.kinds import API_VERSION, KINDS, SHOWN
 from batuta.kinds.schema import Field, explain, json_schema
 from batuta.web.operations import META, named, reference
 
@@ -87,7 +87,7 @@ SHARED: Final[dict[str, dict[str, Any]]] = {
 
 def schemas_of(source: Source) -> dict[str, Any]:
     """The components that one source needs, its own first."""
-    kind = next((k for k in KINDS if k.plural == source.plural and source.api_version == API_VERSION), None)
+    kind = next((k for k in (*KINDS, *SHOWN) if k.plural == source.plural and source.api_version == API_VERSION), None)
     name = named(source, source.kind)
     gvk = {"x-kubernetes-group-version-kind": [gvk_of(source)]}
     head = {"apiVersion": {"type": "string", "enum": [source.api_version]}}
@@ -117,7 +117,7 @@ def schemas_of(source: Source) -> dict[str, Any]:
         }
         return {name: view, f"{name}List": many}
     definitions: dict[str, Any] = json_schema(kind)["$defs"]
-    found = {named(source, each): _schema(source, schema) for each, schema in definitions.items()}
+    found = {_name_of(source, each): _schema(source, schema) for each, schema in definitions.items()}
     root = found[name]
     strings = {word: {**root["properties"].get(word, _TEXT), "description": said} for word, said in _HEAD.items()}
     status = {
@@ -153,7 +153,7 @@ def _add_descriptions(properties: dict[str, Any], field: Field) -> None:
 def _schema(source: Source, schema: dict[str, Any]) -> dict[str, Any]:
     """One JSON Schema in the words that Kubernetes clients know."""
     if "$ref" in schema:
-        target = reference(schema["$ref"].rpartition("/")[2], source)
+        target = {"$ref": f"#/components/schemas/{_name_of(source, schema['$ref'].rpartition('/')[2])}"}
         said: dict[str, Any] = {key: schema[key] for key in ("description", "default") if key in schema}
         return {"allOf": [target], **said} if said else target
     found: dict[str, Any] = {key: schema[key] for key in _KEPT if key in schema}
@@ -183,6 +183,12 @@ def _one_of(source: Source, choices: Sequence[dict[str, Any]], said: dict[str, A
         pattern = next(choice["pattern"] for choice in real if "pattern" in choice)
         return {"type": "string", "pattern": pattern, "x-kubernetes-int-or-string": True, **more}
     return {"anyOf": [_schema(source, choice) for choice in real], **more}
+
+
+def _name_of(source: Source, word: str) -> str:
+    """A part of a kind that is called as another kind is, such as `spec.rollout` of an Application, is named apart."""
+    is_another = word != source.kind and any(kind.__name__ == word for kind in (*KINDS, *SHOWN))
+    return named(source, f"{source.kind}{word}" if is_another else word)
 
 
 def gvk_of(source: Source) -> dict[str, str]:

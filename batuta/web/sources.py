@@ -110,8 +110,7 @@ class KindSource:
         self.namespaced = kind.namespaced
         self.short_names = kind.short_names
         self.is_scalable = kind.scale is not None
-        more = (Column(heading.title(), priority=1) for heading, _ in kind.wide_columns)
-        self.columns = (NAME, *(Column(heading.title()) for heading, _ in kind.columns), AGE, *more)
+        self.columns = columns_of(kind)
 
     @property
     def version(self) -> int:
@@ -133,12 +132,20 @@ class KindSource:
         return self._hub.feed.since(self.plural, version, limit)
 
     def cells(self, document: Mapping[str, Any], now: int) -> list[Any]:
-        metadata = document["metadata"]
-        found, more = (
-            [cell(path, at(document, path), now) for _, path in columns]
-            for columns in (self._kind.columns, self._kind.wide_columns)
-        )
-        return [metadata["name"], *found, age(instant_ms(metadata.get("creationTimestamp")), now), *more]
+        return cells_of(self._kind, document, now)
+
+
+def columns_of(kind: type[Resource]) -> tuple[Column, ...]:
+    more = (Column(heading.title(), priority=1) for heading, _ in kind.wide_columns)
+    return (NAME, *(Column(heading.title()) for heading, _ in kind.columns), AGE, *more)
+
+
+def cells_of(kind: type[Resource], document: Mapping[str, Any], now: int) -> list[Any]:
+    metadata = document["metadata"]
+    found, more = (
+        [cell(path, at(document, path), now) for _, path in columns] for columns in (kind.columns, kind.wide_columns)
+    )
+    return [metadata["name"], *found, age(instant_ms(metadata.get("creationTimestamp")), now), *more]
 
 
 def at(document: Mapping[str, Any], path: str) -> Any:

@@ -1,4 +1,5 @@
-"""Views: what Kubernetes clients know by their own names, made of what Batuta knows. Read, never kept.
+"""Views: what is shown and not declared, made of what Batuta knows: what Kubernetes clients know by their own names,
+and what is under way. Read, never kept.
 
 A view is sketched whole and drawn anew only where a sketch has changed; each difference is an event, as with the
 feed's resources, so that it can be watched.
@@ -53,9 +54,8 @@ class ViewRow(NamedTuple):
 
 
 class View:
-    """One of the core resources of Kubernetes."""
+    """Something that is shown and not declared, such as the core resources of Kubernetes."""
 
-    api_version = "v1"
     is_scalable = False
 
     def __init__(
@@ -71,8 +71,10 @@ class View:
         categories: tuple[str, ...] = (),
         verbs: tuple[str, ...] = READ,
         selectable: tuple[str, ...] = (),
+        api_version: str = "v1",
     ) -> None:
         self._hub = hub
+        self.api_version = api_version
         self._sketches = sketches
         self.cells = cells
         self.kind = kind

@@ -5,6 +5,9 @@ from __future__ import annotations
 import ast
 import re
 
+import click
+
+from batuta.cli.main import batuta
 from batuta.core.reasons import CATALOGUE
 from tests.tidy.sources import PACKAGE, name_of, parsed, python_files
 
@@ -65,3 +68,31 @@ def test_every_reason_reads_as_a_sentence_with_a_next_step() -> None:
         assert not entry.sentence.endswith("."), code
         assert entry.sentence[0].islower(), f"{code}: it goes on after 'subject: '"
         assert entry.next_step, f"{code}: say what to do, if only to wait"
+
+
+def test_every_command_that_a_reason_names_is_one() -> None:
+    """What a next step says to type can be typed: verbs, their verbs, and options."""
+    named = {
+        (code, command)
+        for code, entry in CATALOGUE.items()
+        for command in re.findall(r"`batuta ([^`]+)`", entry.next_step)
+    }
+    assert len(named) > 20
+    wrong = {f"{code}: batuta {command}": why for code, command in named if (why := _why_no_command(command))}
+    assert not wrong
+
+
+def _why_no_command(text: str) -> str:
+    found: click.Command = batuta
+    words = text.split()
+    while isinstance(found, click.Group) and words and re.fullmatch(r"[a-z][a-z-]*", words[0]):
+        inner = found.get_command(click.Context(found), words[0])
+        if inner is None:
+            return f"there is no {words[0]}"
+        found = inner
+        words.pop(0)
+    if isinstance(found, click.Group):
+        return "a verb of it is missing"
+    options = {"--help", *(option for parameter in found.params for option in parameter.opts)}
+    unknown = [word for word in words if word.startswith("-") and word not in options]
+    return f"it has no {unknown[0]}" if unknown else ""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any
 
-from batuta.kinds import KINDS
+from batuta.kinds import KINDS, SHOWN
 from batuta.web.ages import age
 from tests.web.test_api import APPS, BASE, SITES, Watching, api, is_status, site
 
@@ -25,7 +25,7 @@ async def test_discovery_is_aggregated_for_those_who_ask(tmp_path: Path) -> None
         assert found.headers["content-type"] == AGGREGATED.format("v2")
         assert found.json["apiVersion"] == "apidiscovery.k8s.io/v2"
         resources = {r["resource"]: r for r in found.json["items"][0]["versions"][0]["resources"]}
-        assert set(resources) == {kind.plural for kind in KINDS}
+        assert set(resources) == {kind.plural for kind in (*KINDS, *SHOWN)}
         below = {s["subresource"]: s["responseKind"] for s in resources["applications"]["subresources"]}
         assert below["scale"] == {"group": "autoscaling", "version": "v1", "kind": "Scale"}
         assert "scale" not in {s["subresource"] for s in resources["sites"]["subresources"]}
@@ -69,6 +69,10 @@ async def test_openapi_describes_every_field_of_every_kind(tmp_path: Path) -> No
             patch = document["paths"][f"{BASE}{inside}/{kind.plural}/{{name}}"]["patch"]
             assert patch["x-kubernetes-group-version-kind"] == gvk
             assert ("fieldValidation", "query") in {(p["name"], p["in"]) for p in patch["parameters"]}
+        assert "post" not in document["paths"][f"{BASE}/namespaces/{{namespace}}/rollouts"]
+        assert schemas["dev.batuta.v1.Rollout"]["x-kubernetes-group-version-kind"][0]["kind"] == "Rollout"
+        assert "release" in schemas["dev.batuta.v1.RolloutSpec"]["properties"]
+        assert "waves" in schemas["dev.batuta.v1.ApplicationRollout"]["properties"]
         memory = schemas["dev.batuta.v1.Resources"]["properties"]["memory"]
         assert (memory["type"], memory["x-kubernetes-int-or-string"]) == ("string", True)
         assert schemas["dev.batuta.v1.Replicas"]["properties"]["count"]["nullable"] is True

@@ -12,6 +12,7 @@ from batuta.web.app import application
 from batuta.web.core_views import core_views
 from batuta.web.operations import STATUSES, operations_of
 from batuta.web.own_operations import OWN
+from batuta.web.rollouts import rollout_view
 from batuta.web.sources import KindSource
 from tests.web.test_api import api
 
@@ -25,7 +26,7 @@ from batuta.kinds import KINDS
 
 
 def described(hub: Hub) -> list[Operation]:
-    sources = [*core_views(hub), *(KindSource(hub, kind) for kind in KINDS)]
+    sources = [*core_views(hub), *(KindSource(hub, kind) for kind in KINDS), rollout_view(hub)]
     return [*OWN, *(operation for source in sources for operation in operations_of(source))]
 
 
