@@ -149,7 +149,8 @@ class Loop:
         what stands by for either."""
         wanted = self.assignment.instances if self.assignment is not None else ()
         known = (*wanted, *(local.instance for local in self.locals.values()))
-        return (*known, *(instance.fallback for instance in known if instance.fallback is not None))
+        beside = (each for instance in known for each in (instance.fallback, instance.newcomer) if each is not None)
+        return (*known, *beside)
 
     # --- The loop ---
 

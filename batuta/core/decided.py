@@ -98,6 +98,9 @@ class Instance(Record):
     fallback: Instance | None = None
     """What ran here before: the node runs it again by itself, hub or no hub, when this one is refused or fails in its
     probation. How it would fall back is no part of what runs."""
+    newcomer: Instance | None = None
+    """The new release of this slot, on trial beside it: the node runs both, and each of them by itself. What is tried
+    there is no part of what runs here."""
     probation_ms: int | None = None
     """So long after it is first ready, a failure that would else be retried makes the node fall back."""
 

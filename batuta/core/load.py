@@ -37,7 +37,14 @@ def load_of(instance: Instance) -> Load:
     ports = (*instance.ports, *served_ports(instance.serve), *probed_ports(instance.program))
     if ports or instance.devices or instance.accelerators:
         claims = claims_of(ports, instance.devices, instance.accelerators)
-    return Load(int(instance.cpu_millis), int(instance.memory_bytes), int(instance.disk_bytes or 0), claims)
+    load = Load(int(instance.cpu_millis), int(instance.memory_bytes), int(instance.disk_bytes or 0), claims)
+    if instance.newcomer is None:
+        return load
+    more = load_of(instance.newcomer)
+    return Load(
+        load.cpu_millis + more.cpu_millis, load.memory_bytes + more.memory_bytes, load.disk_bytes + more.disk_bytes,
+        load.claims + more.claims,
+    )  # fmt: skip
 
 
 def claims_of(ports: Iterable[int], devices: Iterable[str], grants: Iterable[Grant] = ()) -> tuple[Claim, ...]:

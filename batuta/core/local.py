@@ -148,6 +148,9 @@ def _wanted(assignment: Assignment) -> dict[str, Instance]:
             if older is not None and older.name != instance.name:
                 wanted.pop(older.name, None)
             newest[_slot(instance)] = instance
+    for instance in tuple(wanted.values()):
+        if instance.newcomer is not None:
+            wanted.setdefault(instance.newcomer.name, instance.newcomer)
     return wanted
 
 
@@ -260,6 +263,8 @@ def _is_in_the_way(other: Local, local: Local, wanted: Mapping[str, Instance]) -
     """Another revision of the same slot is on its way out: the hub said both do not fit, so it ends first."""
     if _slot(other.instance) != _slot(local.instance) or other.instance.name == local.instance.name:
         return False
+    if other.instance.beside is not None or local.instance.beside is not None:
+        return False  # for those there is room beside each other
     return other.phase == "stopping" or (other.phase in ALIVE and other.instance.name not in wanted)
 
 

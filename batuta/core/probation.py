@@ -59,16 +59,19 @@ def fallback_of(instance: Instance) -> Instance | None:
     found = instance.fallback
     if found is None or found.name == instance.name:
         return None
-    return msgspec.structs.replace(found, fallback=None, probation_ms=None)
+    return msgspec.structs.replace(found, fallback=None, probation_ms=None, newcomer=None)
 
 
 def same_content(one: Instance, other: Instance) -> bool:
-    """Equal but for the epoch and for how it would fall back: then whatever runs for one serves the other."""
+    """Equal but for the epoch, for how it would fall back, and for what is tried beside it: then whatever runs for one
+    serves the other."""
     return one is other or _as(other, one) == other
 
 
 def _as(like: Instance, one: Instance) -> Instance:
-    return msgspec.structs.replace(one, epoch=like.epoch, fallback=like.fallback, probation_ms=like.probation_ms)
+    return msgspec.structs.replace(
+        one, epoch=like.epoch, fallback=like.fallback, probation_ms=like.probation_ms, newcomer=like.newcomer
+    )
 
 
 # --- Who runs ---------------------------------------------------------------------------------------------------------
@@ -160,7 +163,9 @@ def verdict(local: Local, at: int) -> Reason:
 
 def fall_key(instance: Instance, bench: Bench) -> str:
     """Names what fell: what would run, whatever its revision, on this hardware and with this runtime."""
-    bare = msgspec.structs.replace(instance, revision=0, epoch=0, fallback=None, probation_ms=None, beside=None)
+    bare = msgspec.structs.replace(
+        instance, revision=0, epoch=0, fallback=None, probation_ms=None, beside=None, newcomer=None
+    )
     said = msgspec.json.encode(bare, enc_hook=encode_hook, order="deterministic")
     digest = hashlib.blake2b(said, digest_size=16).hexdigest()
     return f"{_MARK}{digest} {bench.runtimes.get(instance.runtime, '-')} {bench.hardware or '-'}"

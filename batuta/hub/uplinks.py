@@ -104,7 +104,7 @@ class Uplinks:
             for node in state.nodes_of_site.get(site, ())
             if (assignment := state.assignments.get(node)) is not None
             for instance in assignment.instances
-            if digest in instance.artifacts
+            if digest in instance.artifacts or (instance.newcomer is not None and digest in instance.newcomer.artifacts)
         }
         declared = [found for app in apps if (found := state.application(app)) is not None]
         # What no application is known to need yet is treated as most are.

@@ -73,7 +73,7 @@ class Whose(NamedTuple):
 
 def order_digest(instance: Instance) -> str:
     """Equal for orders that the same container serves: for all but the epoch and how it would fall back."""
-    bare = msgspec.structs.replace(instance, epoch=0, fallback=None, probation_ms=None)
+    bare = msgspec.structs.replace(instance, epoch=0, fallback=None, probation_ms=None, newcomer=None)
     said = msgspec.json.encode(bare, enc_hook=encode_hook)
     return f"sha256:{hashlib.sha256(said).hexdigest()}"
 

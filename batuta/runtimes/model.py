@@ -87,7 +87,7 @@ class ModelRuntime(Keeping[ModelRun]):
             raise RuntimeFailure("artifact_missing", f"{instance.model.variant.digest} was not given to the runtime")
         order.directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         said = WorkerOrder(
-            instance=msgspec.structs.replace(instance, fallback=None),
+            instance=msgspec.structs.replace(instance, fallback=None, newcomer=None),
             artifact=str(artifact),
             bundles=tuple(str(order.artifacts[d]) for d in instance.model.bundles),
             transform=str(order.artifacts[instance.model.transform]) if instance.model.transform is not None else "",
