@@ -11,6 +11,7 @@ from batuta.core.draft import Draft
 from batuta.core.fleet import Fleet
 from batuta.core.place import refusals
 from batuta.core.reasons import Reason
+from batuta.core.trusted import followed
 from batuta.core.view_application import fill
 from batuta.core.wish import Ask, Wish
 
@@ -24,8 +25,9 @@ def ask_for(state: State, now: int, row: Moving) -> Reason | None:
     subject = f"component/{row.component}/{row.slot}"
     fleet = Fleet().refresh(state, now)
     draft = Draft(state, fleet, now)
-    newest = state.releases.get(row.app, ())[-1:] if state.application(row.app) is not None else ()
-    released = next((r for release in newest for r in release.components if r.component.name == row.component), None)
+    to_run = followed(draft, row.app) if state.application(row.app) is not None else None
+    components = to_run.components if to_run is not None else ()
+    released = next((r for r in components if r.component.name == row.component), None)
     filled = fill(draft, row.app, released) if released is not None else []
     slot = next((f.slot for f in filled if f.slot.name == row.slot and row.node in [h.node for h in f.holders]), None)
     to = fleet.row_of.get(row.to)

@@ -42,6 +42,8 @@ def is_at_rest(draft: Draft, app: str, release: Release | None) -> bool:
         return False
     if known.nodes is not draft.state.nodes or not _is_plain(draft, app):
         return False
+    if draft.rollout(app) is not None and any(draft.fleet.refused[rows].any() for rows in known.rows):
+        return False  # Whoever turns the release down gets back what it had.
     return all(
         bool(_good(Ask(app, released, draft.fleet))[rows].all())
         for released, rows in zip(known.release.components, known.rows, strict=True)

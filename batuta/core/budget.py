@@ -14,6 +14,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from batuta.core.autoscale import as_scaled
+from batuta.core.trusted import followed
 from batuta.core.wish import Ask, slots_of
 
 if TYPE_CHECKING:
@@ -162,8 +163,9 @@ def books_of(draft: Draft, app: str, component: str) -> Books | None:
     if key not in draft.books:
         application = draft.state.application(app)
         limits = limits_of(application.spec.rollout.disruption) if application is not None else {}
-        newest = draft.releases(app)[-1:] if limits else []
-        released = next((r for release in newest for r in release.components if r.component.name == component), None)
+        to_run = followed(draft, app) if limits else None
+        components = to_run.components if to_run is not None else ()
+        released = next((r for r in components if r.component.name == component), None)
         draft.books[key] = Books(draft, app, released, limits) if released is not None else None
     return draft.books[key]
 

@@ -88,11 +88,15 @@ class Notes:
 class Care:
     """One component of one application, in one pass."""
 
-    def __init__(self, notes: Notes, ask: Ask) -> None:
+    def __init__(self, notes: Notes, ask: Ask, *, one_by_one: bool = True) -> None:
         self.notes = notes
         self.draft = notes.draft
         self.fleet = notes.draft.fleet
         self.ask = ask
+        self.one_by_one = one_by_one
+        """Nobody is replaced before the one before is ready: so it is where no waves say who may be."""
+        self.other: Care | None = None
+        """The same of the other release, while a rollout is under way: for what is nowhere and finds no place."""
         self.waits_for = ""
         """Whom replacing waits for; empty while somebody may be replaced."""
         self.sound: dict[str, Choice] = {}
@@ -110,9 +114,12 @@ class Care:
 
     # --- Deeds ---
 
-    def give(self, slot: Slot, found: Choice, epoch: int) -> None:
+    def give(self, slot: Slot, found: Choice, epoch: int, before: Held | None = None) -> None:
+        """`before`: whom it follows. Where that ran, the node may go back to it by itself."""
         node = self.fleet.names[found.row]
         instance = self.ask.instance(slot.name, epoch, found.variant, found.row)
+        if before is not None and before.node == node and self.ask.probation_ms is not None:
+            instance = _on_probation(instance, before.instance, self.ask.probation_ms)
         load = load_of(instance) if self.ask.needs else self.ask.load(found.variant, found.row)
         self.draft.give(node, instance, load)
         self.ask.here[found.row] += 1
@@ -132,7 +139,7 @@ class Care:
 
     def take_turn(self, who: str) -> None:
         """Nobody else is replaced before `who` is ready."""
-        self.waits_for = self.waits_for or who
+        self.waits_for = self.waits_for or (who if self.one_by_one else "")
 
     def may_stop(self, slot: Slot, holder: Holder) -> bool:
         """Does its budget let it be stopped with nothing ready in its place? If not, that is said."""
@@ -187,6 +194,13 @@ class Care:
             self.say("nothing_fits", wish.slot, counted(counts))
             if before is None and wish.slot.is_free:
                 self.ask.turned_away = counted(counts)
+
+
+def _on_probation(instance: Instance, before: Instance, probation_ms: int) -> Instance:
+    if before.revision == instance.revision:
+        return instance
+    fallback = msgspec.structs.replace(before, fallback=None, probation_ms=None, beside=None)
+    return msgspec.structs.replace(instance, fallback=fallback, probation_ms=probation_ms)
 
 
 def fence_of(draft: Draft, node: str, instance: Instance, released_at: int | None = None) -> Fence:

@@ -317,6 +317,12 @@ FILTERS: tuple[Filter, ...] = (
     Filter("node_unschedulable", lambda _, f, r: f.schedulable[r], _draining),
     Filter("node_held", lambda _, f, r: f.held_until[r] <= f.now, _nothing),
     Filter("node_unreported", lambda _, f, r: f.reported[r], _nothing),
+    Filter(
+        "other_release",
+        lambda w, _, r: w.ask.turn[r] if w.ask.turn is not None else np.ones(len(r), np.bool_),
+        lambda w, _, __: f"not {w.ask.component.name} of release {w.ask.revision}",
+        if_any=lambda ask: ask.turn is not None,
+    ),
     Filter("taint_not_tolerated", _tolerates, _taints),
     Filter("wrong_site", _at_site, lambda w, f, r: f"{f.site_names[f.site[r]]}, not {w.slot.site}", by_slot=True),
     Filter("wrong_node", _is_node, lambda w, _, __: f"for {w.slot.node}", by_slot=True),

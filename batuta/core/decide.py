@@ -51,6 +51,7 @@ def decide(state: State, now: int, subjects: Iterable[str] | None = None, fleet:
     turn, unmet = apps, dict[str, int]()
     while turn:
         draft.displaced.clear()
+        draft.rolled.clear()
         draft.rooms.doubted.clear()
         for app in _in_order(state, turn):
             tended = tend(draft, app)
@@ -63,6 +64,7 @@ def decide(state: State, now: int, subjects: Iterable[str] | None = None, fleet:
         # Only when there is none left may those that fit nowhere displace others; who was displaced is tended at once.
         # So do those look again on whose room somebody else was placed.
         again = {app for app, freed in unmet.items() if draft.freed > freed} | draft.displaced | draft.rooms.doubted
+        again |= draft.rolled
         if again:
             draft.may_preempt, turn = False, again
         elif not draft.may_preempt:

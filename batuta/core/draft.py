@@ -16,6 +16,7 @@ from batuta.core.load import load_of
 from batuta.core.rooms import Rooms
 from batuta.core.standing import Awaited, Displaced, Looked, Moving, Scaled, Standing
 from batuta.core.state import Change, Held
+from batuta.core.trusted import followed
 
 if TYPE_CHECKING:
     from batuta.core.budget import Books
@@ -45,6 +46,8 @@ class Draft:
         """Is it the turn of those that fit nowhere to displace others?"""
         self.displaced: set[str] = set()
         """Applications of which somebody was displaced."""
+        self.rolled: set[str] = set()
+        """Applications whose rollout went on by what was given or taken: they are tended again."""
         self.asks: dict[tuple[str, str], Ask] = {}
         """By application and component: what was asked last."""
         self.fresh: dict[int, dict[tuple[str, str, str], Slot]] = {}
@@ -263,8 +266,8 @@ class Draft:
                 rows = self._fences.get(app) if app in self._fences else self.state.fences.get(app)
                 if all(fence.released_at is None for fence in (rows or {}).values()):
                     continue
-                releases = self.releases(app) if self.state.application(app) is not None else []
-                components = {r.component.name: r.component for r in releases[-1].components} if releases else {}
+                to_run = followed(self, app) if self.state.application(app) is not None else None
+                components = {r.component.name: r.component for r in to_run.components} if to_run is not None else {}
                 for _, fence in sorted(self.fences(app).items()):
                     node, component = self.state.nodes.get(fence.node), components.get(fence.component)
                     if node is None or component is None or component.model is None or fence.released_at is None:

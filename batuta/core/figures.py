@@ -9,13 +9,15 @@ import numpy as np
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from batuta.core.observed import Report
+
     Ints = NDArray[np.int64]
     Bools = NDArray[np.bool_]
 
 _BOOLS = ("present", "sighted", "closed", "reported", "schedulable", "drained", "fresh")
 _INTS = (
     "heard", "site", "rank", "cpu_total", "cpu_free", "memory_total", "memory_free", "disk_total", "disk_free",
-    "instances", "held_until", "since", "restarts", "drops", "machine", "vitals", "stock", "claimed", "pace",
+    "instances", "held_until", "since", "restarts", "refused", "drops", "machine", "vitals", "stock", "claimed", "pace",
 )  # fmt: skip
 
 
@@ -47,6 +49,8 @@ class Figures:
     """From when it has been there without a break."""
     restarts: Ints
     """How often what it runs had to be started again."""
+    refused: Ints
+    """How many instances it turned down, of those that it was given last."""
     drops: Ints
     """How often its link broke, counted as its Sighting does."""
     held_until: Ints
@@ -69,3 +73,10 @@ class Figures:
             before = getattr(self, name, column[:0])
             column[: len(before)] = before
             setattr(self, name, column)
+
+
+def troubles(report: Report | None) -> tuple[int, int]:
+    """How often a node had to start things again, and how many it turned down."""
+    if report is None:
+        return 0, 0
+    return sum(max(0, i.starts - 1) for i in report.instances), sum(i.phase == "refused" for i in report.instances)

@@ -15,7 +15,7 @@ import numpy as np
 
 from batuta.core.columns import Columns, Marks
 from batuta.core.facts import chain, fact_at, node_facts, parts_of, paths_of, produced, seen_by, site_facts
-from batuta.core.figures import Figures
+from batuta.core.figures import Figures, troubles
 from batuta.core.gravity import FRAME_BYTES
 from batuta.core.liveness import heard_at, missed_ms
 from batuta.core.load import load_of
@@ -387,7 +387,7 @@ class Fleet(Figures):
         for column in (self.present, self.sighted, self.closed, self.reported, self.schedulable, self.drained):
             column[row] = False
         loads = (self.cpu_total, self.cpu_free, self.memory_total, self.memory_free, self.disk_total, self.disk_free)
-        for numbers in (*loads, self.instances, self.since, self.restarts, self.drops, self.held_until):
+        for numbers in (*loads, self.instances, self.since, self.restarts, self.refused, self.drops, self.held_until):
             numbers[row] = 0
         self.claims.pop(row, None)
         # Versions only ever rise, so that no remembered answer survives the row's next tenant.
@@ -443,7 +443,7 @@ class Fleet(Figures):
         if before is None or report is None or before.vitals != report.vitals:
             self.vitals[row] += 1
         if before is None or report is None or before.instances != report.instances:
-            self.restarts[row] = sum(max(0, i.starts - 1) for i in report.instances) if report is not None else 0
+            self.restarts[row], self.refused[row] = troubles(report)
             self.pace[row] += 1
         if (
             before is None

@@ -56,12 +56,16 @@ def refill_never_twice(care: Care, slot: Slot, holders: list[Holder], *, may_rep
     epoch = fence.epoch + 1 if fence is not None else 1
     mark(care, draft.awaited(ask.app, ask.component.name, slot.name), -1)
     with draft.rooms.without(_awaited(care, wish, "").key):
-        found = choose(towards(care, wish), care.fleet) or choose(wish, care.fleet) or make_way(care, wish)
+        found, giver = choose(towards(care, wish), care.fleet) or choose(wish, care.fleet), care
+        if found is None and care.other is not None:
+            found, giver = choose(wish._replace(ask=care.other.ask), care.fleet), care.other
+        if found is None:
+            found, giver = make_way(care, wish), care
     give_up_room(care, slot.name)
     if found is None:
         care.say_unfilled(wish, None)
     else:
-        care.give(slot, found, epoch)
+        giver.give(slot, found, epoch)
     return True
 
 
@@ -93,12 +97,16 @@ def _tend_holder(care: Care, slot: Slot, holder: Holder, fence: Fence | None, *,
     wish = Wish(care.ask, slot, before=row, own=(row,))
     if holder.verdict == "lost":
         epoch = max(holder.instance.epoch, fence.epoch if fence is not None else 0) + 1
-        found = choose(wish, care.fleet) or choose_from_changes(care, wish) or make_way(care, wish)
+        found, giver = choose(wish, care.fleet), care
+        if found is None and care.other is not None:
+            found, giver = choose(wish._replace(ask=care.other.ask), care.fleet), care.other
+        if found is None:
+            found, giver = choose_from_changes(care, wish) or make_way(care, wish), care
         if found is None:
             care.say_unfilled(wish, holder)
         else:
             care.take(holder.held)
-            care.give(slot, found, epoch)
+            giver.give(slot, found, epoch)
         return True
     if holder.rule.sentence == ASKED:
         wish = towards(care, wish)

@@ -18,6 +18,7 @@ from batuta.core.fleet import Fleet
 from batuta.core.load import load_of
 from batuta.core.place import weigh
 from batuta.core.talks import listen
+from batuta.core.trusted import followed
 from batuta.core.view_application import fill
 from batuta.core.wish import Ask, Wish
 from batuta.kinds.base import Record
@@ -187,8 +188,8 @@ class Trial:
 
 def _candidates(draft: Draft, apps: Iterable[str]) -> Iterable[Candidate]:
     for app in apps:
-        newest = draft.releases(app)[-1:] if draft.state.application(app) is not None else []
-        for released in (r for release in newest for r in release.components):
+        to_run = followed(draft, app) if draft.state.application(app) is not None else None
+        for released in to_run.components if to_run is not None else ():
             filled = fill(draft, app, released)
             if not filled or not all(f.is_at_rest(released.revision) for f in filled):
                 continue

@@ -32,7 +32,7 @@ def refill(care: Care, slot: Slot, holders: list[Holder], *, may_replace: bool) 
     for done in holders if not may_replace else ():
         if _is_done_with(care, done):
             care.take(done.held)
-    serving = [h for h in left if h.verdict == "keep" and h.instance.revision == ask.revision]
+    serving = [h for h in left if h.verdict == "keep" and _is_as_asked(care, h)]
     if serving:
         _keep(care, slot, serving[-1], left)
         return True
@@ -77,6 +77,11 @@ def _keep(care: Care, slot: Slot, best: Holder, left: list[Holder]) -> None:
             care.say(code, slot, f"{other.node}: {until}{who_asked(care, slot)}")
 
 
+def _is_as_asked(care: Care, holder: Holder) -> bool:
+    row = care.row(holder)
+    return row is not None and care.ask.accepts(holder.instance.revision, row)
+
+
 def _predecessor(left: list[Holder]) -> Holder | None:
     """Whom the new holder follows: one that is there rather than lost, one that works rather than not, the newest."""
     return max(left, key=lambda h: (h.verdict != "lost", h.ready, h.instance.epoch), default=None)
@@ -90,7 +95,7 @@ def _wish(care: Care, slot: Slot, before: Holder | None, left: list[Holder]) -> 
 
 def _fill(care: Care, slot: Slot, before: Holder | None, left: list[Holder]) -> None:
     ask, fleet, draft = care.ask, care.fleet, care.draft
-    if before is None and slot.is_free and ask.turned_away:
+    if before is None and slot.is_free and ask.turned_away and care.other is None:
         # Another slot, with nothing to set it apart, was turned away everywhere: so would this one be.
         care.say("nothing_fits", slot, ask.turned_away)
         return
@@ -101,8 +106,11 @@ def _fill(care: Care, slot: Slot, before: Holder | None, left: list[Holder]) -> 
     found = choose(pinned, fleet) if pinned.only is not None else None
     if found is None and not asked:
         found = choose(wish, fleet)
+    giver = care
+    if found is None and care.other is not None and (before is None or before.verdict == "lost"):
+        giver, found = care.other, choose(wish._replace(ask=care.other.ask), fleet)
     if found is None and before is not None and before.verdict == "lost":
-        found = choose_from_changes(care, wish)
+        giver, found = care, choose_from_changes(care, wish)
     keeps = before if before is not None and before.verdict in ("replace", "move") else None
     if found is None and keeps is not None and keeps.verdict == "replace":
         found = care.choose_without(wish._replace(shun=None), keeps)
@@ -119,9 +127,9 @@ def _fill(care: Care, slot: Slot, before: Holder | None, left: list[Holder]) -> 
         wait_for_room(care, pinned)
         return
     if found is None and keeps is None and not left:
-        found = rearrange(care, wish)
+        giver, found = care, rearrange(care, wish)
     if found is None and keeps is None:
-        found = make_way(care, wish)
+        giver, found = care, make_way(care, wish)
     if found is None:
         care.say_unfilled(wish, before)
         return
@@ -130,7 +138,7 @@ def _fill(care: Care, slot: Slot, before: Holder | None, left: list[Holder]) -> 
             care.say_held(slot, holder)
         elif holder is not keeps:
             care.take(holder.held)
-    care.give(slot, found, epoch)
+    giver.give(slot, found, epoch, before.held if before is not None else None)
     care.in_flight = care.in_flight or (keeps is not None and keeps.verdict == "replace")
     if not left and slot.node is None:
-        draft.note_fresh(ask, slot, found.row)
+        draft.note_fresh(giver.ask, slot, found.row)

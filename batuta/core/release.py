@@ -14,11 +14,13 @@ import msgspec
 
 from batuta.core.decided import Release, Released, VersionChoice
 from batuta.core.reasons import Reason
+from batuta.core.rollout import begin
+from batuta.core.trusted import trusted_of
 from batuta.core.vouch import signers_of, vouched
 from batuta.kinds.application import Failover, Placement, Replicas
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
     from batuta.core.draft import Draft
     from batuta.core.state import State
@@ -48,8 +50,12 @@ def release(draft: Draft, app: str) -> Resolved:
     if application is None:
         for old in known:
             draft.drop_release(old)
+        if (over := draft.rollout(app)) is not None:
+            draft.drop_rollout(over)
         return Resolved(None)
     newest = known[-1] if known else None
+    rollout = draft.rollout(app)
+    trusted = trusted_of(draft, rollout) if rollout is not None and rollout.phase != "done" else None
     namespace, name = app.split("/")
     resolved: list[_Resolved] = []
     reasons: list[Reason] = []
@@ -69,32 +75,44 @@ def release(draft: Draft, app: str) -> Resolved:
     if newest is not None and resolved == [(r.component, r.version, r.signers) for r in newest.components]:
         return Resolved(newest)
     revision = newest.revision + 1 if newest is not None else 1
-    before = {r.component.name: r for r in newest.components} if newest is not None else {}
+    # What runs as in the newest one is left alone; so is what runs as in the one that a rollout would go back to.
+    before = [{r.component.name: r for r in each.components} for each in (newest, trusted) if each is not None]
     components = []
-    for component, version, signers in resolved:
-        earlier = before.get(component.name)
-        same = earlier is not None and earlier.signers == signers and runs_the_same(earlier, component, version)
-        kept = earlier.revision if earlier is not None and same else revision
-        components.append(Released(component=component, revision=kept, version=version, signers=signers))
+    for each in resolved:
+        earlier = (release.get(each.component.name) for release in before)
+        same = (r for r in earlier if r is not None and _is_same(r, each))
+        kept = next((r.revision for r in same), revision)
+        components.append(
+            Released(component=each.component, revision=kept, version=each.version, signers=each.signers)
+        )
     made = Release(namespace=namespace, application=name, revision=revision, components=tuple(components), at=draft.now)
     draft.write_release(made)
-    for old_release in surplus(known):
+    if newest is not None and _changed(newest, made):
+        rollout = begin(app, revision, newest.revision, draft.now, rollout)
+        draft.write_rollout(rollout)
+    pinned = {rollout.previous} if rollout is not None else set()
+    for old_release in surplus(known, pinned):
         draft.drop_release(old_release)
     return Resolved(made)
 
 
-def surplus(known: Sequence[Release]) -> list[Release]:
+def _is_same(earlier: Released, now: _Resolved) -> bool:
+    return earlier.signers == now.signers and runs_the_same(earlier, now.component, now.version)
+
+
+def surplus(known: Sequence[Release], pinned: Collection[int] = ()) -> list[Release]:
     """Of releases, oldest first, those to be forgotten when one more is made: first those that changed nothing that
-    runs, then the oldest."""
+    runs, then the oldest; never one that a rollout may go back to."""
     many = max(0, len(known) + 1 - RELEASES_KEPT)
-    idle = [r for i, r in enumerate(known) if i and not _changed(known[i - 1], r)]
-    return (idle + [r for r in known if r not in idle])[:many]
+    free = [r for r in known if r.revision not in pinned]
+    idle = [r for i, r in enumerate(known) if i and r in free and not _changed(known[i - 1], r)]
+    return (idle + [r for r in free if r not in idle])[:many]
 
 
 def _changed(before: Release, after: Release) -> bool:
     """Did a release change what runs?"""
-    was, now = ({r.component.name for r in release.components} for release in (before, after))
-    return was != now or any(r.revision > before.revision for r in after.components)
+    was, now = ({r.component.name: r.revision for r in release.components} for release in (before, after))
+    return was != now
 
 
 def resolve(state: State, namespace: str, component: Component) -> VersionChoice | Reason | None:
@@ -113,7 +131,7 @@ def resolve(state: State, namespace: str, component: Component) -> VersionChoice
     return VersionChoice(
         name=use.name, version=version.version, variants=version.variants,
         signature=version.signature, labels=version.labels, golden=version.golden,
-        before=version.before, after=version.after, transform=version.transform,
+        before=version.before, after=version.after, transform=version.transform, drift=version.drift,
     )  # fmt: skip
 
 

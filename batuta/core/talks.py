@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from batuta.core.trusted import followed
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -21,8 +23,8 @@ if TYPE_CHECKING:
 def listen(draft: Draft, ask: Ask) -> Ask:
     """The same, knowing where those are with whom its component talks: messages by row."""
     mine = ask.component
-    newest = draft.releases(ask.app)[-1:]
-    others = [r.component for release in newest for r in release.components if r.component.name != mine.name]
+    to_run = followed(draft, ask.app)
+    others = [r.component for r in to_run.components if r.component.name != mine.name] if to_run is not None else []
     reads = {c.name for c in others if says_to(c, mine)}
     writes = {c.name for c in others if says_to(mine, c)}
     if not reads and not writes:

@@ -22,16 +22,22 @@ from batuta.core.place import refusals
 from batuta.core.preempt import settle_displaced
 from batuta.core.refill import refill
 from batuta.core.release import release
+from batuta.core.roll import goes_on, roll, say
 from batuta.core.rooms import find_sound, keep_room, mark, settle_rooms
+from batuta.core.sides import sides_of
 from batuta.core.standing import Awaited, Surge
 from batuta.core.talks import in_order, listen
+from batuta.core.trusted import followed
 from batuta.core.unasked import settle_moved
 from batuta.core.wish import Ask, Slot, Wish, slots_of
 
 if TYPE_CHECKING:
+    from batuta.core.decided import Release, Released
     from batuta.core.draft import Draft
     from batuta.core.reasons import Reason
+    from batuta.core.sides import Sides
     from batuta.core.state import Held
+    from batuta.core.turns import Turns
 
 
 class Tended(NamedTuple):
@@ -49,10 +55,15 @@ def tend(draft: Draft, app: str) -> Tended:
     """Everything that one application needs now."""
     resolved = release(draft, app)
     expire_moves(draft, app)
-    if not resolved.reasons and is_at_rest(draft, app, resolved.release):
+    rollout = draft.rollout(app)
+    is_rolling = rollout is not None and rollout.phase not in ("done", "undone")
+    if not resolved.reasons and not is_rolling and is_at_rest(draft, app, followed(draft, app)):
         return Tended((), None, False)
     draft.rooms.show_to(app)
     notes = Notes(draft)
+    turns = roll(notes, app) if rollout is not None else None
+    before = draft.stirred.get(app, 0), dict(draft.fences(app))
+    to_run = followed(draft, app)
     notes.reasons += resolved.reasons
     notes.pending = bool(resolved.reasons)
     held_by: dict[str, list[Held]] = {}
@@ -60,12 +71,14 @@ def tend(draft: Draft, app: str) -> Tended:
         held_by.setdefault(held.instance.component, []).append(held)
     wanted: set[str] = set()
     autoscaled: set[str] = set()
-    components = resolved.release.components if resolved.release is not None else ()
+    components = _components(to_run, turns)
     for released in in_order(draft, app, components):
         if released.component.replicas.autoscale is not None:
             autoscaled.add(released.component.name)
-        ask = listen(draft, Ask(app, scale(notes, app, released), draft.fleet))
-        wanted |= _tend_component(Care(notes, ask), held_by.pop(released.component.name, []))
+        sides = sides_of(draft, scale(notes, app, released), app, turns)
+        for ask in sides.both:
+            listen(draft, ask)
+        wanted |= _tend_component(notes, sides, held_by.pop(released.component.name, []))
     for component in sorted(held_by):
         for held in held_by[component]:
             if not notes.is_kept(held):
@@ -78,43 +91,75 @@ def tend(draft: Draft, app: str) -> Tended:
     settle_moving(notes, app)
     settle_rooms(notes, app)
     settle_moved(draft, app, notes.wanted)
+    if turns is not None and (draft.stirred.get(app, 0), draft.fences(app)) != before and goes_on(notes, app):
+        draft.rolled.add(app)
+    if turns is not None:
+        say(notes, turns)
     draft.watch_fences(app)
     if not (notes.reasons or notes.pending or notes.unmet is not None):
-        note_rest(draft, app, resolved.release)
+        note_rest(draft, app, to_run)
     return Tended(tuple(notes.reasons), notes.unmet, notes.pending)
 
 
-def _tend_component(care: Care, held: list[Held]) -> set[str]:
+def _components(to_run: Release | None, turns: Turns | None) -> tuple[Released, ...]:
+    """What is to run. What a release leaves out goes when its rollout is through, where that comes in waves."""
+    components = to_run.components if to_run is not None else ()
+    if turns is None or turns.rollout.phase == "done" or turns.spec is None or turns.spec.waves is None:
+        return components
+    return (*components, *(released for name, released in turns.old.items() if name not in turns.new))
+
+
+def _tend_component(notes: Notes, sides: Sides, held: list[Held]) -> set[str]:
     """Returns the slots, as `component/slot`, whose fences are looked after."""
-    ask, fleet = care.ask, care.fleet
-    care.draft.asks[ask.app, ask.component.name] = ask
+    ask, draft, fleet = sides.new, notes.draft, notes.draft.fleet
+    draft.asks[ask.app, ask.component.name] = ask
     rows = [row for h in held if (row := fleet.row_of.get(h.node)) is not None]
     np.add.at(ask.here, np.array(rows, np.int64), 1)
     slots = slots_of(ask, rows)
-    care.notes.wanted |= {f"{ask.component.name}/{slot.name}" for slot in slots}
+    application = draft.state.application(ask.app)
+    one_by_one = application is None or application.spec.rollout.waves is None
+    cares = {id(each): Care(notes, each, one_by_one=one_by_one) for each in sides.both}
+    if sides.old is not None:
+        cares[id(sides.old)].other, cares[id(ask)].other = cares[id(ask)], cares[id(sides.old)]
+    care = cares[id(ask)]
+    notes.wanted |= {f"{ask.component.name}/{slot.name}" for slot in slots}
     if not slots and ask.component.replicas.count is None:
         _say_nowhere(care)
     held_by: dict[str, list[Held]] = {slot.name: [] for slot in slots}
     for h in held:
         if h.instance.slot in held_by:
             held_by[h.instance.slot].append(h)
-        elif not care.notes.is_kept(h):
+        elif not notes.is_kept(h):
             care.take(h, fenced=h.instance.lease_ms is not None)
-    ask.open = sum(1 for those in held_by.values() if not those)
+    for room in draft.standing(ask.app, Awaited) if ask.never_twice else ():
+        if room.component == ask.component.name:
+            mark(care, room, 1)
+    surge = Surge(namespace=ask.namespace, application=ask.application, component=ask.component.name)
+    if sides.old is None:
+        _tend_slots(care, slots, held_by, surge)
+    else:
+        mine: dict[int, list[Slot]] = {key: [] for key in cares}
+        for slot in slots:
+            mine[id(sides.of(draft, slot, held_by[slot.name]))].append(slot)
+        for key, each_care in cares.items():
+            _tend_slots(each_care, mine[key], held_by, surge)
+    return {f"{ask.component.name}/{slot.name}" for slot in slots} if ask.never_twice else set()
+
+
+def _tend_slots(care: Care, slots: list[Slot], held_by: dict[str, list[Held]], surge: Surge) -> None:
+    """Those that follow one and the same release."""
+    ask = care.ask
+    ask.open = sum(1 for slot in slots if not held_by[slot.name])
     well = well_slots(care, slots, held_by)
     due = [s for s in slots if s.name not in well]
     is_new = not any(held_by[s.name] for s in due)
     judged = [(s, [] if is_new else judge_slot(care.draft, ask, s, held_by[s.name])) for s in due]
-    if any(holder.verdict == "replace" for _, holders in judged for holder in holders):
+    if care.one_by_one and any(holder.verdict == "replace" for _, holders in judged for holder in holders):
         every = dict(judged) | {s: judge_slot(care.draft, ask, s, held_by[s.name]) for s in slots if s.name in well}
         care.waits_for = _unready(ask, [(slot, every[slot]) for slot in slots])
     fill = refill_never_twice if ask.never_twice else refill
     if ask.never_twice:
-        for room in care.draft.standing(ask.app, Awaited):
-            if room.component == ask.component.name:
-                mark(care, room, 1)
         care.sound = find_sound(care, (slot for slot in slots if not held_by[slot.name]))
-    surge = Surge(namespace=ask.namespace, application=ask.application, component=ask.component.name)
     with care.draft.rooms.without(surge.key):
         if is_new:
             judged = judged[fill_new(care, due) :]
@@ -125,7 +170,6 @@ def _tend_component(care: Care, held: list[Held]) -> set[str]:
         # Between two that are replaced: the room for one more is not for others.
         if care.next_one is not None and not care.in_flight and keep_room(care, care.next_one, surge).node:
             care.notes.surging.add(ask.component.name)
-    return {f"{ask.component.name}/{slot.name}" for slot in slots} if ask.never_twice else set()
 
 
 def well_slots(care: Care, slots: list[Slot], held_by: dict[str, list[Held]]) -> set[str]:
@@ -145,7 +189,9 @@ def well_slots(care: Care, slots: list[Slot], held_by: dict[str, list[Held]]) ->
     found: set[str] = set()
     for slot, held in alone:
         row, instance = fleet.row_of.get(held.node), held.instance
-        if row is None or instance.revision != ask.revision or not (bound if slot.node is not None else going)[row]:
+        if row is None or not (bound if slot.node is not None else going)[row]:
+            continue
+        if instance.revision != ask.revision and not ask.accepts(instance.revision, row):
             continue
         if slot.site is not None and fleet.site_names[fleet.site[row]] != slot.site:
             continue
@@ -173,7 +219,7 @@ def _unready(ask: Ask, judged: list[tuple[Slot, list[Holder]]]) -> str:
 
 
 def judge_slot(draft: Draft, ask: Ask, slot: Slot, held: list[Held]) -> list[Holder]:
-    """The holders of one slot, oldest placement first, each with the rule that applies to it."""
+    """The holders of one slot, oldest placement first and those as asked for last, each with the rule that applies."""
     if not held:
         return []
     fleet, stays = draft.fleet, ask.stays()
@@ -185,7 +231,9 @@ def judge_slot(draft: Draft, ask: Ask, slot: Slot, held: list[Held]) -> list[Hol
     judged: list[Holder] = []
     places = {h.node for h in held}
     superseded = False
-    for h in sorted(held, key=lambda h: (-h.instance.epoch, h.node)):
+    # What is asked for comes before what is not, whichever is newer: a release may have been undone.
+    accepted = {id(h): _is_accepted(ask, h) for h in held}
+    for h in sorted(held, key=lambda h: (not accepted[id(h)], -h.instance.epoch, h.node)):
         row = fleet.row_of.get(h.node)
         silent_ms = draft.silent_ms(h.node)
         late = row is not None and draft.unheard_ms(h.node) >= draft.missed_ms
@@ -195,7 +243,7 @@ def judge_slot(draft: Draft, ask: Ask, slot: Slot, held: list[Held]) -> list[Hol
         kept = row is not None and bool(fleet.held_until[row] > draft.now)
         case = heal.Case(
             removed=row is None, wanted=True, superseded=superseded, silent_ms=silent_ms, late=late, after_ms=after_ms,
-            grace_ms=grace_ms, old=h.instance.revision != ask.revision,
+            grace_ms=grace_ms, old=not accepted[id(h)],
             forbidden=row is None or elsewhere or not stays[row], kept=kept,
             drained=row is not None and slot.node is None and bool(fleet.drained[row]),
             asked=asked is not None and asked.node == h.node and (len(held) == 1 or asked.to in places),
@@ -210,10 +258,15 @@ def judge_slot(draft: Draft, ask: Ask, slot: Slot, held: list[Held]) -> list[Hol
     return judged[::-1]
 
 
+def _is_accepted(ask: Ask, held: Held) -> bool:
+    row = ask.fleet.row_of.get(held.node)
+    return held.instance.revision == ask.revision if row is None else ask.accepts(held.instance.revision, row)
+
+
 def _is_well(ask: Ask, slot: Slot, held: Held) -> bool:
     """Is it plain that the last of the rules applies? So it is with most, most of the time."""
     row = ask.fleet.row_of.get(held.node)
-    if row is None or held.instance.revision != ask.revision or not ask.calm()[row]:
+    if row is None or not ask.accepts(held.instance.revision, row) or not ask.calm()[row]:
         return False
     return slot.site is None or ask.fleet.site_names[ask.fleet.site[row]] == slot.site
 

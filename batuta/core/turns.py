@@ -10,13 +10,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-import msgspec
 import numpy as np
 
 from batuta.core import traits
 from batuta.core.gates import Judged, judge
+from batuta.core.reasons import CATALOGUE
 from batuta.core.rollout import WHOLE, Plan, Rollout, Standing, begun_at, order_of
 from batuta.core.sample import Sample, total
+from batuta.core.trusted import as_now, trusted_of
 from batuta.kinds.calendar import opening
 from batuta.kinds.waves import EVERYTHING, waves_of
 
@@ -27,8 +28,9 @@ if TYPE_CHECKING:
     from batuta.core.draft import Draft
     from batuta.core.fleet import Bools, Fleet, Ints
     from batuta.core.observed import InstanceReport
+    from batuta.core.reasons import Reason
     from batuta.core.state import Held
-    from batuta.kinds.application import Application, Component
+    from batuta.kinds.application import Application
 
 State = Literal["old", "updating", "new", "down"]
 STARTS_MAX = 3
@@ -48,43 +50,6 @@ def plan_of(application: Application | None) -> Plan:
         approvals=said.approvals, least=said.least_answers,
         node_deadline_ms=None if said.deadline.node_ms is None else int(said.deadline.node_ms),
     )  # fmt: skip
-
-
-def trusted_of(draft: Draft, rollout: Rollout) -> Release | None:
-    """The release that a rollout goes back to."""
-    return next((r for r in draft.releases(rollout.app) if r.revision == rollout.previous), None)
-
-
-def followed(draft: Draft, app: str) -> Release | None:
-    """The release that is to run: the newest, or the trusted one once the newest was undone."""
-    newest = draft.releases(app)[-1:]
-    rollout = draft.rollout(app)
-    if not newest or rollout is None or rollout.phase != "undone":
-        return newest[0] if newest else None
-    trusted = trusted_of(draft, rollout)
-    return newest[0] if trusted is None else as_now(draft, trusted, newest[0])
-
-
-def as_now(draft: Draft, trusted: Release, newest: Release) -> Release:
-    """What ran then, and how many, where and how patiently as now. The same object while nothing of it changes."""
-    known: dict[str, tuple[Release, Release, Release]] = draft.fleet.kept.setdefault("as_now", {})
-    app = f"{trusted.namespace}/{trusted.application}"
-    found = known.get(app)
-    if found is None or found[0] is not trusted or found[1] is not newest:
-        present = {r.component.name: r.component for r in newest.components}
-        components = tuple(_with_present(r, present.get(r.component.name)) for r in trusted.components)
-        found = known[app] = (trusted, newest, msgspec.structs.replace(trusted, components=components))
-    return found[2]
-
-
-def _with_present(released: Released, present: Component | None) -> Released:
-    if present is None:
-        return released
-    component = msgspec.structs.replace(
-        released.component, replicas=present.replicas, placement=present.placement, failover=present.failover,
-        slo=present.slo,
-    )  # fmt: skip
-    return msgspec.structs.replace(released, component=component)
 
 
 class Place(NamedTuple):
@@ -110,10 +75,6 @@ class Turns:
         self.new: dict[str, Released] = {r.component.name: r for r in newest.components}
         self.changed = self._changed()
         """Components that are to run otherwise, by name."""
-        self.order: Ints = self.fleet.column(
-            ("order", self.app, rollout.revision), self.fleet.machine,
-            lambda row: order_of(self.app, rollout.revision, self.fleet.names[row]), np.int64,
-        )  # fmt: skip
         self._shut: Bools | None = None
         self._selected: Ints | None = None
 
@@ -125,12 +86,16 @@ class Turns:
             found |= {i.component for i in held if i.component in both and i.revision in self.rollout.tolerated}
         return frozenset(found)
 
-    def after(self, rollout: Rollout) -> Turns:
-        """The same fleet, with the rollout a step further."""
-        self.rollout = rollout
-        return self
-
     # --- By row ---
+
+    @property
+    def order(self) -> Ints:
+        """By row: its place among all."""
+        app, revision, names = self.app, self.rollout.revision, self.fleet.names
+        found: Ints = self.fleet.column(
+            ("order", app, revision), self.fleet.machine, lambda row: order_of(app, revision, names[row]), np.int64
+        )
+        return found
 
     def has_turn(self) -> Bools:
         """By row: is the new release for this node, now?"""
@@ -280,10 +245,10 @@ class Turns:
     def _wrong(self, report: InstanceReport) -> str | None:
         """Why an instance of the new release does not work there; None while it may."""
         if report.phase == "refused":
-            return str(report.reason) if report.reason is not None else "it was refused"
+            return _words(report.reason) or "it was refused"
         if self.rollout.is_over or report.phase != "backoff" or report.starts < STARTS_MAX:
             return None
-        return str(report.reason) if report.reason is not None else f"started {report.starts} times"
+        return _words(report.reason) or f"started {report.starts} times"
 
     def is_new(self, instance: Instance) -> bool:
         released = self.new.get(instance.component)
@@ -313,6 +278,13 @@ class Turns:
                 if report is not None and report.measures is not None and report.measures.sample is not None:
                     found.append(report.measures.sample)
         return total(found)
+
+
+def _words(reason: Reason | None) -> str:
+    """In a node's own words, which may be those of a newer version."""
+    if reason is None:
+        return ""
+    return str(reason) if reason.code in CATALOGUE else f"{reason.subject}: {reason.code} ({reason.detail})"
 
 
 def turns_of(draft: Draft, app: str) -> Turns | None:

@@ -18,11 +18,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import msgspec
 
 from batuta.core.autoscale import as_scaled, autoscale_status
+from batuta.core.channels import followed_by
 from batuta.core.draft import Draft
 from batuta.core.fleet import fleet_of
 from batuta.core.reasons import Reason
+from batuta.core.sides import sides_of
 from batuta.core.tend import judge_slot, tend
-from batuta.core.wish import Ask, slots_of
+from batuta.core.trusted import followed
+from batuta.core.turns import turns_of
+from batuta.core.wish import slots_of
 from batuta.core.words import WORDS
 from batuta.kinds.base import encode_hook
 
@@ -63,7 +67,8 @@ def application_status(state: State, application: Application, now: int, fleet: 
     draft = Draft(state, fleet, now)
     releases = state.releases.get(app, ())
     newest = releases[-1] if releases else None
-    released = {r.component.name: r for r in newest.components} if newest is not None else {}
+    rollout, to_run = state.rollouts.get(app), followed(draft, app)
+    released = {r.component.name: r for r in to_run.components} if to_run is not None else {}
     filled = {name: fill(draft, app, r) for name, r in released.items()}
     at_rest = (
         newest is not None
@@ -71,9 +76,12 @@ def application_status(state: State, application: Application, now: int, fleet: 
         and all(f.is_at_rest(released[name].revision) for name, slots in filled.items() for f in slots)
         and sum(len(slots) for slots in filled.values()) == len(state.held.get(app, ())) > 0
         and not any(f.released_at is not None for f in state.fences.get(app, {}).values())
+        and (rollout is None or rollout.phase in ("done", "undone"))
     )
     # Deciding it once more, on a draft that nobody keeps, says in the core's own words what is missing.
     reasons = [] if at_rest else list(tend(draft, app).reasons)
+    if rollout is not None and rollout.phase == "undone" and rollout.reason is not None:
+        reasons.append(rollout.reason)
     components = [_component(draft, app, released[name], slots) for name, slots in filled.items()]
     reasons += [r for slots in filled.values() for f in slots for h in f.holders if (r := ails(draft, h)) is not None]
     reasons.sort(key=lambda r: r.is_waiting)
@@ -89,7 +97,7 @@ def application_status(state: State, application: Application, now: int, fleet: 
         "conditions": _conditions(word, reasons, ready, wanted),
         "reasons": [plain_reason(r) for r in reasons],
         "components": components,
-    }
+    } | ({"rollout": rollout.phase} if rollout is not None else {})
 
 
 def fill(draft: Draft, app: str, released: Released) -> list[Filled]:
@@ -97,11 +105,15 @@ def fill(draft: Draft, app: str, released: Released) -> list[Filled]:
     released = as_scaled(draft, app, released)
     held = [h for h in draft.held(app) if h.instance.component == released.component.name]
     rows = [row for h in held if (row := draft.fleet.row_of.get(h.node)) is not None]
-    ask = Ask(app, released, draft.fleet)
+    sides = sides_of(draft, released, app, turns_of(draft, app))
     by_slot: dict[str, list[Held]] = {}
     for h in held:
         by_slot.setdefault(h.instance.slot, []).append(h)
-    return [Filled(slot, judge_slot(draft, ask, slot, by_slot.get(slot.name, []))) for slot in slots_of(ask, rows)]
+    found = []
+    for slot in slots_of(sides.new, rows):
+        mine = by_slot.get(slot.name, [])
+        found.append(Filled(slot, judge_slot(draft, sides.of(draft, slot, mine), slot, mine)))
+    return found
 
 
 def plain_reason(reason: Reason) -> dict[str, Any]:
@@ -149,6 +161,8 @@ def _component(draft: Draft, app: str, released: Released, slots: list[Filled]) 
     name = released.component.name
     instances = [_instance(draft, h) for f in slots for h in f.holders]
     found: dict[str, Any] = {"name": name, "ready": sum(f.is_ready for f in slots), "wanted": len(slots)}
+    if (follows := followed_by(released)) is not None:
+        found["follows"] = follows
     if released.component.replicas.autoscale is not None:
         found["autoscale"] = autoscale_status(draft, app, released)
     return found | {"instances": instances}

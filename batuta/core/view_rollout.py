@@ -9,7 +9,8 @@ import msgspec
 from batuta.core.draft import Draft
 from batuta.core.fleet import fleet_of
 from batuta.core.rollout import WHOLE
-from batuta.core.turns import Turns, trusted_of
+from batuta.core.trusted import trusted_of
+from batuta.core.turns import Turns
 from batuta.kinds.base import encode_hook
 
 if TYPE_CHECKING:

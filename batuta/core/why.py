@@ -23,6 +23,7 @@ from batuta.core.release import resolve
 from batuta.core.standing import Moved
 from batuta.core.talks import listen
 from batuta.core.tend import tend
+from batuta.core.trusted import followed
 from batuta.core.view_application import Filled, ails, fill, plain_reason
 from batuta.core.wish import Ask, Wish
 
@@ -60,8 +61,8 @@ def why(
     fleet = fleet_of(state, now)
     draft = Draft(state, fleet, now)
     answers = _unresolved(state, app, component)
-    newest = draft.releases(app)[-1:]
-    filled = [(r, fill(draft, app, r)) for release in newest for r in release.components]
+    to_run = followed(draft, app)
+    filled = [(r, fill(draft, app, r)) for r in (to_run.components if to_run is not None else ())]
     # What deciding says of each slot, on a draft that nobody keeps; afterwards the fleet is read afresh.
     said: dict[str, list[Reason]] = {}
     for reason in tend(Draft(state, fleet, now), app).reasons:

@@ -40,7 +40,7 @@ class Ask:
     def __init__(self, app: str, released: Released, fleet: Fleet) -> None:
         self.namespace, self.application = app.split("/")
         self.component: Component = released.component
-        self.revision = released.revision
+        self.revision: int = released.revision
         self.version: VersionChoice | None = released.version
         self.fleet: Fleet = fleet
         base = int(self.component.resources.memory_bytes)
@@ -80,6 +80,14 @@ class Ask:
         """What tables work out once for a decision: by row, or by variant."""
         self.fitted: tuple[Ints, tuple[int, bool], Ints] | None = None
         """The nodes last asked which variant fits there, and the answer."""
+        self.turn: Bools | None = None
+        """By row: may it run there, as far as its rollout has come? None for everywhere."""
+        self.frozen: Bools | None = None
+        """By row: what runs there is left alone, whichever release it is of."""
+        self.tolerated: frozenset[int] = frozenset()
+        """Other revisions that are left alone where they run."""
+        self.probation_ms: int | None = None
+        """While it replaces something: so long a node goes back by itself."""
         self._stays: Bools | None = None
         self._calm: Bools | None = None
         self._suits: dict[int, Bools] = {}
@@ -121,6 +129,12 @@ class Ask:
     @property
     def where(self) -> str | None:
         return self.component.placement.where
+
+    def accepts(self, revision: int, row: int) -> bool:
+        """May an instance of this revision stay there as it is?"""
+        if revision == self.revision or revision in self.tolerated:
+            return True
+        return self.frozen is not None and bool(self.frozen[row])
 
     def suits(self, variant: int) -> Bools:
         """By row: can this variant be loaded there, room aside? A program has one variant, itself."""
@@ -229,7 +243,7 @@ class Ask:
             model = ModelOrder(
                 name=version.name, version=version.version, variant=chosen, golden=chosen.golden or version.golden,
                 signature=version.signature, labels=version.labels,
-                before=version.before, after=version.after, transform=version.transform,
+                before=version.before, after=version.after, transform=version.transform, drift=version.drift,
                 batch=component.model.batch, linger_ms=int(component.model.linger_ms), signers=self.ruling.signers,
             )  # fmt: skip
         return Instance(

@@ -27,6 +27,7 @@ from batuta.twin.rehearse_stage import Stage
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    from batuta.core.reasons import Reason
     from batuta.core.state import State
     from batuta.kinds.scenario import Fault
 
@@ -161,6 +162,11 @@ def play(stage: Stage, plans: Sequence[Plan], for_ms: int, *, seed: int = 0, fau
     touched = {move.step.app for move in moves} | named
     ends = [_done_ms(move, books) for move in moves]
     ends += [None if app in books.pending else books.settled_ms.get(app, 0) for app in touched]
+    given_up = _given_up(stage.state_before, after)
+    ends += [None] * len(given_up)
+    reasons = {app: [*said] for app, said in stage.hub.reasons.items() if said}
+    for app, reason in given_up.items():
+        reasons.setdefault(app, []).append(reason)
     done_ms = None if None in ends else max((ms for ms in ends if ms is not None), default=0)
     wanted = _wanted(after, now)
     outages = tuple(o for o in books.outages if (o.app, o.component, o.slot) in wanted)
@@ -173,7 +179,7 @@ def play(stage: Stage, plans: Sequence[Plan], for_ms: int, *, seed: int = 0, fau
         budgets=tuple(budgets(after, outages)),
         slow=tuple(slow_places(stage.state_before, after, stage.time.began_at)),
         energy_wh=round(books.joules / 3600, 3),
-        reasons={app: tuple(plain_reason(r) for r in said) for app, said in sorted(stage.hub.reasons.items()) if said},
+        reasons={app: tuple(plain_reason(r) for r in said) for app, said in sorted(reasons.items())},
         curves=(
             _curve("ready", "instances", books.ready_points),
             _curve("links", "bit/s", books.link_points),
@@ -182,6 +188,16 @@ def play(stage: Stage, plans: Sequence[Plan], for_ms: int, *, seed: int = 0, fau
         events=stage.time.events,
         restless=stage.hub.restless,
     )
+
+
+def _given_up(before: State, after: State) -> dict[str, Reason]:
+    """Applications whose new release was undone meanwhile, and why."""
+    undone = {app: rollout for app, rollout in after.rollouts.items() if rollout.phase in ("undoing", "undone")}
+    return {
+        app: rollout.reason
+        for app, rollout in undone.items()
+        if rollout.reason is not None and before.rollouts.get(app) != rollout
+    }
 
 
 def _app(change: Change) -> str:
