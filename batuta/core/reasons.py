@@ -38,6 +38,8 @@ class Reason(Record):
                 return step.replace("`batuta logs`", f"`batuta logs {app} --instance {instance}{where}`")
             case ["node", node]:
                 return step.replace("NAME", node)
+            case ["application", app]:
+                return step.replace(" APP`", f" {app}`")
             case _:
                 return step
 
@@ -103,7 +105,7 @@ CATALOGUE: dict[str, Entry] = {
     "signature_missing": Entry(
         "a policy asks for a signer, and nobody has signed the model", "sign it: `batuta model sign NAME --key FILE`"
     ),
-    "release_unknown": Entry("no such release is kept", "name one that is, or declare what is to run"),
+    "release_unknown": Entry("no such release is kept", "see `batuta rollout history APP`; or declare what is to run"),
     "release_gone": Entry(
         "what the release was made of is not there any more as it was", "push it again as a version of its own"
     ),
@@ -253,23 +255,41 @@ CATALOGUE: dict[str, Entry] = {
     # Rollouts.
     "gate_broken": Entry(
         "what the updated nodes measured is beyond a gate's limit",
-        "correct the release and apply it again",
+        "see `batuta rollout status APP`; correct the release and apply it again",
     ),
     "gate_undecided": Entry(
         "too little was measured to say that a gate is met",
-        "wait, or send more traffic to the updated nodes",
+        "wait, or send more traffic to the updated nodes; `batuta rollout status APP` tells what was measured",
         waits=True,
     ),
     "wave_late": Entry(
-        "a wave was not through by its deadline", "see what its nodes say; then resume the rollout, or undo it"
+        "a wave was not through by its deadline",
+        "see what its nodes say: `batuta rollout status APP`; then `batuta rollout resume APP`, or "
+        "`batuta rollout undo APP`",
     ),
     "release_turned_down": Entry(
-        "the nodes refused the release or failed with it", "see the first error; correct the release and apply it again"
+        "the nodes refused the release or failed with it",
+        "see the first error: `batuta rollout status APP`; correct the release and apply it again, or, when the nodes "
+        "were at fault, `batuta rollout retry APP`",
     ),
     "rolling_out": Entry("a release is under way, wave by wave", "see `batuta rollout status`", waits=True),
     "rollout_waits": Entry("the rollout waits for nodes", "bring them back, or wait", waits=True),
     "rollout_unapproved": Entry(
-        "the next wave waits for somebody to agree", "approve it, or undo the rollout", waits=True
+        "the next wave waits for somebody to agree",
+        "`batuta rollout approve APP`, or `batuta rollout undo APP`",
+        waits=True,
+    ),
+    "rollout_paused": Entry("somebody paused the rollout", "`batuta rollout resume APP`, or `batuta rollout undo APP`"),
+    "rollout_aborted": Entry(
+        "somebody ended the rollout where it was",
+        "`batuta rollout retry APP` goes on, `batuta rollout undo APP` goes back",
+    ),
+    "rollout_undone": Entry("somebody undid the rollout", "declare what is to run, or `batuta rollout retry APP`"),
+    "rollout_unknown": Entry(
+        "no rollout of it is known: its first release is its only one", "see `batuta rollout history APP`"
+    ),
+    "rollout_unfit": Entry(
+        "that cannot be asked of the rollout as it is now", "see how it is: `batuta rollout status APP`"
     ),
     # Enrolment.
     "token_unknown": Entry("the token is not one of this hub", "make one: `batuta token create`"),

@@ -82,9 +82,7 @@ def release(draft: Draft, app: str) -> Resolved:
         earlier = (release.get(each.component.name) for release in before)
         same = (r for r in earlier if r is not None and _is_same(r, each))
         kept = next((r.revision for r in same), revision)
-        components.append(
-            Released(component=each.component, revision=kept, version=each.version, signers=each.signers)
-        )
+        components.append(Released(component=each.component, revision=kept, version=each.version, signers=each.signers))
     made = Release(namespace=namespace, application=name, revision=revision, components=tuple(components), at=draft.now)
     draft.write_release(made)
     if newest is not None and _changed(newest, made):
