@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import errno
 import json
 import os
 import random
@@ -48,6 +49,8 @@ __all__ = [
 READY_TIMEOUT_S: Final = 20.0
 STOP_TIMEOUT_S: Final = 5.0
 POLL_S: Final = 0.01
+SPARE_BYTES: Final = MIB
+"""Put by on the disk for the next start: configuration, journal, and what the broker itself writes when it begins."""
 
 LENT_PORTS: Final = Path("/proc/sys/net/ipv4/ip_local_port_range")
 """The first and last port that Linux lends to outgoing connections."""
@@ -157,6 +160,8 @@ class Broker:
         self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         if self._adopt():
             await self.apply(config)
+            if not self._spare_file.exists():
+                self._put_by()
             return "adopted"
         await self._spawn(config)
         return "started"
@@ -169,10 +174,12 @@ class Broker:
         before = self._read_config()
         if config == before:
             return "unchanged"
+        self._spare_file.unlink(missing_ok=True)
         self._write_config(config)
         start_of_answer = self._log_size()
         os.kill(self._pid, signal.SIGHUP)
         answer = await self._hear(start_of_answer, ("Reloaded server configuration", "Failed to reload server"))
+        self._put_by()
         if "Failed" not in answer:
             return "reloaded"
         if "not supported" in answer:
@@ -248,8 +255,17 @@ class Broker:
         return True
 
     async def _spawn(self, config: str) -> None:
+        """Also on a disk that is full: what it needs to begin was put by when it last began."""
         binary = self.binary or find_binary()
+        self._spare_file.unlink(missing_ok=True)
         self._write_config(config)
+        try:
+            await self._run(binary)
+        except OSError as error:
+            raise _unwritable(error) from error
+        self._put_by()
+
+    async def _run(self, binary: Path) -> None:
         start_of_answer = self._log_size()
         environment = {"PATH": os.environ.get("PATH", ""), "HOME": str(self.directory)}
         if self.memory_limit:
@@ -283,6 +299,15 @@ class Broker:
             self._child.wait()
             self._pid, self._child = 0, None
             raise
+
+    def _put_by(self) -> None:
+        """Room for the next start. On a disk that is full there is none to put by, until a start after that."""
+        with suppress(OSError), self._spare_file.open("wb") as file:
+            os.posix_fallocate(file.fileno(), 0, SPARE_BYTES)
+
+    @property
+    def _spare_file(self) -> Path:
+        return self.directory / "spare"
 
     # The journal is also how the broker answers: it has no other way to say why it does not start.
 
@@ -324,7 +349,10 @@ class Broker:
             return ""
 
     def _write_config(self, config: str) -> None:
-        _write_private(self.config_file, config)
+        try:
+            _write_private(self.config_file, config)
+        except OSError as error:
+            raise _unwritable(error) from error
 
 
 def _write_private(path: Path, text: str) -> None:
@@ -347,6 +375,11 @@ def _die_with_parent() -> Callable[[], None]:
             os._exit(1)
 
     return tie
+
+
+def _unwritable(error: OSError) -> BrokerFailed:
+    code = "store_full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "store_unusable"
+    return BrokerFailed(code, f"the broker's files cannot be written: {error.strerror}", next_step="make room")
 
 
 # Ordered; the first row whose words are in a line of the journal says what went wrong.

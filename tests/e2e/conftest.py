@@ -23,6 +23,8 @@ def stage() -> Iterator[Stage]:
         try:
             yield made
         finally:
+            for name in ("hub", *made.nodes):  # shown only when the test failed
+                print(f"--- {name}:\n{made.log_tail(name, 40)}")
             killed = made.close()
         assert killed == [], "these did not end when asked to"
         assert processes_in(Path(directory)) == []

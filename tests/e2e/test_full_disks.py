@@ -110,6 +110,22 @@ def test_a_full_disk_at_a_node_is_told_and_every_frame_is_answered_once(
     assert len(arrived) == len(set(arrived)), "each once"
 
 
+def test_a_broker_that_dies_on_a_full_disk_begins_again_and_the_node_is_heard(
+    stage: Stage, disk_for: Callable[[str], Disk]
+) -> None:
+    disk = disk_for("pi")
+    play(stage)
+    disk.fill()
+    (broker,) = [p for p in processes_in(stage.directory / "pi") if "nats-server" in p.name()]
+    broker.kill()
+    said = wait_for("the restart", lambda: patiently(lambda: problems(stage).get("broker_restarted")), 120)
+    assert "it had died" in said
+    wait_for("the node", lambda: stage.online("pi"), 120, alive=stage.nodes["pi"].running)
+    assert "Traceback" not in stage.log_tail("pi", 100)
+    disk.free()
+    wait_for("nothing to tell any more", lambda: "disk_full" not in problems(stage) or None, 120)
+
+
 def test_a_node_that_begins_on_a_full_disk_ends_in_words(stage: Stage, disk_for: Callable[[str], Disk]) -> None:
     disk = disk_for("pi")
     play(stage)
