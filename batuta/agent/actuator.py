@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from batuta.agent.books import Book
 from batuta.core import local as core
 from batuta.core.lease import grace_ms
 from batuta.core.proving import NEVER_REMEMBERED, Proven
@@ -77,7 +78,7 @@ class Actuator:
             case core.Prove(instance=instance, key=key):
                 lane.prove(instance, key)
             case core.Start(instance=instance):
-                lane.start(instance)
+                lane.start(instance, afresh=local.starts == 0)
             case core.Stop():
                 lane.stop(grace_ms(local.instance, now, contact_at))
 
@@ -126,6 +127,7 @@ class Actuator:
         """Stop watching; what runs goes on running."""
         for lane in self._lanes.values():
             lane.cancel()
+            lane.book.keep()
         self._lanes.clear()
         for runtime in set(self.runtimes.values()):
             await runtime.close()
@@ -153,7 +155,8 @@ class _Lane:
     def __init__(self, actuator: Actuator, instance: Instance) -> None:
         self.actuator = actuator
         self.instance = instance
-        self.measures: Measures | None = None
+        self.book = Book(instance_directory(actuator.directory, instance.name))
+        self.measures = self.book.last()
         self._fetching: asyncio.Task[None] | None = None
         self._proving: asyncio.Task[None] | None = None
         self._starting: asyncio.Task[None] | None = None
@@ -181,9 +184,9 @@ class _Lane:
         _cancel(self._proving)
         self._proving = asyncio.create_task(self._prove(instance, key, self._proving))
 
-    def start(self, instance: Instance) -> None:
+    def start(self, instance: Instance, *, afresh: bool) -> None:
         self.instance = instance
-        self._starting = asyncio.create_task(self._start(instance, self._stopping))
+        self._starting = asyncio.create_task(self._start(instance, self._stopping, afresh))
 
     def stop(self, grace: int) -> None:
         _cancel(self._fetching)
@@ -241,7 +244,7 @@ class _Lane:
             self._failed("digest_mismatch", f"{sorted(missing)[0][:19]}… was damaged on this disk")
         return not missing
 
-    async def _start(self, instance: Instance, stopping: asyncio.Task[None] | None) -> None:
+    async def _start(self, instance: Instance, stopping: asyncio.Task[None] | None, afresh: bool) -> None:
         if stopping is not None:
             await asyncio.wait([stopping])
         try:
@@ -255,6 +258,8 @@ class _Lane:
                 self._watch()
                 return
             self._looked = True
+            if afresh:
+                self.book.begin()
             handle = await self.runtime.start(order)
         except RuntimeFailure as error:
             self._failed(error.code, error.message)
@@ -293,7 +298,8 @@ class _Lane:
             self.actuator.faults[self.name] = error.message
             return
         _cancel(self._watching)
-        self.measures = None
+        self.book.keep()
+        self.measures = self.book.last()
         self.actuator.faults.pop(self.name, None)
         self.actuator.tell(core.Gone(self.name))
 
@@ -314,8 +320,7 @@ class _Lane:
                 self.actuator.faults[self.name] = error.message
                 await asyncio.sleep(LOOK_EVERY_S)
                 continue
-            if condition.measures is not None:
-                self.measures = condition.measures
+            self.measures = self.book.looked(condition, asyncio.get_running_loop().time())
             now_said = (condition.state, condition.code, condition.detail)
             if now_said != said:
                 said = now_said
@@ -331,7 +336,6 @@ class _Lane:
             reason = self._reason(condition.code or "not_ready", condition.detail)
             self.actuator.tell(core.Unready(self.name, reason))
         elif condition.state == "gone":
-            self.measures = None
             self._failed(condition.code or "exited", condition.detail, final=condition.final)
 
     async def update(self) -> None:

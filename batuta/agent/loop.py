@@ -409,7 +409,8 @@ class Loop:
         report = self.senses.beside(self.report(now))
         self.reporter.offer(report, now)
         if self.reporter.is_due(now):
-            self.reporter.send(self.senses.rest(report), now)
+            watched = any(core.is_watched(local, now) for local in self.locals.values())
+            self.reporter.send(self.senses.rest(report), now, watched=watched)
 
     def report(self, now: int) -> Report:
         problems = [reason for _, reason in sorted(self._ailing.items())]

@@ -20,11 +20,14 @@ from batuta.kinds.base import encode_hook
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from batuta.core.observed import InstanceReport
     from batuta.core.reasons import Reason
     from batuta.fabric.base import Fabric
 
 COALESCE_MS: Final = 200
 RETRY_MS: Final = 1_000
+WATCHED_MS: Final = 5_000
+"""While something is on trial or on probation, a report comes at least so often."""
 MOST_BYTES: Final = 512 * 1024
 MOST_ARTIFACTS: Final = 2_048
 MOST_NAMED: Final = 256
@@ -79,12 +82,12 @@ class Reporter:
     def is_due(self, now: int) -> bool:
         return now >= self.due_at and (self._sending is None or self._sending.done())
 
-    def send(self, report: Report, now: int) -> None:
-        """Put it on its way. Failing to deliver brings the next one near."""
+    def send(self, report: Report, now: int, *, watched: bool = False) -> None:
+        """Put it on its way; the next follows sooner when something is watched. Failing to deliver brings it near."""
         self.sequence += 1
         self._told = self._offered = _what_matters(report)
         report = bounded(msgspec.structs.replace(report, sequence=self.sequence, at=now))
-        self.due_at = now + self.every_ms
+        self.due_at = now + (min(self.every_ms, WATCHED_MS) if watched else self.every_ms)
         self._sending = asyncio.create_task(self._send(report, now))
 
     async def _send(self, report: Report, now: int) -> None:
@@ -130,12 +133,20 @@ def bounded(report: Report) -> Report:
         flows=report.flows[:MOST_NAMED],
     )
     if len(_encoder.encode(report)) > MOST_BYTES:
+        report = msgspec.structs.replace(report, instances=tuple(_without_sample(i) for i in report.instances))
+    if len(_encoder.encode(report)) > MOST_BYTES:
         slim = tuple(
             msgspec.structs.replace(i, measures=None, reason=_short(i.reason) if i.reason else None)
             for i in report.instances
         )
         report = msgspec.structs.replace(report, instances=slim, flows=(), mesh=None)
     return report
+
+
+def _without_sample(instance: InstanceReport) -> InstanceReport:
+    if instance.measures is None:
+        return instance
+    return msgspec.structs.replace(instance, measures=msgspec.structs.replace(instance.measures, sample=None))
 
 
 def _short(reason: Reason) -> Reason:

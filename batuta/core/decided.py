@@ -37,6 +37,8 @@ class ModelOrder(Record):
     """Public keys in PEM. One of each group must have signed the file, or it is not loaded."""
     golden: Golden | None = None
     """What it must answer on the node before it is switched in there for the first time."""
+    drift: Digest | None = None
+    """What its inputs looked like where it was made: those that it gets are compared with them."""
 
     @property
     def bundles(self) -> tuple[str, ...]:
@@ -141,7 +143,8 @@ class Instance(Record):
             return ()
         golden = (self.model.golden.digest,) if self.model.golden is not None else ()
         transform = (self.model.transform,) if self.model.transform is not None else ()
-        return (self.model.variant.digest, *self.model.bundles, *golden, *transform)
+        drift = (self.model.drift,) if self.model.drift is not None else ()
+        return (self.model.variant.digest, *self.model.bundles, *golden, *transform, *drift)
 
 
 class Capture(Record):
@@ -203,6 +206,7 @@ class VersionChoice(Record):
     after: After | None = None
     transform: Digest | None = None
     golden: Golden | None = None
+    drift: Digest | None = None
     signers: tuple[tuple[str, ...], ...] = ()
     """Groups of public keys that policies ask for: one of each must have signed."""
 

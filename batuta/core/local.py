@@ -37,7 +37,7 @@ from batuta.core.deeds import (
 from batuta.core.hearing import BACKOFF_FIRST_MS, BACKOFF_LONGEST_MS, backoff_ms, heard
 from batuta.core.lease import holds_lease
 from batuta.core.observed import InstanceReport
-from batuta.core.probation import Fallen, remembered, same_content
+from batuta.core.probation import Fallen, is_watched, remembered, same_content
 from batuta.core.proving import Bench, Proven, proof_key
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ if TYPE_CHECKING:
 __all__ = [
     "BACKOFF_FIRST_MS", "BACKOFF_LONGEST_MS", "FORGIVEN_AFTER_MS", "NO_BENCH", "STOP_AGAIN_AFTER_MS", "Action", "Event",
     "Failed", "Fallen", "Fetch", "Fetched", "Gone", "Local", "Plan", "Prove", "Proved", "Ready", "Start", "Started",
-    "Stop", "StopCause", "Unready", "backoff_ms", "heard", "locals_for_report", "remembered", "shifted",
+    "Stop", "StopCause", "Unready", "backoff_ms", "heard", "is_watched", "locals_for_report", "remembered", "shifted",
     "step",
 ]  # fmt: skip
 
@@ -297,10 +297,18 @@ def locals_for_report(
             starts=local.starts,
             ready_after_ms=local.ready_after_ms,
             reason=local.reason,
-            measures=measures.get(name),
+            measures=_measured(local, measures.get(name)),
         )
         for name, local in sorted(locals.items())
     )
+
+
+def _measured(local: Local, measures: Measures | None) -> Measures | None:
+    """With how often it was started again, which its runtime does not know."""
+    if measures is None or measures.sample is None:
+        return measures
+    sample = msgspec.structs.replace(measures.sample, restarts=max(0, local.starts - 1))
+    return msgspec.structs.replace(measures, sample=sample)
 
 
 def _slot(instance: Instance) -> tuple[str, str, str]:

@@ -92,6 +92,14 @@ def standing_in(
     return None if is_fit else fallback
 
 
+def is_watched(local: Local, now: int) -> bool:
+    """It is on trial or on probation: what it measures is told often, so that gates decide soon."""
+    if local.instance.beside is not None:
+        return local.phase in ALIVE
+    first_ready_at = local.first_ready_at
+    return first_ready_at is not None and 0 <= now - first_ready_at <= (local.instance.probation_ms or 0)
+
+
 # --- Failing ----------------------------------------------------------------------------------------------------------
 
 

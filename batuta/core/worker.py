@@ -40,6 +40,8 @@ class WorkerOrder(Record):
     """Paths of the signatures of that file, when signers are asked for."""
     transform: str = ""
     """Path of the version's own Python, when it has some."""
+    drift: str = ""
+    """Path of what its inputs looked like where it was made, when that is known."""
 
 
 class Pulse(Record, forbid_unknown_fields=False):

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from batuta.dataflow.tensors import Array
     from batuta.kinds.shaping import After
 
-    Run = Callable[[dict[str, Array], int], Awaitable[Sequence[Any]]]
-    """Feeds and how many rows they have; gives the outputs."""
+    Run = Callable[[dict[str, Array], int, int], Awaitable[Sequence[Any]]]
+    """Feeds, how many rows they have, and how many of those are items; gives the outputs."""
 
 CLASSES_MAX = 4096
 SCORES_LISTED_MAX = 64
@@ -84,7 +84,7 @@ class Scorer:
             chunk = list(items[begin : begin + size])
             # A model of a fixed batch is fed full ones: the last item fills up, and its echoes are dropped.
             batch = np.stack(chunk + [chunk[-1]] * (size - len(chunk)))
-            outputs = await run({self.input: shortened(batch) if self._is_bf16 else batch}, size)
+            outputs = await run({self.input: shortened(batch) if self._is_bf16 else batch}, size, len(chunk))
             if self._bf16_outputs:
                 outputs = [widened(o) if i in self._bf16_outputs else o for i, o in enumerate(outputs)]
             if self._transformed is not None and self._transformed.answers:

@@ -17,6 +17,7 @@ from batuta.dataflow.oip.http import BODY_BYTES_MAX, HELD_BYTES_MAX, MIB, Listen
 from batuta.dataflow.oip.on_fabric import OnFabric
 from batuta.dataflow.oip.shaped import Shaped
 from batuta.dataflow.oip.transformed import Transformed
+from batuta.dataflow.sampling import sketch_of
 from batuta.dataflow.transforming import TEXT_BYTES_MAX, Transform
 from batuta.dataflow.unix import listen_unix
 
@@ -40,9 +41,12 @@ class Serving:
         assert model is not None
         self.order = order
         self.tally = tally
-        self.engine = load(order.artifact, model.variant.format, [grant.kind for grant in order.instance.accelerators])
+        kinds = [grant.kind for grant in order.instance.accelerators]
+        self.engine = load(order.artifact, model.variant.format, kinds, model.signature)
         self.batching = Batching(self.engine, model.batch, model.linger_ms)
         self.batching.try_out()
+        tally.sampling.sketch = sketch_of(order.drift, tally.error)
+        self.batching.look = tally.sampling.look
         self.transform = transform_of(order)
         self.transformed = Transformed(self.engine, self.transform) if self.transform is not None else None
         shaped = self.transformed or Shaped(self.engine, model.before, model.after, model.labels)

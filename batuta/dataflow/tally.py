@@ -11,14 +11,16 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from batuta.core.observed import Handover, Measures
-from batuta.core.sample import Sample
 from batuta.core.worker import ERROR_CHARACTERS_MAX, LAST_ERRORS, Pulse
 from batuta.dataflow.measures import LastMinute
+from batuta.dataflow.sampling import Sampling, sample_before
 from batuta.kinds.base import encode_hook
 
 if TYPE_CHECKING:
     from pathlib import Path
     from typing import Literal
+
+    from batuta.core.sample import Sample
 
 log = logging.getLogger("worker")
 LOG_AGAIN_AFTER_S = 1.0
@@ -40,6 +42,7 @@ class Tally:
         self.compared = self.agreed = 0
         """On trial: answers that the old release gave to the same inputs, and those of them that are the same."""
         self.handover: Handover | None = None
+        self.sampling = Sampling(sample_before(path))
         self.refused: dict[str, int] = {}
         """Requests that were not answered through no fault of the model, by code."""
         self.last_errors: deque[str] = deque(maxlen=LAST_ERRORS)
@@ -51,13 +54,13 @@ class Tally:
         self._not_logged = 0
 
     @property
-    def sample(self) -> Sample | None:
-        if not self.compared:
-            return None
-        return Sample(answered=self.answered, errors=self.errors, compared=self.compared, agreed=self.agreed)
+    def sample(self) -> Sample:
+        """Of all runs of the instance, as far as earlier ones could say."""
+        return self.sampling.sample(self.answered, self.errors, self.compared, self.agreed)
 
     def answered_after(self, latency_ms: float) -> None:
         self.answered += 1
+        self.sampling.answered(latency_ms)
         self._latencies.add(latency_ms, _monotonic_ms())
 
     def p50_ms(self) -> float | None:
@@ -89,6 +92,9 @@ class Tally:
     ) -> None:
         """Writes the pulse, whole or not at all."""
         self._sequence += 1
+        self.sampling.sensors.look()
+        if state == "ready":
+            self.sampling.ready()
         p50, p99 = self._latencies.quantiles((0.5, 0.99), _monotonic_ms())
         pulse = Pulse(
             start=self._start,

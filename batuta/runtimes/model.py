@@ -91,6 +91,7 @@ class ModelRuntime(Keeping[ModelRun]):
             artifact=str(artifact),
             bundles=tuple(str(order.artifacts[d]) for d in instance.model.bundles),
             transform=str(order.artifacts[instance.model.transform]) if instance.model.transform is not None else "",
+            drift=str(order.artifacts[instance.model.drift]) if instance.model.drift is not None else "",
             directory=str(order.directory),
             broker=dict(order.broker),
             start=starts_so_far(order.directory) + 1,

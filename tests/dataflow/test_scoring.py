@@ -85,7 +85,7 @@ async def test_any_number_of_items_whatever_the_batch_of_the_file(tmp_path: Path
     engine = load(model(tmp_path / "m.onnx", [batch, 2]), "onnx")
     scorer = Scorer(engine, order(), None)
 
-    async def run(feeds: dict[str, Any], _rows: int) -> Any:
+    async def run(feeds: dict[str, Any], _rows: int, _own: int) -> Any:
         return engine.run(feeds)
 
     assert (scorer.fixed_batch, scorer.shape) == (batch or 0, (2,))

@@ -22,6 +22,7 @@ from batuta.kinds.base import Bytes, decode_hook, encode_hook
 from batuta.kinds.model import Signature, Tensor, Variant
 from batuta.runtimes.base import Order
 from batuta.runtimes.model import ModelRuntime
+from batuta.tuning import sketch
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -34,6 +35,7 @@ spec.loader.exec_module(site)
 
 pytestmark = pytest.mark.e2e
 DIGEST = "sha256:" + "1" * 64
+SKETCH = "sha256:" + "2" * 64
 INPUTS = (Input(topic="cameras/+/frame"),)
 OUTPUTS = (Output(topic="meters/{1}/reading"), Output(forward="hub"))
 CAPTURE = Capture(consumer="default_reader_read", topics=("cameras/+/frame",), outputs=OUTPUTS)
@@ -55,6 +57,10 @@ class Digits:
         self.path.write_bytes(onnx_model.SerializeToString())
         self.images = images / 16
         self.says = made.predict(self.images)
+        found = sketch.made({"X": self.images[:1200]})
+        assert found is not None
+        self.sketch = directory / "drift.json"
+        self.sketch.write_bytes(sketch.written(found))
 
 
 @pytest.fixture(scope="module")
@@ -71,13 +77,15 @@ def order_of(node: Any, digits: Digits, neighbours: tuple[str, ...], **more: Any
         signature=Signature(inputs=(Tensor(name="X", dtype="float32", shape=(-1, 64)),)),
         batch=more.pop("batch", 32),
         linger_ms=more.pop("linger_ms", 0),
+        drift=SKETCH,
     )
     made = Instance(
         namespace="default", application="reader", component="read", revision=revision, slot="0", epoch=1,
         model=model, inputs=more.pop("inputs", INPUTS), outputs=OUTPUTS, memory_bytes=Bytes(256 << 20),
     )  # fmt: skip
     directory = node.directory / "instances" / f"read-{revision}"
-    return Order(made, directory, {DIGEST: digits.path}, node.for_instances(), neighbours)
+    artifacts = {DIGEST: digits.path, SKETCH: digits.sketch}
+    return Order(made, directory, artifacts, node.for_instances(), neighbours)
 
 
 @contextlib.asynccontextmanager
@@ -139,6 +147,13 @@ async def test_answers_are_right_and_heard_once_at_every_node_of_the_site(tmp_pa
                     assert len(answer["scores"]) == 10
             await site.until(lambda: pulse(order).measures.answered == 200)
             assert pulse(order).measures.errors == 0
+            sample = pulse(order).measures.sample
+            assert sample is not None
+            assert (sample.answered, sample.errors, sum(sample.latency.values())) == (200, 0, 200)
+            assert 0 < sum(sample.confidence) == sum(sample.inputs) <= 200
+            assert sum(sample.reference) == 600, "every other one of those that the sketch was made from"
+            assert sample.instance_ms > 0
+            assert sample.memory_bytes is not None
         finally:
             there.close()
             here.close()
@@ -170,6 +185,16 @@ async def test_a_worker_killed_midway_loses_and_doubles_nothing(tmp_path: Path, 
             await site.until(lambda: pulse(order).redelivered > 0)  # some frames were in hand when it was killed
             said = pulse(order)
             print(f"redelivered {said.redelivered}, answers that were there already {said.duplicates}")
+            os.kill(int(handle["pid"]), 9)
+            await site.until(lambda: _state(runtime, order, "gone"))
+            before_that = pulse(order).measures.sample
+            await runtime.start(order)
+            await ready(runtime, order)
+            sample = pulse(order).measures.sample
+            assert before_that is not None
+            assert sample is not None
+            assert 0 < before_that.answered == sample.answered, "what the killed one had counted is not forgotten"
+            assert sum(sample.latency.values()) == sample.answered
         finally:
             device.close()
             await runtime.stop(order.instance.name, 5_000)

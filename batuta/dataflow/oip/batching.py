@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from batuta.dataflow.engines import Engine
-    from batuta.dataflow.oip.datatypes import Array
+    from batuta.dataflow.oip.datatypes import Array, Port
 
 ROOM: Final = 1024
 """Requests that may be waiting or running."""
@@ -47,7 +47,7 @@ RETRY_AFTER_MAX_S: Final = 30
 class Job:
     """Rows to be run, and who is told."""
 
-    __slots__ = ("alone", "deadline", "done", "feeds", "guest", "is_over", "rows", "shape", "timer", "urgency")
+    __slots__ = ("alone", "deadline", "done", "feeds", "guest", "is_over", "own", "rows", "shape", "timer", "urgency")
 
     def __init__(
         self,
@@ -59,9 +59,12 @@ class Job:
         deadline: float | None = None,
         guest: bool = True,
         alone: bool = False,
+        own: int | None = None,
     ) -> None:
         self.feeds = feeds
         self.rows = rows
+        self.own = rows if own is None else own
+        """The rows that are somebody's; the others only fill up."""
         self.done = done
         """Called once, with outputs or with a fault."""
         self.urgency = urgency
@@ -98,6 +101,8 @@ class Batching:
         """How many were turned away, by why."""
         self.runs = 0
         self.rows = 0
+        self.look: Callable[[dict[str, Array], Sequence[Any], int, Sequence[Port]], None] | None = None
+        """Sees what was run and what came of it: feeds, outputs, and how many rows of them are somebody's."""
         self.mixes = False
         """Rows of several requests may run together: it was tried, and they do not touch each other."""
         self._linger_s = linger_ms / 1000
@@ -149,8 +154,8 @@ class Batching:
         else:
             self._run_at(self._no_later(job))
 
-    async def run(self, feeds: dict[str, Array], rows: int) -> Sequence[Any]:
-        """Runs rows that are not turned away. Raises what the model raises."""
+    async def run(self, feeds: dict[str, Array], rows: int, own: int | None = None) -> Sequence[Any]:
+        """Runs rows that are not turned away; `own` of them are somebody's. Raises what the model raises."""
         found: asyncio.Future[Sequence[Any]] = self._loop.create_future()
 
         def done(outputs: Sequence[Any] | None, fault: Exception | None) -> None:
@@ -161,7 +166,7 @@ class Batching:
             elif outputs is not None:
                 found.set_result(outputs)
 
-        self.submit(Job(feeds, rows, done, guest=False))
+        self.submit(Job(feeds, rows, done, guest=False, own=own))
         return await found
 
     def _no_later(self, job: Job) -> float:
@@ -221,11 +226,11 @@ class Batching:
         if self._expected_s(rows) <= INSTANT_S:
             begun = time.perf_counter()
             outputs, fault = self._ran(feeds)
-            self._after(jobs, rows, outputs, fault, time.perf_counter() - begun)
+            self._after(jobs, rows, feeds, outputs, fault, time.perf_counter() - begun)
         else:
             self._busy = True
             self._loop.run_in_executor(self._thread, self._timed, feeds).add_done_callback(
-                lambda future: self._back(jobs, rows, future)
+                lambda future: self._back(jobs, rows, feeds, future)
             )
 
     def _next(self) -> tuple[list[Job], int]:
@@ -263,16 +268,22 @@ class Batching:
         outputs, fault = self._ran(feeds)
         return outputs, fault, time.perf_counter() - begun
 
-    def _back(self, jobs: list[Job], rows: int, future: asyncio.Future[Any]) -> None:
+    def _back(self, jobs: list[Job], rows: int, feeds: dict[str, Array], future: asyncio.Future[Any]) -> None:
         self._busy = False
         if future.cancelled():
             outputs, fault, took_s = None, Fault("not_ready", "the worker is stopping"), 0.0
         else:
             outputs, fault, took_s = future.result()
-        self._after(jobs, rows, outputs, fault, took_s)
+        self._after(jobs, rows, feeds, outputs, fault, took_s)
 
-    def _after(
-        self, jobs: list[Job], rows: int, outputs: Sequence[Any] | None, fault: Exception | None, took_s: float
+    def _after(  # noqa: PLR0917
+        self,
+        jobs: list[Job],
+        rows: int,
+        feeds: dict[str, Array],
+        outputs: Sequence[Any] | None,
+        fault: Exception | None,
+        took_s: float,
     ) -> None:
         self.runs += 1
         self.rows += rows
@@ -280,6 +291,8 @@ class Batching:
             self._run_s = _learned(self._run_s, took_s)
             self._row_s = _learned(self._row_s or took_s / rows, took_s / rows)
         if len(jobs) == 1:
+            if outputs is not None and self.look is not None:
+                self.look(feeds, outputs, jobs[0].own, self.engine.outputs)
             self._end(jobs[0], outputs, fault)
         elif outputs is None or any(len(each) != rows for each in outputs):
             # Somebody among them is at fault, or the rows of a run are not its own: each for itself, then, and first.
@@ -289,6 +302,8 @@ class Batching:
                 self._lines[job.urgency].appendleft(job)
                 self._waiting_rows += job.rows
         else:
+            if self.look is not None and all(job.own == job.rows for job in jobs):
+                self.look(feeds, outputs, rows, self.engine.outputs)
             at = 0
             for job in jobs:
                 self._end(job, [each[at : at + job.rows] for each in outputs], None)
