@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from batuta.cli import model_describe, model_optimize, model_package, model_trust
+from batuta.cli import model_channel, model_describe, model_optimize, model_package, model_trust
 from batuta.cli.model_describe import digest_of_file, lineage_of, shown
 from batuta.cli.options import namespace_option, output_option, talks_to_hub
 from batuta.cli.text import cell, size, table
@@ -34,7 +34,7 @@ def model() -> None:
 
 for verb in (
     model_package.pack, model_package.export, model_package.pull, model_trust.key, model_trust.sign,
-    model_trust.verify, model_describe.alias, model_describe.describe, model_optimize.optimize,
+    model_trust.verify, model_describe.alias, model_channel.channel, model_describe.describe, model_optimize.optimize,
 ):  # fmt: skip
     model.add_command(verb)
 

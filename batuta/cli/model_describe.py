@@ -31,19 +31,14 @@ WHEN = "%Y-%m-%dT%H:%M:%SZ"
 def alias(hub: Client, name: str, moves: tuple[str, ...], *, namespace: str) -> None:
     """Let names stand for versions: `champion=3`; `champion=` takes one away.
 
-    What asks for the model by such a name gets a new release. When champion moves and nothing is said of previous,
-    previous becomes what champion was.
+    What asks for the model by such a name gets a new release; `batuta model channel` tells who does. When champion
+    moves and nothing is said of previous, previous becomes what champion was.
     """
     from batuta.errors import BatutaError
     from batuta.kinds.model import Model
     from batuta.model_push import with_aliases
 
-    wanted: dict[str, str] = {}
-    for move in moves:
-        word, equals, version = move.partition("=")
-        if not equals or not word:
-            raise click.UsageError(f"{move!r} is not ALIAS=VERSION")
-        wanted[word] = version
+    wanted = wanted_of(moves, "ALIAS")
     if wanted:
         found = hub.update(Model, name, lambda model: with_aliases(model, wanted), namespace=namespace).resource
     else:
@@ -52,6 +47,17 @@ def alias(hub: Client, name: str, moves: tuple[str, ...], *, namespace: str) -> 
         raise BatutaError(f"{name} has no aliases", next_step=f"`batuta model alias {name} champion=VERSION`")
     for line in table(["ALIAS", "VERSION"], [[a, v] for a, v in sorted(found.spec.aliases.items())]):
         click.echo(line)
+
+
+def wanted_of(moves: tuple[str, ...], what: str) -> dict[str, str]:
+    """The version that each name is to stand for, as written: `stable=3`."""
+    wanted: dict[str, str] = {}
+    for move in moves:
+        word, equals, version = move.partition("=")
+        if not equals or not word:
+            raise click.UsageError(f"{move!r} is not {what}=VERSION")
+        wanted[word] = version
+    return wanted
 
 
 @click.command()

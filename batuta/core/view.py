@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from batuta.core.channels import channels
 from batuta.core.liveness import link_rule
 from batuta.core.touched import below
 from batuta.core.view_application import application_status
@@ -229,6 +230,7 @@ def model_status(state: State, model: Model) -> dict[str, Any]:
         "running": count,
         "runningByVersion": dict(sorted(running.items())),
         "applications": users,
+        "channels": channels(state, model),
         "profiles": _profiles(state, model),
         "reason": WORDS[word].meaning,
         "next": next_step if word == "empty" else WORDS[word].next_step,
