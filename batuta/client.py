@@ -206,6 +206,15 @@ class Client:
         path = f"{_path(Application, namespace, application)}/why"
         return tuple(self._wire.ask("GET", path, {"component": component, "node": node}).get("items", ()))
 
+    def flag_evaluation(
+        self, flag: str, *, node: str = "", key: str | None = None, namespace: str = DEFAULT_NAMESPACE
+    ) -> dict[str, Any]:
+        """What a key gets of a flag on one node, or on each (`items`), and which rule says so."""
+        from batuta.kinds.flag import Flag
+
+        query = {"node": node} | ({"key": key} if key is not None else {})
+        return self._wire.ask("GET", f"{_path(Flag, namespace, flag)}/evaluation", query)
+
     def moves(self) -> tuple[dict[str, Any], ...]:
         """What is being moved and by whose wish, and what policies have moved."""
         return tuple(self._wire.ask("GET", "/moves").get("items", ()))

@@ -20,6 +20,7 @@ from batuta.agent.actuator import Actuator, Surroundings
 from batuta.agent.artifacts import Artifacts
 from batuta.agent.asks import HubSource
 from batuta.agent.contact import ContactNote
+from batuta.agent.flags import Flags
 from batuta.agent.ledger import Ledger
 from batuta.agent.loop import Loop, Senses
 from batuta.agent.measuring import BUSY_PERCENT_MAX, Measuring
@@ -27,6 +28,7 @@ from batuta.agent.news import Ailing, Looked, Ordered, Reconnected, Shared
 from batuta.agent.pulse import Pulse, Refused
 from batuta.agent.questions import Questions
 from batuta.agent.report import Reporter
+from batuta.core.flags import FLAGS_FILE
 from batuta.core.lease import grace_ms
 from batuta.core.proving import Bench
 from batuta.core.reasons import CATALOGUE, Reason
@@ -155,10 +157,12 @@ class Node:
             on_commons=parts.share,
             apart=parts.apart,
         )
+        self.flags = Flags(fabric, parts.home / "gateway" / FLAGS_FILE, self.loop.tell, apart=parts.apart)
         self.pulse = Pulse(
             fabric, parts.steady, boot=parts.boot, machine_boot=parts.machine_boot, serial=lambda: self.loop.serial,
             tell=self._beaten, every_ms=parts.contact_every_ms,
             is_leased=lambda: any(local.instance.lease_ms is not None for local in self.loop.locals.values()),
+            flags=lambda: self.flags.digest,
         )  # fmt: skip
         self.measuring = Measuring(
             parts.home / "measuring", self.artifacts, parts.bench, locals_=lambda: self.loop.locals,
@@ -166,7 +170,7 @@ class Node:
             busy_percent_max=parts.busy_percent_max,
         )  # fmt: skip
         self.questions = Questions(fabric, parts.home / "instances", self._doctor)
-        self.questions.verbs["measure"] = self.measuring.ask
+        self.questions.verbs |= {"measure": self.measuring.ask, "flags": self.flags.told}
         self.faults: dict[str, int] = {}
         """How often each of our tasks failed in a way it should not have, and was begun again."""
         self.besides: dict[str, Callable[[], Awaitable[None]]] = {}
@@ -176,6 +180,7 @@ class Node:
     async def run(self) -> None:
         """Until `end`, or for ever. What runs on this node is not touched by our going."""
         self.artifacts.open()
+        self.flags.open()
         await self.loop.open(self.opened)
         self.parts.fabric.on_reconnect(lambda: self.loop.tell(Reconnected()))
         self.parts.fabric.on_reconnect(self.artifacts.reconnected)
@@ -184,6 +189,7 @@ class Node:
             ("orders", self._hear_orders),
             ("reread", self._reread),
             ("commons", self._hear_commons),
+            ("flags", self.flags.run),
             ("questions", self._answer),
             ("sweep", self._sweep),
             *self.besides.items(),
@@ -232,6 +238,8 @@ class Node:
             reason = Reason(code=heard.code, subject=f"node/{self.name}") if heard.code in CATALOGUE else None
             self.loop.tell(Ailing("refused", reason))
         else:
+            if heard.flags:
+                self.flags.ask()
             self.loop.tell(heard)
 
     def _needed(self) -> frozenset[str]:

@@ -37,6 +37,8 @@ class Contact(NamedTuple):
     """It wants to know what is heard here."""
     commons: int = 0
     """The serial of what the nodes of our site share."""
+    flags: bool = False
+    """Our flags are not those that we should have."""
 
 
 class Refused(NamedTuple):
@@ -51,6 +53,8 @@ class Beat(msgspec.Struct, frozen=True):
     serial: int
     machine: str
     """Which run of the machine this is: a copy of our disk in another machine has another."""
+    flags: str = ""
+    """The digest of the flags we have."""
 
 
 class Echo(msgspec.Struct, frozen=True, rename="camel"):
@@ -60,6 +64,7 @@ class Echo(msgspec.Struct, frozen=True, rename="camel"):
     error: str = ""
     report: bool = False
     commons: int = 0
+    flags: bool = False
 
 
 class Pulse:
@@ -68,6 +73,7 @@ class Pulse:
     def __init__(
         self, fabric: Fabric, steady: Steady, *, boot: str, machine_boot: str, serial: Callable[[], int],
         tell: Callable[[Contact | Refused], None], every_ms: int = 1_000, is_leased: Callable[[], bool] = lambda: False,
+        flags: Callable[[], str] = str,
     ) -> None:  # fmt: skip
         self.fabric = fabric
         self.steady = steady
@@ -77,6 +83,7 @@ class Pulse:
         self.tell = tell
         self.every_ms = every_ms
         self.is_leased = is_leased
+        self.flags = flags
         self.sent = 0
         self.unanswered = 0
         self._refused = ""
@@ -113,7 +120,7 @@ class Pulse:
     async def beat(self) -> None:
         self.sent += 1
         sent_ms = self.steady.monotonic_ms()
-        beat = Beat(boot=self.boot, sequence=self.sent, serial=self.serial(), machine=self.machine_boot)
+        beat = Beat(self.boot, self.sent, self.serial(), self.machine_boot, self.flags())
         try:
             answer = await self.fabric.request(
                 subjects.alive(self.fabric.name), msgspec.json.encode(beat), timeout_s=ANSWER_S
@@ -129,4 +136,4 @@ class Pulse:
             self.unanswered += 1
             return
         self.every_ms = min(SLOWEST_MS, max(FASTEST_MS, echo.every_ms))
-        self.tell(Contact(sent_ms, echo.serial, echo.hub_epoch, echo.report, echo.commons))
+        self.tell(Contact(sent_ms, echo.serial, echo.hub_epoch, echo.report, echo.commons, echo.flags))

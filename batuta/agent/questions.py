@@ -4,6 +4,7 @@
     batuta.tell.<node>.doctor   {} -> the node's checks of itself
     batuta.tell.<node>.ping     anything, back again
     batuta.tell.<node>.measure  MeasureWanted -> MeasureAnswer (`agent.measuring`)
+    batuta.tell.<node>.flags    the node's flags as they are from now on (`agent.flags`); nobody waits for an answer
 
 Every answer is bounded, whatever was asked for. A question that cannot be answered says so.
 """

@@ -31,6 +31,10 @@ def nodes(context: click.Context, _argument: click.Parameter, incomplete: str) -
     return _named(context, "nodes", incomplete)
 
 
+def flags(context: click.Context, _argument: click.Parameter, incomplete: str) -> list[str]:
+    return _named(context, "flags", incomplete)
+
+
 def applications(context: click.Context, _argument: click.Parameter, incomplete: str) -> list[str]:
     return _named(context, "applications", incomplete)
 

@@ -41,6 +41,7 @@ VERBS: dict[str, Verb] = {
     "explain": Verb("explain", "What a field, a state or a reason means."),
     "logs": Verb("logs", "What instances printed."),
     "top": Verb("top", "What nodes and instances use and do, live."),
+    "flag": Verb("flag", "Feature flags: what a key gets, and why."),
     "model": Verb("model", "Models: push, pack, sign, verify, name, list."),
     "image": Verb("image", "Images of containers: push."),
     "rollout": Verb("rollout", "How releases arrive: status, history, pause, undo, approve."),
@@ -55,7 +56,7 @@ VERBS: dict[str, Verb] = {
 SYNONYMS = {
     "create": "apply", "ls": "get", "list": "get", "rm": "delete", "remove": "delete", "log": "logs", "start": "up",
     "serve": "up", "check": "doctor", "status": "get", "show": "describe", "install": "join", "tokens": "token",
-    "models": "model", "images": "image", "push": "model push", "simulate": "twin run", "scenario": "twin run",
+    "models": "model", "flags": "flag", "feature": "flag", "images": "image", "push": "model push", "simulate": "twin run", "scenario": "twin run",
     "rehearse": "twin rehearse", "plan": "twin rehearse", "replay": "twin replay", "record": "twin record",
     "undo": "rollout undo", "rollback": "rollout undo", "history": "rollout history", "pause": "rollout pause",
     "resume": "rollout resume", "approve": "rollout approve",
@@ -65,7 +66,7 @@ SYNONYMS = {
 # How `batuta --help` groups them; a verb of no group is shown among the last.
 GROUPS: dict[str, tuple[str, ...]] = {
     "Begin": ("demo", "up", "join", "token", "kubeconfig"),
-    "Declare": ("apply", "diff", "delete", "model", "image"),
+    "Declare": ("apply", "diff", "delete", "model", "image", "flag"),
     "Look": ("get", "describe", "why", "moves", "explain", "logs", "top", "query"),
     "Keep it running": ("node", "rollout", "doctor", "audit"),
     "More": ("twin", "completion", "version"),

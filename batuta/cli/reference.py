@@ -17,7 +17,7 @@ from batuta.cli.main import VERBS, batuta
 from batuta.cli.reference_api import api
 from batuta.core.liveness import LINK_RULES
 from batuta.core.reasons import CATALOGUE
-from batuta.core.words import APPLICATION, HEALTH, LINK, MODEL, POLICY, SYNC, WORDS
+from batuta.core.words import APPLICATION, FLAG, HEALTH, LINK, MODEL, POLICY, SYNC, WORDS
 from batuta.kinds import KINDS
 from batuta.kinds.schema import explain
 
@@ -144,7 +144,7 @@ def states() -> Iterator[str]:
     yield "| of | words |"
     yield "| --- | --- |"
     groups = (("a node's link", LINK), ("a node's sync", SYNC), ("a node's health", HEALTH),
-              ("an application", APPLICATION), ("a model", MODEL), ("a policy", POLICY))  # fmt: skip
+              ("an application", APPLICATION), ("a model", MODEL), ("a policy", POLICY), ("a flag", FLAG))  # fmt: skip
     for of, words in groups:
         yield f"| {of} | {', '.join(f'`{word}`' for word in words)} |"
     yield ""

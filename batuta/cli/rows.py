@@ -18,6 +18,7 @@ EMPTY = {
     "Model": "Push one: `batuta model push FILE --name NAME --version 1`.",
     "Application": "Declare one: `batuta apply -f FILE`.",
     "Rollout": "One appears when a release of an application changes what runs: `batuta rollout history APP`.",
+    "Flag": "Declare one, such as those of examples/flags.yaml: `batuta apply -f FILE`.",
     "Scenario": "Play one straight from its file: `batuta twin run FILE`.",
 }
 """What to do when there is none of a kind."""

@@ -222,15 +222,19 @@ def heard_first(state: State, site: str, unheard_ms: Callable[[str], int]) -> tu
     return tuple(islice((n for n in state.nodes_of_site.get(site, ()) if unheard_ms(n) < gone_ms), WITNESSES))
 
 
-def sighted(before: Sighting | None, now: int, gap_ms: int = MISSED_MS, deaf_ms: int = 0) -> Sighting:
+def sighted(
+    before: Sighting | None, now: int, gap_ms: int = MISSED_MS, deaf_ms: int = 0, flags: str = ""
+) -> Sighting:
     """The Sighting after a heartbeat: a gap (`missed_ms` of the fleet) begins a new presence. `deaf_ms`: for how long
-    the hub could not listen since it began."""
+    the hub could not listen since it began. `flags`: the digest of those that the node has."""
     if before is None:
-        return Sighting(last_seen=now, online_since=now, deaf_ms=deaf_ms)
+        return Sighting(last_seen=now, online_since=now, deaf_ms=deaf_ms, flags=flags)
     since, drops = before.online_since, before.drops
     if before.disconnected_at is not None or now - before.last_seen - (deaf_ms - before.deaf_ms) >= gap_ms:
         since, drops = now, recent_drops(before, now) + 1
-    return Sighting(last_seen=now, online_since=since, drops=drops, reported_at=before.reported_at, deaf_ms=deaf_ms)
+    return Sighting(
+        last_seen=now, online_since=since, drops=drops, reported_at=before.reported_at, deaf_ms=deaf_ms, flags=flags
+    )
 
 
 def recent_drops(sighting: Sighting, now: int) -> int:

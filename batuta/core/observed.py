@@ -158,6 +158,8 @@ class Mesh(Record):
     hedges: int = 0
     breakers: dict[str, int] = {}
     """How many of the instances it knows are `closed`, `open`, `half-open`."""
+    flags: dict[str, int] = {}
+    """By `namespace/flag`: when a program of this node last asked for it, by the node's clock, to the minute."""
 
 
 class Profiled(Record):
@@ -228,3 +230,5 @@ class Sighting(Record):
     """Instant at which its newest Report arrived: what `Report.hears` counts back from, on the hub's clock."""
     deaf_ms: int = 0
     """`State.deaf_ms` as of the last heartbeat: what came on top since then is no silence of the node's."""
+    flags: str = ""
+    """The digest of the flags that the node says it has."""

@@ -15,10 +15,12 @@ from batuta.core.liveness import link_rule
 from batuta.core.touched import below
 from batuta.core.view_application import application_status
 from batuta.core.view_drain import drain_status
+from batuta.core.view_flag import flag_status
 from batuta.core.view_policy import policy_status
 from batuta.core.words import WORDS, worst
 from batuta.kinds.application import Application
 from batuta.kinds.base import encode_hook
+from batuta.kinds.flag import Flag
 from batuta.kinds.model import Model
 from batuta.kinds.node import Node
 from batuta.kinds.policy import Policy
@@ -46,6 +48,8 @@ def status(state: State, ref: Ref, now: int, fleet: Fleet | None = None) -> dict
         return policy_status(state, resource, now, fleet)
     if isinstance(resource, Application):
         return application_status(state, resource, now, fleet)
+    if isinstance(resource, Flag):
+        return flag_status(state, resource, now)
     if isinstance(resource, Scenario):
         return scenario_status(resource)
     return {}

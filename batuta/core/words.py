@@ -54,6 +54,7 @@ HEALTH = ("ok", "degraded", "failing", "unknown")
 APPLICATION = ("ok", "updating", "waiting", "degraded", "failing", "unknown", "unassigned")
 MODEL = ("ok", "empty", "unused", "waiting")
 POLICY = ("ok", "idle", "degraded")
+FLAG = ("ok", "updating", "degraded", "idle", "unused", "empty")
 
 
 def worst(words: Iterable[str]) -> str:

@@ -24,12 +24,14 @@ sys.modules.setdefault("aiohttp", None)  # type: ignore[arg-type]
 
 import msgspec  # noqa: E402
 
+from batuta.core.flags import FLAGS_FILE  # noqa: E402
 from batuta.core.gateway import MEASURES_FILE, GatewayOrder  # noqa: E402
 from batuta.dataflow.connect import connect  # noqa: E402
 from batuta.dataflow.mesh.call import Calls, clock_ms  # noqa: E402
 from batuta.dataflow.mesh.cards import Cards  # noqa: E402
 from batuta.dataflow.mesh.fabric import FabricPath  # noqa: E402
 from batuta.dataflow.mesh.far import Far  # noqa: E402
+from batuta.dataflow.mesh.flags import FlagDoor  # noqa: E402
 from batuta.dataflow.mesh.http import Door  # noqa: E402
 from batuta.dataflow.mesh.routes import Routes  # noqa: E402
 from batuta.dataflow.mesh.tally import Tally  # noqa: E402
@@ -64,7 +66,9 @@ class Gateway:
         self.cards = Cards(order.node, order.instances)
         self.far = Far(control, order.node, order.directory, self.cards) if control is not None else None
         self.calls = Calls(self.cards, self._send, self.tally, self.far.look if self.far is not None else None)
-        self.door = Door(Routes(self.calls, self.cards, lambda: self.site.is_connected))
+        self.flags = FlagDoor(Path(order.directory) / FLAGS_FILE, lambda: int(time.time() * 1000))
+        self.flags.remember(Path(order.directory) / MEASURES_FILE)
+        self.door = Door(Routes(self.calls, self.cards, lambda: self.site.is_connected, self.flags))
         self._near = FabricPath(site, site.new_inbox())
         self._unix: dict[str, UnixPath] = {}
 
@@ -120,7 +124,7 @@ class Gateway:
                 if (gone := self._unix.pop(known.card.socket, None)) is not None:
                     gone.close()
             try:
-                said = self.tally.told(self.cards.all(now), now)
+                said = self.tally.told(self.cards.all(now), now, self.flags.asked_at)
                 new.write_bytes(msgspec.json.encode(said, enc_hook=encode_hook))
                 new.replace(path)
             except OSError as error:

@@ -18,6 +18,7 @@ from batuta.hub.declare import Declarations
 from batuta.hub.elsewhere import Elsewhere
 from batuta.hub.enrol import Enrolment
 from batuta.hub.feed import Feed
+from batuta.hub.flags import Flags
 from batuta.hub.loop import HubLoop
 from batuta.hub.profiling import Profiling
 from batuta.hub.questions import Questions
@@ -79,7 +80,9 @@ class Hub:
             newest_serial=self.loop.newest_serial,
             epoch=lambda: self.store.epoch,
             deaf_ms=self.attention.look,
+            flags=lambda node: self.flags.digest(node),
         )
+        self.flags = Flags(fabric, clock, self.counters, lambda: self.loop.known, changed)
         self.declarations = Declarations(self.store, clock, self.counters, lambda: self.loop.state)
         self.declarations.before_removal = self._before_removal
         self.audit = Audit(fabric, clock, self.counters)
@@ -111,6 +114,7 @@ class Hub:
         self.region = Region(lambda: self.loop.known, self.uplinks, self.counters)
         self.asks = Asks(self.shipping, self.enrolment, self.elsewhere, self.counters, lambda: self.loop.known)
         self.asks.verbs |= self.region.verbs
+        self.asks.verbs["flags"] = self.flags.answer
         self.questions = Questions(fabric, clock)
         self.tails = Tails(config.directory / "tails", self.questions, clock, self.counters, lambda: self.loop.state)
         self.up = UpReader(fabric)
@@ -122,6 +126,7 @@ class Hub:
         self._attending: asyncio.Task[None] | None = None
         self._sweeping: asyncio.Task[None] | None = None
         self._profiling: asyncio.Task[None] | None = None
+        self._flagging: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         self.artifacts.open()
@@ -137,6 +142,7 @@ class Hub:
         self._attending = asyncio.create_task(self.attention.run(), name="attend")
         self.loop.begin(self.sightings)
         self.recording.open()
+        self.flags.open()
         # Until everything was decided once, no heartbeat is answered.
         await self.loop.turn()
         self._deciding = asyncio.create_task(self.loop.run(), name="decide")
@@ -145,6 +151,7 @@ class Hub:
         self._tailing = asyncio.create_task(self.tails.run(), name="tails")
         self._sweeping = asyncio.create_task(self.sweep.run(), name="sweep")
         self._profiling = asyncio.create_task(self.profiling.run(), name="profiling")
+        self._flagging = asyncio.create_task(self.flags.run(), name="flags")
 
     async def failed(self) -> None:
         """Returns never; raises what ended the loop or the tables: then this process must end, and its successor begins
@@ -154,13 +161,17 @@ class Hub:
         assert self._tailing is not None
         assert self._attending is not None
         assert self._profiling is not None
-        parts = (self._deciding, self._following, self._tailing, self._attending, self._profiling)
+        assert self._flagging is not None
+        parts = (
+            self._deciding, self._following, self._tailing, self._attending, self._profiling, self._flagging,
+        )  # fmt: skip
         done, _ = await asyncio.wait(parts, return_when=asyncio.FIRST_COMPLETED)
         for task in done:
             task.result()
 
     async def stop(self) -> None:
         await end(self._deciding, self._following, self._tailing, self._attending, self._sweeping, self._profiling)
+        await end(self._flagging)
         self.tails.flush()
         await self.recording.close()
         await self.api_tokens.close()

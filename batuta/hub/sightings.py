@@ -38,6 +38,8 @@ class Heartbeat(msgspec.Struct, frozen=True):
     serial: int = 0
     machine: str = ""
     """Which run of the machine it is; nothing from older agents."""
+    flags: str | None = None
+    """The digest of the flags that it has; None from older agents, which have none."""
 
 
 class Sightings:
@@ -53,6 +55,7 @@ class Sightings:
         newest_serial: Callable[[str], int | None],
         epoch: Callable[[], int],
         deaf_ms: Callable[[], int] = lambda: 0,
+        flags: Callable[[str], str] = lambda _: "",
     ) -> None:
         self._clock = clock
         self._counters = counters
@@ -62,6 +65,8 @@ class Sightings:
         self._epoch = epoch
         self.deaf_ms = deaf_ms
         """For how long the hub could not listen, up to now."""
+        self._flags = flags
+        """The digest of the flags that a node should have."""
         self._rows: dict[str, Sighting] = {}
         self._fresh: set[str] = set()
         self._witnesses: frozenset[str] = frozenset()
@@ -81,10 +86,12 @@ class Sightings:
         fresh, self._fresh = sorted(self._fresh), set()
         return [Change("sightings", node, self._rows.get(node)) for node in fresh]
 
-    def heard(self, node: str) -> None:
+    def heard(self, node: str, flags: str | None = None) -> None:
         """A sign of life. It wakes the loop only when it is news: silence is decided by when it was last heard."""
         before = self._rows.get(node)
-        self._rows[node] = after = sighted(before, self._clock.now(), missed_ms(self._state()), self.deaf_ms())
+        self._rows[node] = after = sighted(
+            before, self._clock.now(), missed_ms(self._state()), self.deaf_ms(), flags or ""
+        )
         self._fresh.add(node)
         if before is None or before.online_since != after.online_since:
             self._on_change()
@@ -131,7 +138,7 @@ class Sightings:
             self._counters.add("heartbeats_refused", "two_machines")
             await self._answer(message, {"error": "two_machines"})
             return
-        self.heard(node)
+        self.heard(node, beat.flags)
         if voice == "new":
             self._counters.add("heartbeats_unanswered", "new_machine")
             return
@@ -143,6 +150,8 @@ class Sightings:
             commons = state.commons.get(state.nodes[node].spec.site)
             if commons is not None:
                 answer["commons"] = commons.serial
+            if beat.flags is not None and beat.flags != self._flags(node):
+                answer["flags"] = True
             if self._is_witness(node, state):
                 self._counters.add("reports_asked_for")
                 answer["report"] = True

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from typing import TypeAlias
 
     from batuta.kinds.application import Application, Component
+    from batuta.kinds.flag import Flag
     from batuta.kinds.model import Model
     from batuta.kinds.node import Node
     from batuta.kinds.policy import Policy
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
     KINDS: tuple[type[Resource], ...]
     SHOWN: tuple[type[Resource], ...]
-    AnyResource: TypeAlias = Node | Site | Policy | Model | Application | Scenario
+    AnyResource: TypeAlias = Node | Site | Policy | Model | Application | Flag | Scenario
 
 __all__ = [
     "API_VERSION",
@@ -38,6 +39,7 @@ __all__ = [
     "AnyResource",
     "Application",
     "Component",
+    "Flag",
     "Metadata",
     "Model",
     "Node",
@@ -66,7 +68,7 @@ def _kinds() -> tuple[type[Resource], ...]:
 
 
 # A node agent reads assignments and knows no policies: each kind is loaded when somebody asks for it, or for all.
-_ORDER = ("Node", "Site", "Policy", "Model", "Application", "Scenario")
+_ORDER = ("Node", "Site", "Policy", "Model", "Application", "Flag", "Scenario")
 _SHOWN = ("Rollout",)
 _HOMES = {**{name: name.lower() for name in (*_ORDER, *_SHOWN)}, "Component": "application"}
 
@@ -79,8 +81,8 @@ def __getattr__(name: str) -> Any:
     elif name == "SHOWN":
         found = tuple(__getattr__(kind) for kind in _SHOWN)
     elif name == "AnyResource":
-        node, site, policy, model, application, scenario = (__getattr__(kind) for kind in _ORDER)
-        found = node | site | policy | model | application | scenario
+        node, site, policy, model, application, flag, scenario = (__getattr__(kind) for kind in _ORDER)
+        found = node | site | policy | model | application | flag | scenario
     else:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     globals()[name] = found

@@ -36,7 +36,6 @@ SIZE_MAX = 4 * 2**20
 PROBLEMS_MAX = 200
 
 NOT_YET_KINDS = {
-    "Flag": "",
     "Training": "",
 }
 # What people bring from elsewhere, and what it is called here.

@@ -120,7 +120,7 @@ def variables(order: Order, use: ContainerUse, starts: int) -> dict[str, str]:
             del told[name]
     if use.network != "host":
         # The inference gateway listens at the node's loopback, which is another one in there.
-        del told["BATUTA_INFERENCE_URL"]
+        del told["BATUTA_INFERENCE_URL"], told["BATUTA_FLAGS_URL"]
     return {**told, "BATUTA_START": str(starts), **use.env}
 
 

@@ -157,6 +157,7 @@ def environment(order: Order) -> dict[str, str]:
         "BATUTA_NATS_DOMAIN": broker.get("domain", ""),
         "BATUTA_MQTT": broker.get("mqtt", ""),
         "BATUTA_INFERENCE_URL": broker.get("inference", ""),
+        "BATUTA_FLAGS_URL": f"{gateway}/flags/{instance.namespace}" if (gateway := broker.get("inference", "")) else "",
         # Its own cards, as the node lists them: `nvidia:0`, or so many bytes of one, `nvidia:0=2147483648`.
         "BATUTA_ACCELERATORS": ",".join(
             f"{g.kind}:{g.card}" + (f"={int(g.memory_bytes)}" if g.memory_bytes is not None else "")

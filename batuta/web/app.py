@@ -20,6 +20,7 @@ from batuta.web.discovery import discovery_routes
 from batuta.web.doctor import doctor_routes
 from batuta.web.evictions import eviction_routes
 from batuta.web.files import file_routes
+from batuta.web.flags import flag_routes
 from batuta.web.foreseen import foreseen_routes
 from batuta.web.joining import joining_routes
 from batuta.web.metrics import metrics_routes
@@ -60,6 +61,7 @@ def application(hub: Hub) -> Starlette:
             *rollout_routes(hub, rollouts),
             *rollout_ask_routes(hub),
             *action_routes(hub),
+            *flag_routes(hub),
             *foreseen_routes(hub),
             *moving_routes(hub),
             *rehearsing_routes(hub),

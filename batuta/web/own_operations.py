@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 _BASE: Final = f"/apis/{API_VERSION}"
 _APPLICATION: Final = f"{_BASE}/namespaces/{{namespace}}/applications/{{name}}"
+_FLAG: Final = f"{_BASE}/namespaces/{{namespace}}/flags/{{name}}"
 _POD: Final = "/api/v1/namespaces/{namespace}/pods/{name}"
 _OCTETS: Final = "application/octet-stream"
 _TEXT: Final = {"type": "string"}
@@ -82,6 +83,9 @@ _MANIFESTS: Final = (
     Operation("GET", f"{_APPLICATION}/why", "Why each instance is where it is, and others are not.", (200, 404),
               answer=_with("application", "items"),
               query=(_word("component", "Of this component alone."), _word("node", "And why not on this node."))),
+    Operation("GET", f"{_FLAG}/evaluation", "What a key gets of a flag, and which rule says so.", (200, 404),
+              answer=_with("flag", "namespace", "items", "nodes"),
+              query=(_word("node", "On this node alone."), _word("key", "For this targetingKey."))),
     Operation("GET", f"{_APPLICATION}/log", "What its instances printed.", (200, 400, 404, 503),
               answers_with=TEXT, answer=_TEXT,
               query=(_FOLLOW, _TAIL, _word("component", "Of this one alone."), _word("instance", "Of this alone."))),

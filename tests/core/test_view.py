@@ -13,6 +13,7 @@ from batuta.core.view import status
 from batuta.core.why import why
 from batuta.kinds import KINDS
 from batuta.kinds.base import Metadata, Ref
+from batuta.kinds.flag import Flag, FlagSpec
 from batuta.kinds.scenario import Group, Scenario, ScenarioSpec
 from tests.core.fleets import (
     APP,
@@ -125,7 +126,9 @@ def test_what_was_taken_from_a_node_ails_it_no_more_though_its_last_report_tells
 def test_the_columns_of_every_kind_are_there():
     rows = (machines("a"), site("berlin"), model("1"), application(component(model="1")), policy(require="true"))
     played = Scenario(metadata=Metadata(name="one"), spec=ScenarioSpec(fleet=(Group(name="n", nodes=1),)))
-    state = settled(state_of(*rows, Change("desired", played.ref.key, played)))
+    flag = Flag(metadata=Metadata(name="one"), spec=FlagSpec(variants={"a": 1}, default="a"))
+    declared = (Change("desired", each.ref.key, each) for each in (played, flag))
+    state = settled(state_of(*rows, *declared))
     for kind in KINDS:
         refs = [r.ref for r in state.desired.values() if isinstance(r, kind)]
         assert refs

@@ -4,6 +4,7 @@
     GET   /v2/models/NAME[/versions/VERSION][/ready]
     POST  /v2/models/NAME[/versions/VERSION]/infer
     POST  /v2/repository/index, /v2/repository/models/NAME/load, …/unload
+    POST  /flags/NAMESPACE/ofrep/v1/evaluate/flags[/KEY]   feature flags: see `mesh.flags`
     GET   /batuta/mesh                                 who is known, and how each fares: for people
 
 Beside the protocol's own, these headers are understood: `Batuta-Namespace` and `Batuta-Application` say which model of
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from batuta.core.serving import Class
     from batuta.dataflow.mesh.call import Calls
     from batuta.dataflow.mesh.cards import Cards, Known
+    from batuta.dataflow.mesh.flags import FlagDoor
     from batuta.dataflow.mesh.http import Request
     from batuta.dataflow.mesh.talk import Verb
 
@@ -50,12 +52,17 @@ _REPOSITORY = re.compile(r"^/v2/repository/models/([^/]+)/(load|unload)$")
 class Routes:
     """Answers requests."""
 
-    def __init__(self, calls: Calls, cards: Cards, is_ready: Callable[[], bool]) -> None:
+    def __init__(
+        self, calls: Calls, cards: Cards, is_ready: Callable[[], bool], flags: FlagDoor | None = None
+    ) -> None:
         self.calls = calls
         self.cards = cards
         self.is_ready = is_ready
+        self.flags = flags
 
     async def __call__(self, request: Request) -> Response:
+        if self.flags is not None and (answer := self.flags.answer(request)) is not None:
+            return answer
         try:
             return _response(await self._answer(request))
         except ValueError as error:

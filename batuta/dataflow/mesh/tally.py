@@ -7,6 +7,7 @@ each model, tells how long answers take at present, which is what patience and h
 from __future__ import annotations
 
 from collections import Counter
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
 from batuta.core import mesh_breaker
@@ -15,7 +16,7 @@ from batuta.core.observed import MESH_BOUNDS_MS, Mesh, MeshRow
 from batuta.dataflow.measures import LastMinute
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
     from batuta.core.mesh import Nearness
     from batuta.dataflow.mesh.cards import Known
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 ROWS_MOST: Final = 128
 PAST_HOLDS_MS: Final = 200
 """So long quantiles are not computed again: they are asked for several times in each call."""
+NO_FLAGS: Final[Mapping[str, int]] = MappingProxyType({})
 LEAST_ANSWERS: Final = 20
 """Quantiles of fewer answers are chance."""
 
@@ -107,7 +109,7 @@ class Tally:
             minute.past = Past(*minute.latencies.quantiles((0.0, 0.5, 0.95, 0.99), now))
         return minute.past
 
-    def told(self, known: Iterable[Known], now: int) -> Mesh:
+    def told(self, known: Iterable[Known], now: int, flags: Mapping[str, int] = NO_FLAGS) -> Mesh:
         """The books as they are reported."""
         breakers: Counter[str] = Counter(mesh_breaker.state(each.breaker, now) for each in known)
         rows = tuple(
@@ -129,6 +131,7 @@ class Tally:
             retries=self.retries,
             hedges=self.hedges,
             breakers=dict(sorted(breakers.items())),
+            flags=dict(sorted(flags.items())),
         )
 
     def _row(self, ask: Ask, known: Known) -> _Row | None:
