@@ -13,6 +13,7 @@ import hashlib
 import os
 import re
 import secrets
+import threading
 import time
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -28,7 +29,7 @@ DIGEST: Final = re.compile(r"^sha256:[0-9a-f]{64}$")
 _FULL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
-class _Looks(NamedTuple):
+class Looks(NamedTuple):
     """What tells a file from the one it was, without reading it."""
 
     size_bytes: int
@@ -45,8 +46,10 @@ class ArtifactStore:
         self._damaged = directory / "damaged"
         self._counters = counters
         self._bytes_max = bytes_max
-        self._whole: dict[str, _Looks] = {}
+        self._whole: dict[str, Looks] = {}
         """What a file was like when its bytes were last looked at, by this process."""
+        self._moving = threading.Lock()
+        """Files come to their names and leave them by one hand at a time: chunks are cut in a thread."""
         self.on_put: Callable[[str], None] = lambda _: None
 
     def open(self) -> None:
@@ -65,7 +68,7 @@ class ArtifactStore:
         """The file, if its bytes are still what its name says. One that went bad is set aside: it can be put again."""
         path = self.path(digest)
         try:
-            looks = _looks(path)
+            looks = looks_of(path)
             if self._whole.get(digest) == looks:
                 return path
             found = await asyncio.to_thread(_digest_of, path)
@@ -74,9 +77,27 @@ class ArtifactStore:
         if found == digest:
             self._whole[digest] = looks
             return path
-        self._counters.add("artifacts_refused", "damaged")
-        path.replace(self._damaged / path.name)
+        self.set_aside(digest, looks)
         return None
+
+    def set_aside(self, digest: str, looks: Looks) -> None:
+        """A file that looked so was read, and is not what its name says. It is moved and counted once, however many
+        found it; and not when another is in its place by now."""
+        path = self.path(digest)
+        with self._moving:
+            try:
+                if looks_of(path) != looks:
+                    return
+                path.replace(self._damaged / path.name)
+            except FileNotFoundError:
+                return
+            self._whole.pop(digest, None)
+            self._counters.add("artifacts_refused", "damaged")
+
+    async def look_again(self, digest: str) -> bool:
+        """A part of it was not as it should be: all of it is read. True when it is whole after all."""
+        self._whole.pop(digest, None)
+        return await self.whole(digest) is not None
 
     def held(self) -> list[str]:
         return sorted(f"sha256:{path.name}" for path in self._files.iterdir())
@@ -87,8 +108,9 @@ class ArtifactStore:
         partial = self._incoming / secrets.token_hex(8)
         try:
             size = await self._receive(digest, partial, chunks)
-            partial.replace(path)
-            self._whole[digest] = _looks(path)
+            with self._moving:
+                partial.replace(path)
+                self._whole[digest] = looks_of(path)
             self.on_put(digest)
         except OSError as error:
             if error.errno not in _FULL:
@@ -141,9 +163,9 @@ class ArtifactStore:
         return gone
 
 
-def _looks(path: Path) -> _Looks:
+def looks_of(path: Path) -> Looks:
     stat = path.stat()
-    return _Looks(stat.st_size, stat.st_ino, stat.st_mtime_ns)
+    return Looks(stat.st_size, stat.st_ino, stat.st_mtime_ns)
 
 
 def _digest_of(path: Path) -> str:

@@ -94,7 +94,7 @@ class Hub:
         self.artifacts = ArtifactStore(
             config.directory / "artifacts", self.counters, bytes_max=config.artifact_bytes_max
         )
-        self.recipes = Recipes(config.directory / "artifacts" / "recipes", self.artifacts, self.counters)
+        self.recipes = Recipes(config.directory / "artifacts" / "recipes", self.artifacts)
         self.artifacts.on_put = self.recipes.prepare
         self.uplinks = Uplinks(config.directory / "artifacts" / "uplinks.json", lambda: self.loop.state, clock)
         self.shipping = Shipping(self.recipes, self.uplinks, self.counters)

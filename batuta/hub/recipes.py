@@ -1,7 +1,7 @@
 """Recipes: for each artifact the list of its chunks, made once, and chunks read by it.
 
 A recipe is made from bytes that were hashed on the way and are what the artifact's digest says; so is a chunk before it
-leaves. What went bad on the hub's disk is refused here, and no node is sent it.
+leaves. What went bad on the hub's disk is set aside when it is found here, and no node is sent it.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ import secrets
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from batuta.errors import ArtifactRefused
+from batuta.hub.artifacts import looks_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
     from batuta.hub.artifacts import ArtifactStore
-    from batuta.hub.counters import Counters
 
 PIECE_BYTES_MAX: Final = 256 * 1024
 CHUNKS_MAX: Final = 8
@@ -40,10 +40,9 @@ class Recipe(NamedTuple):
 class Recipes:
     """The recipes of one hub. `directory` is theirs alone."""
 
-    def __init__(self, directory: Path, artifacts: ArtifactStore, counters: Counters) -> None:
+    def __init__(self, directory: Path, artifacts: ArtifactStore) -> None:
         self._directory = directory
         self._artifacts = artifacts
-        self._counters = counters
         self._known: dict[str, Recipe] = {}
         self._making: dict[str, asyncio.Task[Recipe]] = {}
         self._one_at_a_time = asyncio.Lock()
@@ -89,10 +88,11 @@ class Recipes:
 
     def _in_thread(self, digest: str) -> Recipe:
         source, path = self._artifacts.path(digest), self._directory / digest.removeprefix("sha256:")
-        if not source.exists():
-            self._counters.add("artifacts_refused", "artifact_missing")
-            raise ArtifactRefused("artifact_missing", f"the hub does not have {digest}")
-        found = _read(path, source)
+        try:
+            looks = looks_of(source)
+            found = _read(path, source)
+        except FileNotFoundError:
+            raise ArtifactRefused("artifact_missing", f"the hub does not have {digest}") from None
         if found is not None:
             return found
         from batuta.hub.chunking import write_recipe  # loads NumPy, which a hub has; who only serves needs none
@@ -102,14 +102,16 @@ class Recipes:
             with new.open("xb") as file:
                 made, whole = write_recipe(source, file)
             if whole != digest:
-                self._counters.add("artifacts_refused", "damaged")
+                self._artifacts.set_aside(digest, looks)
                 raise ArtifactRefused("digest_mismatch", f"the hub's own file is not {digest[:19]}… any more")
             new.replace(path)
+        except FileNotFoundError:  # it was found damaged, or removed, while it was cut
+            raise ArtifactRefused("artifact_missing", f"the hub does not have {digest}") from None
         except OSError as error:
             raise ArtifactRefused("disk_full", f"the hub cannot write a recipe: {error.strerror}") from error
         finally:
             new.unlink(missing_ok=True)
-        return Recipe(path, made, source.stat().st_size, path.stat().st_size // RECORD_BYTES)
+        return Recipe(path, made, looks.size_bytes, path.stat().st_size // RECORD_BYTES)
 
     async def piece(self, digest: str, offset: int, length: int) -> tuple[Recipe, bytes]:
         """A part of the recipe itself."""
@@ -127,9 +129,15 @@ class Recipes:
             raise ArtifactRefused("recipe_changed", f"the recipe of {digest[:19]}… is another one by now")
         if not 0 < len(wanted) <= CHUNKS_MAX or any(not 0 <= n < known.chunks for n in wanted):
             raise ArtifactRefused("request_malformed", f"ask for 1 to {CHUNKS_MAX} of the {known.chunks} chunks")
-        return await asyncio.to_thread(self._chunks, digest, known, wanted)
+        found = await asyncio.to_thread(self._chunks, digest, known, wanted)
+        if found is None:
+            if await self._artifacts.look_again(digest):
+                self.forget(digest)  # the file is as it should be: so it was its recipe that went bad
+            raise ArtifactRefused("digest_mismatch", f"the hub's own file is not {digest[:19]}… any more")
+        return found
 
-    def _chunks(self, digest: str, known: Recipe, wanted: Sequence[int]) -> list[bytes]:
+    def _chunks(self, digest: str, known: Recipe, wanted: Sequence[int]) -> list[bytes] | None:
+        """None when one of them is not what the recipe says."""
         found: list[bytes] = []
         try:
             with known.path.open("rb") as recipe, self._artifacts.path(digest).open("rb") as file:
@@ -140,12 +148,10 @@ class Recipes:
                     file.seek(begin)
                     data = file.read(int.from_bytes(record[-8:]) - begin)
                     if hashlib.sha256(data).digest() != record[-RECORD_BYTES:-8]:
-                        self._counters.add("artifacts_refused", "damaged")
-                        raise ArtifactRefused("digest_mismatch", f"the hub's own file is not {digest[:19]}… any more")
+                        return None
                     found.append(data)
         except FileNotFoundError:
             self._known.pop(digest, None)
-            self._counters.add("artifacts_refused", "artifact_missing")
             raise ArtifactRefused("artifact_missing", f"the hub does not have {digest}") from None
         return found
 

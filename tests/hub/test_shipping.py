@@ -166,11 +166,40 @@ async def test_what_went_bad_on_the_hubs_disk_does_not_leave_it(tmp_path: Path) 
         path.write_bytes(bytes([data[0] ^ 1]) + data[1:])
         said = await error_of(voice, "chunks", {"digest": digest, "chunks": [0]})
         assert said["error"] == "digest_mismatch"
-        # Nor is a recipe made of it.
+        # It is set aside, and counted once; nor is a recipe made of it.
+        assert (await error_of(voice, "chunks", {"digest": digest, "chunks": [0]}))["error"] == "artifact_missing"
         hub.recipes.forget(digest)
-        assert (await error_of(voice, "recipe", {"digest": digest}))["error"] == "digest_mismatch"
+        assert (await error_of(voice, "recipe", {"digest": digest}))["error"] == "artifact_missing"
+        assert hub.counters["artifacts_refused"] == 1
         await put(hub, data)
         assert await whole_by_chunks(voice, digest) == data
+
+
+async def test_no_recipe_is_made_of_what_went_bad(tmp_path: Path) -> None:
+    broker = MemoryBroker()
+    async with running(tmp_path, broker) as hub:
+        await join(hub, "pi-1")
+        voice, data = Voice(broker, "pi-1"), os.urandom(200_000)
+        digest = await put(hub, data)
+        await hub.recipes.recipe(digest)
+        hub.artifacts.path(digest).write_bytes(bytes([data[0] ^ 1]) + data[1:])
+        hub.recipes.forget(digest)
+        assert (await error_of(voice, "recipe", {"digest": digest}))["error"] == "digest_mismatch"
+        assert await hub.artifacts.whole(digest) is None
+        assert hub.counters["artifacts_refused"] == 1, "whoever finds it next finds nothing"
+
+
+async def test_a_recipe_that_went_bad_is_made_anew_and_its_file_stays(tmp_path: Path) -> None:
+    broker = MemoryBroker()
+    async with running(tmp_path, broker) as hub:
+        await join(hub, "pi-1")
+        voice, data = Voice(broker, "pi-1"), os.urandom(200_000)
+        digest = await put(hub, data)
+        known = await hub.recipes.recipe(digest)
+        known.path.write_bytes(bytes(known.path.stat().st_size))
+        assert (await error_of(voice, "chunks", {"digest": digest, "chunks": [0]}))["error"] == "digest_mismatch"
+        assert await whole_by_chunks(voice, digest) == data
+        assert hub.counters["artifacts_refused"] == 0
 
 
 class Slow:

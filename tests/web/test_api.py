@@ -346,8 +346,8 @@ async def test_an_artifact_that_went_bad_on_the_hubs_disk_is_not_there_and_can_b
         assert [p.name for p in (tmp_path / "hub" / "artifacts" / "damaged").iterdir()] == [file.name]
         assert (await call("PUT", where, data)).status == 201
         assert (await call("HEAD", where)).status == 200
-        # Whoever read it meanwhile, to cut it into chunks, has found the same and counted it.
-        assert hub.counters["artifacts_refused"] >= 1
+        # Whoever read it meanwhile, to cut it into chunks, may have found the same: a file is set aside once.
+        assert hub.counters["artifacts_refused"] == 1
 
 
 async def test_tokens_and_enrolment_over_http(tmp_path: Path) -> None:
