@@ -66,10 +66,11 @@ _AMOUNTS = {"period": "period_ms", "percent": "percent", "by": "by_ms", "times":
 FIGURES = (
     "at_s", "nodes", "running", "connected", "online", "late", "offline", "wished", "assigned", "ready", "ready_of",
     "decisions", "writes", "moves", "dead_verdicts", "false_dead_verdicts", "broken_laws", "messages", "message_bytes",
-    "uplink_bytes", "lost_messages", "hub_is_up", "converged",
+    "uplink_bytes", "lost_messages", "hub_is_up", "converged", "rollout_of", "updated_of",
 )  # fmt: skip
-"""What expectations may ask, at every look: numbers, but for `converged` and `hub_is_up` (true or false) and `ready_of`
-(by `namespace/application`)."""
+"""What expectations may ask, at every look: numbers, but for `converged` and `hub_is_up` (true or false) and, by
+`namespace/application`, `ready_of`, `updated_of` (how many are ready with the newest release) and `rollout_of` (its
+phase; `none` before the second release)."""
 
 
 class MadeAccelerator(Record):
@@ -135,6 +136,14 @@ class Load(Record):
     """Between one application and the next."""
 
 
+class RolloutAsk(Record):
+    """What people ask of a rollout, as `batuta rollout` does."""
+
+    application: Annotated[str, Meta(pattern=r"^[a-z0-9][-a-z0-9]*(/[a-z0-9][-a-z0-9]*)?$")]
+    """`NAME`, or `NAMESPACE/NAME`."""
+    ask: Literal["pause", "resume", "approve", "abort", "undo", "retry"]
+
+
 class Ask(Record):
     """What people do at an instant."""
 
@@ -145,6 +154,8 @@ class Ask(Record):
     """Manifests in files beside the scenario's own."""
     delete: tuple[Annotated[str, Meta(pattern=r"^[a-z]+(/[a-z0-9][-a-z0-9]*){1,2}$")], ...] = ()
     """`applications/NAME`, or `applications/NAMESPACE/NAME`."""
+    rollouts: Annotated[tuple[RolloutAsk, ...], Meta(max_length=1000)] = ()
+    """What is asked of rollouts. What makes no sense at that instant is refused, and counted."""
 
 
 class Fault(Record):
@@ -279,8 +290,8 @@ def _fleet_problems(spec: ScenarioSpec) -> Iterator[Problem]:
 def _ask_problems(here: str, ask: Ask) -> Iterator[Problem]:
     from batuta.kinds.manifest import from_document
 
-    if not (ask.apply or ask.files or ask.delete):
-        yield _misfit(here, "say what people do: apply, files or delete", code="missing_field")
+    if not (ask.apply or ask.files or ask.delete or ask.rollouts):
+        yield _misfit(here, "say what people do: apply, files, delete or rollouts", code="missing_field")
     for i, document in enumerate(ask.apply):
         at = f"{here}.apply[{i}]"
         try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from batuta.core.rollout import may_have, order_of
 from batuta.core.rules import ruling_of
 from batuta.core.standing import Awaited, Scaled
 from batuta.kinds.application import Application
@@ -13,6 +14,8 @@ from batuta.twin.laws import slot_of, wished_slots
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from batuta.core.decided import Instance
+    from batuta.core.rollout import Rollout
     from batuta.core.state import State
     from batuta.kinds.application import Component, ModelUse
     from batuta.twin.machine import Process
@@ -38,7 +41,7 @@ def amiss(play: Play) -> list[str]:
             continue
         assignment = state.assignments.get(name)
         refused = {name for name, local in node.ledger.locals.items() if local.phase == "refused"}
-        wanted = [] if assignment is None else sorted(i.name for i in assignment.instances if i.name not in refused)
+        wanted = sorted({n for i in assignment.instances for n in _running(i, refused)}) if assignment else []
         ready = sorted(p.instance.name for p in node.machine.processes.values() if p.ready)
         if wanted != ready or len(ready) != len(node.machine.processes):
             found.append(f"{name} is assigned {wanted} and has ready {ready} of {len(node.machine.processes)}")
@@ -59,6 +62,11 @@ def amiss(play: Play) -> list[str]:
             for slot in wished_slots(state, app, component):
                 copies = ready_slots.pop((app, component.name, slot), [])
                 found += _amiss_at(play, state, component, (app, slot), copies)
+    found += [
+        f"the rollout of {app} is {rollout.phase}, wave {rollout.wave + 1}"
+        for app, rollout in sorted(state.rollouts.items())
+        if app in state.declared and not (_may_rest(rollout) or _stays_as_it_is(state, app))
+    ]
     found += _left_fences(state)
     found += [
         f"{row.app} {row.component} is {row.count} since {row.since} and about to be {row.heading_to}"
@@ -74,6 +82,20 @@ def amiss(play: Play) -> list[str]:
     ]
     found += [f"{p.instance.name} runs on {p.node} and nobody wishes it" for c in ready_slots.values() for p in c]
     return found
+
+
+def _running(instance: Instance, refused: set[str]) -> list[str]:
+    """What is to run for it: itself, or what stands by for it when its node refused it."""
+    if instance.name not in refused:
+        return [instance.name]
+    return [instance.fallback.name] if instance.fallback is not None else []
+
+
+def _may_rest(rollout: Rollout) -> bool:
+    """Is there nothing more that it does by itself? It waits for people, for measurements, or for who may change."""
+    if rollout.phase in ("rolling", "soaking") and rollout.reason is not None:
+        return rollout.reason.code in ("gate_undecided", "rollout_unapproved", "rollout_waits")
+    return rollout.phase in ("done", "undone", "aborted", "paused")
 
 
 def _followed(state: State, app: str, resource: Application) -> Sequence[Component]:
@@ -123,6 +145,8 @@ def _amiss_at(
         return [f"{app} {component.name} {slot} runs {len(copies)} times"]
     if copies and (_is_as_wished(state, component, copies[0]) or _stays_as_it_is(state, app)):
         return []
+    if copies and _is_left_behind(play, state, copies[0]):
+        return []
     room = [name for name in sorted(play.nodes) if _could_take(play, state, component, (app, slot), name)]
     what = f"of another release ({copies[0].instance.name})" if copies else "missing"
     return [f"{app} {component.name} {slot} is {what}, and {', '.join(room)} could take it"] if room else []
@@ -134,9 +158,31 @@ def _stays_as_it_is(state: State, app: str) -> bool:
     return application is not None and application.spec.rollout.disruption.per_site == 0
 
 
+def _is_left_behind(play: Play, state: State, copy: Process) -> bool:
+    """Does it rightly run an older release: the one that its node goes back to, or one that nobody takes from it?"""
+    instance, rollout = copy.instance, state.rollouts.get(copy.instance.app)
+    if rollout is None:
+        return False
+    if rollout.phase in ("paused", "aborted"):
+        return True
+    trusted = next((r for r in state.releases[instance.app] if r.revision == rollout.previous), None)
+    before = {c.component.name: c.revision for c in trusted.components} if trusted is not None else {}
+    if rollout.phase != "undone":
+        order = order_of(instance.app, rollout.revision, copy.node)
+        has_turn = may_have(rollout, order, play.nodes[copy.node].plan.hardware)
+        if has_turn and copy.node not in rollout.turned_down:
+            return False
+        if instance.revision in rollout.tolerated:
+            return True
+    return before.get(instance.component) == instance.revision
+
+
 def _is_as_wished(state: State, component: Component, copy: Process) -> bool:
     """Of the newest release, and of the content that people wish for, whatever the release says."""
     instance, order = copy.instance, copy.instance.model
+    rollout = state.rollouts.get(instance.app)
+    if rollout is not None and rollout.phase == "undone":
+        return False
     newest = {c.component.name: c.revision for c in state.releases[instance.app][-1].components}
     if instance.revision != newest.get(component.name):
         return False

@@ -136,6 +136,9 @@ def _asked(spec: kind.ScenarioSpec, files: Mapping[str, Sequence[AnyResource]]) 
             namespaced = any(k.plural == plural and k.namespaced for k in KINDS)
             namespace = (parts[0] if len(parts) == 2 else DEFAULT_NAMESPACE) if namespaced else ""
             yield Edit(at_ms=at_ms, delete=Ref(plural, namespace, parts[-1]))
+        for asked in ask.rollouts:
+            app = asked.application if "/" in asked.application else f"{DEFAULT_NAMESPACE}/{asked.application}"
+            yield Edit(at_ms=at_ms, rollout=msgspec.structs.replace(asked, application=app))
 
 
 def _loaded(load: kind.Load, seed: int) -> Iterator[Edit]:

@@ -14,7 +14,10 @@ from batuta.core.decide import APPLICATION
 from batuta.core.decided import Assignment
 from batuta.core.liveness import every_ms, heard_first, is_doubted, missed_ms, sighted
 from batuta.core.observed import Report, Sighting
+from batuta.core.rollout import Rollout
+from batuta.core.rollout_asks import asked
 from batuta.core.state import Change, State
+from batuta.core.turns import plan_of
 from batuta.twin.attention import Attention
 from batuta.twin.chance import Chance
 from batuta.twin.world import EPOCH_MS
@@ -22,6 +25,7 @@ from batuta.twin.world import EPOCH_MS
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from batuta.kinds.scenario import RolloutAsk
     from batuta.twin.broker import Broker
     from batuta.twin.laws import Laws
     from batuta.twin.rules import Rules
@@ -58,6 +62,7 @@ class Hub:
         self._has_decided_all = False
         self._inbox: dict[tuple[str, str], Change] = {}
         """What was heard and is not yet folded: the newest of each row."""
+        self._asks: list[RolloutAsk] = []
         self._watch: list[tuple[int, str]] = []
         """A heap of whoever is listened for beat by beat, by when it would be missed at the earliest."""
         self._watched: set[str] = set()
@@ -206,6 +211,29 @@ class Hub:
             return
         self._gather(Change("desired", key, resource))
 
+    def hear_ask(self, ask: RolloutAsk) -> None:
+        """Done when it decides next: nobody else writes these rows then."""
+        if not self.is_alive or self.attention.holds_up(self.hear_ask, ask):
+            return
+        self._asks.append(ask)
+        self._plan_turn()
+
+    def _take_asks(self) -> None:
+        """Writes what became of each: the row is on its way before anything is decided by it."""
+        asks, self._asks = self._asks, []
+        for ask in asks:
+            rollout, app = self.state.rollouts.get(ask.application), ask.application
+            plan = plan_of(self.state.application(app))
+            made = asked(rollout, plan, ask.ask, self.world.now, "somebody") if rollout is not None else None
+            if not isinstance(made, Rollout):
+                self.world.count("asks refused")
+                continue
+            change = Change("decided", made.key, made)
+            self.broker.store.put(change.table, change.key, change.value)
+            self.world.tell(f"hub writes {change.key}: {ask.ask}")
+            self.laws.wrote(self.state, change)
+            self.state = self.state.with_changes([change])
+
     def _newest(self, rows: Any, table: str, key: str) -> Any:
         """What is known of a row: what waits in the inbox is newer than what was folded."""
         change = self._inbox.get((table, key))
@@ -214,7 +242,11 @@ class Hub:
     def _gather(self, change: Change, is_news: bool = True) -> None:
         """News wakes the loop; a heartbeat as expected does not, for silence is found by its instant."""
         self._inbox[change.table, change.key] = change
-        if is_news and not self._gathering:
+        if is_news:
+            self._plan_turn()
+
+    def _plan_turn(self) -> None:
+        if not self._gathering:
             self._gathering = True
             self.world.after(self.world.physics.gather_ms, self._gathered, self._gatherings)
 
@@ -268,6 +300,7 @@ class Hub:
         """What changed since the last decision, what it left open, and what the time that passed may change."""
         now = self.world.now
         self.state, self._inbox = self.known(), {}
+        self._take_asks()
         self._missed_ms = missed_ms(self.state)
         self.broker.decisions += 1
         since = (self._decided_on, self.state, self._decided_at, now)

@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from batuta.core.decided import Assignment
 from batuta.core.liveness import MISSED_MS
+from batuta.core.rollout import Rollout
 from batuta.core.standing import Displaced, Looked, Scaled
 from batuta.kinds.application import Application
 from batuta.kinds.base import Ref
 from batuta.twin.budget_law import exceeded
+from batuta.twin.turn_law import beyond_wave, out_of_turn
 from batuta.twin.world import EPOCH_MS
 
 if TYPE_CHECKING:
@@ -36,6 +38,8 @@ LAWS: Final = {
     "touched_is_enough": "deciding all finds nothing that deciding the touched left over",
     "no_move_without_cause": "an at-least-once instance that is well on a node that is there stays",
     "gives_way_upwards": "nothing gives way to what has no higher priority",
+    "turns": "nobody is given a release before its turn, nor once it turned it down, nor when it was undone",
+    "waves": "no more nodes have their turn than the wave lets them",
     "budgets": "what is done on purpose leaves no more missing than its application allows",
     "converges": "once healed, every wish that fits is ready exactly once, and nothing else runs",
     "stays_converged": "a converged fleet does nothing more",
@@ -120,6 +124,10 @@ class Laws:
                 self.breaks("gives_way_upwards", row.said)
         for broken in exceeded(before, after, self.world.now) if _has_budgets(before) else ():
             self.breaks("budgets", str(broken))
+        for said in out_of_turn(before, after):
+            self.breaks("turns", said)
+        for said in beyond_wave(before, after, self.world.now):
+            self.breaks("waves", said)
 
     def wrote(self, before: State, change: Change) -> None:
         """One row of a commit."""
@@ -241,8 +249,8 @@ def is_wished(state: State, app: str, component: Component, slot: str) -> bool:
 
 
 def is_act(change: Change) -> bool:
-    """Does it make any difference? That somebody looked, or where a load is heading, does not yet."""
-    return not isinstance(change.value, (Looked, Scaled))
+    """Does it make any difference? That somebody looked, where a load is heading, or what gates say, does not yet."""
+    return not isinstance(change.value, (Looked, Scaled, Rollout))
 
 
 def _gives_way(before: State, after: State, instance: Instance, node: str) -> bool:

@@ -13,6 +13,7 @@ from batuta.twin.laws import wished_count, wished_slots
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from batuta.core.state import State
     from batuta.kinds.scenario import Expectation
     from batuta.twin.play import Play
 
@@ -74,6 +75,10 @@ class Looks:
         self._broken.add(expectation.name)
         self.play.laws.breaks("expectation", f"{expectation.name}: {detail}")
 
+    def _last(self, *words: str) -> Figures:
+        """As at the last look: nobody can tell now."""
+        return {word: self.figures[-1][word] if self.figures else {} for word in words}
+
     def _take(self, *, is_last: bool) -> Figures:
         play = self.play
         hub, laws, nodes = play.broker.hub, play.laws, list(play.nodes.values())
@@ -100,6 +105,8 @@ class Looks:
             found["ready_of"] = dict(
                 Counter(p.instance.app for n in nodes for p in n.machine.processes.values() if p.ready)
             )
+        if self._asked & {"rollout_of", "updated_of"}:
+            found |= _rolled(hub.known(), play) if hub is not None else self._last("rollout_of", "updated_of")
         found["ready"] = sum(p.ready for n in nodes for p in n.machine.processes.values())
         found |= {
             "decisions": play.broker.decisions, "writes": play.broker.writes, "moves": laws.moves,
@@ -114,3 +121,18 @@ class Looks:
             "message_bytes": said["bytes up"] + said["bytes down"], "uplink_bytes": said["bytes up"],
         }  # fmt: skip
         return found
+
+
+def _rolled(state: State, play: Play) -> Figures:
+    """How far the newest releases have come."""
+    newest = {
+        app: {r.component.name: r.revision for r in state.releases[app][-1].components}
+        for app in state.declared
+        if app in state.releases
+    }
+    running = [p.instance for n in play.nodes.values() for p in n.machine.processes.values() if p.ready]
+    updated = Counter(i.app for i in running if newest.get(i.app, {}).get(i.component) == i.revision)
+    return {
+        "rollout_of": {app: state.rollouts[app].phase if app in state.rollouts else "none" for app in newest},
+        "updated_of": {app: updated[app] for app in newest},
+    }

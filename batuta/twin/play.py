@@ -95,6 +95,12 @@ class Play:
             self.broker.store.put("desired", ref.key, None)
             if self.broker.hub is not None:
                 self.broker.hub.hear_edit(ref.key, None)
+        if edit.rollout is not None:
+            self.world.tell(f"{edit.rollout.ask} the rollout of {edit.rollout.application}")
+            if self.broker.hub is None:
+                self.world.count("asks refused")
+            else:
+                self.broker.hub.hear_ask(edit.rollout)
 
     def start_hub(self) -> None:
         if self.broker.hub is None:

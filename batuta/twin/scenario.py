@@ -7,7 +7,7 @@ from typing import Literal
 from batuta.kinds import AnyResource, Site
 from batuta.kinds.base import Record, Ref
 from batuta.kinds.scenario import Expectation as Expected
-from batuta.kinds.scenario import MadeAccelerator
+from batuta.kinds.scenario import MadeAccelerator, RolloutAsk
 from batuta.kinds.truth import Truth
 from batuta.twin.physics import Physics
 
@@ -63,11 +63,13 @@ class Demand(Record):
 
 
 class Edit(Record):
-    """What people do at an instant: apply a resource, or delete the one called so."""
+    """What people do at an instant: apply a resource, delete the one called so, or ask something of a rollout."""
 
     at_ms: int
     apply: AnyResource | None = None
     delete: Ref | None = None
+    rollout: RolloutAsk | None = None
+    """Its application as `namespace/name`."""
 
 
 class Fault(Record):
