@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from batuta.core.reasons import Reason
-from batuta.core.rollout import WHOLE, Standing, advance, may_have
+from batuta.core.rollout import WHOLE, Standing, advance, may_have, trial_of
 from batuta.core.sample import total
 from batuta.core.turns import turns_of
 
@@ -78,7 +78,7 @@ def _with_baseline(
     turned = {s.node for s in standings if s.state == "old" and _has(after, s) and not _has(before, s)}
     if not turned:
         return after
-    sample = total((after.before, turns.sample(place for place in places if place.node in turned)))
+    sample = total((after.before, turns.sample((place for place in places if place.node in turned), new=False)))
     return msgspec.structs.replace(after, before=sample)
 
 
@@ -95,6 +95,8 @@ def say(notes: Notes, turns: Turns) -> None:
     if reason is None and turns.spec is not None and turns.spec.waves is not None:
         many = len(turns.plan.waves)
         what = {"undoing": "it is undone", "soaking": "it is watched"}.get(rollout.phase, "nodes are updated")
+        if (trial := trial_of(rollout, turns.plan)) is not None:
+            what = "in shadow" if trial.mode == "shadow" else f"it answers {trial.share:.3g} of the keys"
         detail = f"release {rollout.revision}, wave {min(rollout.wave + 1, many)} of {many}: {what}"
         reason = Reason(code="rolling_out", subject=f"application/{rollout.application}", detail=detail)
     if reason is not None:

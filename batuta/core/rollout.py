@@ -28,7 +28,7 @@ from batuta.core.gates import Judged, Verdict
 from batuta.core.reasons import Reason
 from batuta.core.sample import Sample
 from batuta.kinds.base import Record
-from batuta.kinds.gate import measures_in
+from batuta.kinds.gate import asks_agreement
 from batuta.kinds.waves import EVERYTHING, Wave
 
 if TYPE_CHECKING:
@@ -203,9 +203,9 @@ def has_whole(rollout: Rollout, plan: Plan, order: int, selected: int | None = N
 def gates_of(rollout: Rollout, plan: Plan) -> tuple[str, ...]:
     """Those that can be answered now: whether two releases agree is only seen in shadow."""
     trial = trial_of(rollout, plan)
-    if trial is not None and trial.mode == "shadow":
+    if (trial is not None and trial.mode == "shadow") or not any(each.mode == "shadow" for each in plan.trials):
         return plan.gates
-    return tuple(gate for gate in plan.gates if not any(name.startswith("agreement.") for name in measures_in(gate)))
+    return tuple(gate for gate in plan.gates if not asks_agreement(gate))
 
 
 def begun_at(rollout: Rollout, order: int, is_selected: bool) -> int | None:

@@ -68,7 +68,7 @@ def sides_of(draft: Draft, released: Released, app: str, turns: Turns | None) ->
         new.probation_ms = int(turns.spec.probation_ms)
     if released.component.name not in turns.changed:
         return Sides(new)
-    turn, frozen = turns.has_turn(), turns.frozen()
+    turn, frozen = turns.has_whole(), turns.frozen()
     if frozen is None and bool(turn[draft.fleet.present].all()):
         return Sides(new)
     before = turns.old[released.component.name]

@@ -27,6 +27,7 @@ from batuta.core.rooms import find_sound, keep_room, mark, settle_rooms
 from batuta.core.sides import sides_of
 from batuta.core.standing import Awaited, Surge
 from batuta.core.talks import in_order, listen
+from batuta.core.trial import settle_trials
 from batuta.core.trusted import followed
 from batuta.core.unasked import settle_moved
 from batuta.core.wish import Ask, Slot, Wish, slots_of
@@ -62,6 +63,7 @@ def tend(draft: Draft, app: str) -> Tended:
     draft.rooms.show_to(app)
     notes = Notes(draft)
     turns = roll(notes, app) if rollout is not None else None
+    settle_trials(draft, app, turns)
     before = draft.stirred.get(app, 0), dict(draft.fences(app))
     to_run = followed(draft, app)
     notes.reasons += resolved.reasons

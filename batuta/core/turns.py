@@ -15,11 +15,13 @@ import numpy as np
 from batuta.core import traits
 from batuta.core.gates import Judged, judge
 from batuta.core.reasons import CATALOGUE
-from batuta.core.rollout import WHOLE, Plan, Rollout, Standing, begun_at, order_of
+from batuta.core.rollout import WHOLE, Plan, Rollout, Standing, Trial, begun_at, gates_of, order_of, trial_of
 from batuta.core.sample import Sample, total
+from batuta.core.trial import Trials, Tried, can_try
 from batuta.core.trusted import as_now, trusted_of
 from batuta.kinds.calendar import opening
-from batuta.kinds.waves import EVERYTHING, waves_of
+from batuta.kinds.gate import asks_agreement
+from batuta.kinds.waves import EVERYTHING, share_of, waves_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
     from batuta.core.reasons import Reason
     from batuta.core.state import Held
     from batuta.kinds.application import Application
+    from batuta.kinds.rolling import Rollout as Said
 
 State = Literal["old", "updating", "new", "down"]
 STARTS_MAX = 3
@@ -48,8 +51,15 @@ def plan_of(application: Application | None) -> Plan:
         gates=said.gates, on_failure=said.on_failure, concurrency=said.concurrency,
         wave_deadline_ms=None if said.deadline.wave_ms is None else int(said.deadline.wave_ms),
         approvals=said.approvals, least=said.least_answers,
-        node_deadline_ms=None if said.deadline.node_ms is None else int(said.deadline.node_ms),
+        node_deadline_ms=None if said.deadline.node_ms is None else int(said.deadline.node_ms), trials=_trials_of(said),
     )  # fmt: skip
+
+
+def _trials_of(said: Said) -> tuple[Trial, ...]:
+    share = share_of(said.split) if said.split is not None else None
+    shadow = Trial("shadow", 1.0, int(said.shadow_ms)) if said.shadow_ms is not None else None
+    split = Trial("split", share, int(said.soak_ms)) if share is not None else None
+    return tuple(each for each in (shadow, split) if each is not None)
 
 
 class Place(NamedTuple):
@@ -75,6 +85,10 @@ class Turns:
         self.new: dict[str, Released] = {r.component.name: r for r in newest.components}
         self.changed = self._changed()
         """Components that are to run otherwise, by name."""
+        if self.plan.trials and not any(can_try(self.old[name], self.new[name]) for name in self.changed):
+            # Where nothing can be tried, nothing agrees either.
+            gates = tuple(gate for gate in self.plan.gates if not asks_agreement(gate))
+            self.plan = self.plan._replace(trials=(), gates=gates)
         self._shut: Bools | None = None
         self._selected: Ints | None = None
 
@@ -117,6 +131,15 @@ class Turns:
             row = fleet.row_of.get(node)
             if row is not None:
                 found[row] = False
+        return found
+
+    def has_whole(self) -> Bools:
+        """By row: has it its turn, and is it through with all trials?"""
+        rollout, found = self.rollout, self.has_turn()
+        if not self.plan.trials or rollout.phase == "done":
+            return found
+        waves = rollout.wave + (rollout.stage >= len(self.plan.trials))
+        found &= (self.order < rollout.switched) | (self.selected() < waves)
         return found
 
     def selected(self) -> Ints:
@@ -203,31 +226,42 @@ class Turns:
         is_undoing = rollout.phase == "undoing"
         shut = None if is_undoing else self.shut()
         metered = None if is_undoing else self.metered()
+        trials = Trials(self) if trial_of(rollout, self.plan) is not None else None
         found: list[Standing] = []
-        for node, row, held in places:
-            state, detail = self._state(node, row, held)
+        for place in places:
+            node, row, held = place
+            tried = trials.of(place) if trials is not None and node not in rollout.turned_down else None
+            state, detail = self._state(node, row, held, tried)
             wave = int(selected[row]) if selected is not None else _LAST
             found.append(
                 Standing(
                     node=node, order=int(self.order[row]), hardware=by_code[int(codes[row])], state=state,
                     reachable=bool(fleet.fresh[row]), detail=detail, selected=None if wave == _LAST else wave,
-                    may=bool(fleet.held_until[row] <= now) and not (metered is not None and metered[row]),
+                    may=bool(fleet.held_until[row] <= now) and not (metered is not None and metered[row])
+                    and (tried is None or tried.has_room),
                     shut=bool(shut is not None and shut[row]),
                 )
             )  # fmt: skip
         return found
 
-    def _state(self, node: str, row: int, held: Sequence[Held]) -> tuple[State, str]:
+    def _state(self, node: str, row: int, held: Sequence[Held], tried: Tried | None) -> tuple[State, str]:
         """Where a node stands, and the first words of what is wrong."""
         rollout = self.rollout
         if node in rollout.turned_down:
             return "down", ""
         fresh = [h for h in held if self.is_new(h.instance)]
         state: State = "updating" if fresh or not held else "old"
-        if fresh:
+        if tried is not None and held:
+            for report in tried.reports:
+                if report is not None and (wrong := self.wrong(report)) is not None:
+                    return "down", wrong
+            if all(r is not None and r.phase == "ready" for r in tried.reports):
+                return "new", ""
+            state = "updating" if any(tried.reports) else "old"
+        elif fresh:
             reports = [self.draft.reported(node, h.instance) for h in fresh]
             for report in reports:
-                if report is not None and (wrong := self._wrong(report)) is not None:
+                if report is not None and (wrong := self.wrong(report)) is not None:
                     return "down", wrong
             if len(fresh) == len(held) and all(r is not None and r.phase == "ready" for r in reports):
                 return "new", ""
@@ -236,13 +270,13 @@ class Turns:
             began = begun_at(rollout, int(self.order[row]), int(self.selected()[row]) <= rollout.wave)
             if began is not None:
                 # Who was away has as long as anybody else, from when it is back.
-                due = max(began, int(self.fleet.since[row])) + limit_ms
+                due = max(began, rollout.stage_since, int(self.fleet.since[row])) + limit_ms
                 if self.draft.now >= due:
                     return "down", f"not done within {limit_ms // 1000} s"
                 self.draft.wake(due)
         return state, ""
 
-    def _wrong(self, report: InstanceReport) -> str | None:
+    def wrong(self, report: InstanceReport) -> str | None:
         """Why an instance of the new release does not work there; None while it may."""
         if report.phase == "refused":
             return _words(report.reason) or "it was refused"
@@ -261,22 +295,25 @@ class Turns:
         there = {place.node: place for place in places}
         done = [s for s in standings if s.state == "new"]
         classes = {s.hardware for s in done}
-        others = [s for s in standings if s.state == "old" and s.hardware in classes and s.reachable]
-        baselines = [self.rollout.before, self.sample(there[s.node] for s in others)]
+        # While it is tried, the old release measures on the very same nodes, at the very same time.
+        others = [s for s in standings if s.state in ("old", "new") and s.hardware in classes and s.reachable]
+        baselines = [self.rollout.before, self.sample((there[s.node] for s in others), new=False)]
         return judge(
-            self.plan.gates, self.sample(there[s.node] for s in done),
+            gates_of(self.rollout, self.plan), self.sample((there[s.node] for s in done), new=True),
             [b for b in baselines if b.answered + b.errors or b.instance_ms],
-            least=self.plan.least, looks=len(self.plan.waves),
+            least=self.plan.least, looks=len(self.plan.waves) * (1 + len(self.plan.trials)),
         )  # fmt: skip
 
-    def sample(self, places: Iterable[Place]) -> Sample:
-        """What the changed components of these nodes measured, all in all."""
+    def sample(self, places: Iterable[Place], *, new: bool) -> Sample:
+        """What the changed components of these nodes measured, all in all, with the new release or with others."""
         found: list[Sample] = []
         for place in places:
             for h in place.held:
-                report = self.draft.reported(place.node, h.instance)
-                if report is not None and report.measures is not None and report.measures.sample is not None:
-                    found.append(report.measures.sample)
+                there = (h.instance,) if h.instance.newcomer is None else (h.instance, h.instance.newcomer)
+                for instance in there:
+                    report = self.draft.reported(place.node, instance) if self.is_new(instance) is new else None
+                    if report is not None and report.measures is not None and report.measures.sample is not None:
+                        found.append(report.measures.sample)
         return total(found)
 
 

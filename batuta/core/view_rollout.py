@@ -8,7 +8,7 @@ import msgspec
 
 from batuta.core.draft import Draft
 from batuta.core.fleet import fleet_of
-from batuta.core.rollout import WHOLE
+from batuta.core.rollout import WHOLE, trial_of
 from batuta.core.trusted import trusted_of
 from batuta.core.turns import Turns
 from batuta.kinds.base import encode_hook
@@ -60,6 +60,7 @@ def rollout_status(state: State, app: str, now: int, fleet: Fleet | None = None)
         "components": sorted(turns.changed),
         "wave": min(rollout.wave + 1, len(waves)),
         "waves": waves,
+        "trial": _trial(turns),
         "nodes": {"total": len(standings)} | {name: len(those) for name, those in sorts.items()},
         "named": {name: those[:NAMED_MAX] for name, those in sorts.items() if those},
         "gates": _gates(turns),
@@ -99,6 +100,12 @@ def _wave(turns: Turns, i: int, wave: Wave, of: int) -> dict[str, Any]:
     if wave.where is None:
         found["target"] = wave.target(of)
     return found
+
+
+def _trial(turns: Turns) -> dict[str, Any] | None:
+    """How the wave has the new release while it is beside the old one."""
+    trial = trial_of(turns.rollout, turns.plan)
+    return None if trial is None else {"mode": trial.mode, "share": trial.share, "forMs": trial.for_ms}
 
 
 def _gates(turns: Turns) -> list[dict[str, Any]]:

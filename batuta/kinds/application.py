@@ -248,6 +248,12 @@ class Application(Resource, tag="Application", kw_only=True):
             seen.add(component.name)
             yield from _component_problems(here, component)
         yield from rollout_problems("spec.rollout", self.spec.rollout)
+        if all(component.model is None for component in self.spec.components):
+            for name in ("shadow_ms", "split"):
+                if getattr(self.spec.rollout, name) is not None:
+                    path = f"spec.rollout.{name.removesuffix('_ms')}"
+                    message = "only models are tried beside what runs, and there is none"
+                    yield Problem(path=path, code="value", message=message)
 
 
 def _component_problems(here: str, component: Component) -> Iterator[Problem]:

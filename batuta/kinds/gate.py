@@ -64,6 +64,11 @@ def check(path: str, text: str) -> list[Problem]:
 
 
 @lru_cache(1024)
+def asks_agreement(text: str) -> bool:
+    """Does it ask what is only seen while two releases answer the same?"""
+    return any(name.startswith("agreement.") for name in measures_in(text))
+
+
 def measures_in(text: str) -> tuple[str, ...]:
     """The measurements that a gate asks for, such as `latency.p99` and `baseline.latency.p99`, in order."""
     found = {".".join(names) for _, _, names in paths_in(tokens_of(text))}

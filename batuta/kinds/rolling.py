@@ -33,6 +33,9 @@ GateText = Annotated[
 ]
 
 
+SplitText = Annotated[str, Meta(min_length=2, max_length=16, description="A share: `20%`.")]
+
+
 class Disruption(Record):
     """How much of a component may be missing by our own doing, at one time."""
 
@@ -92,17 +95,30 @@ class Rollout(Record):
     """Somebody must agree before every wave but the first."""
     jitter_ms: Millis = msgspec.field(default_factory=lambda: Millis(0), name="jitter")
     """The nodes of a wave begin at different instants within so long: no stampede."""
+    shadow_ms: Millis | None = msgspec.field(default=None, name="shadow")
+    """Before a wave is switched, its nodes run the new model beside the old one for so long: it is shown what the old
+    one was asked and has answered, and answers nobody. Only then `agreement.share` is measured."""
+    split: SplitText | None = None
+    """After that, and for as long as `soak`, the new model answers so much by itself: a stable share of the topics, or
+    of the keys of requests. What it cannot answer in time, the old one does."""
 
 
 def rollout_problems(here: str, rollout: Rollout) -> Iterator[Problem]:
     """Everything wrong with one that can be seen from itself."""
     from batuta.kinds import calendar, gate
-    from batuta.kinds.waves import wave_problems
+    from batuta.kinds.waves import share_of, wave_problems
 
     if rollout.waves is not None:
         yield from wave_problems(f"{here}.waves", rollout.waves)
     for i, text in enumerate(rollout.gates):
-        yield from gate.check(f"{here}.gates[{i}]", text)
+        found = list(gate.check(f"{here}.gates[{i}]", text))
+        yield from found
+        if not found and rollout.shadow_ms is None and gate.asks_agreement(text):
+            message = "whether two releases agree is seen in shadow only, and there is none"
+            yield Problem(path=f"{here}.gates[{i}]", code="value", message=message, hint="say shadow: 10m")
+    if rollout.split is not None and share_of(rollout.split) is None:
+        message = f"{rollout.split!r} is no share"
+        yield Problem(path=f"{here}.split", code="value", message=message, hint="for example 20%")
     for i, window in enumerate(rollout.windows):
         path = f"{here}.windows[{i}]"
         for name in ("opens", "closes"):

@@ -46,6 +46,12 @@ def wave(text: str) -> Wave | None:
     return None
 
 
+def share_of(text: str) -> float | None:
+    """`20%` as a number from 0 to 1; None when it is none, or nothing."""
+    found = _SHARE.match(text.strip())
+    return float(found[1]) / 100 if found and 0 < float(found[1]) <= 100 else None
+
+
 def waves_of(texts: Sequence[str]) -> tuple[Wave, ...]:
     """All of them; the last one that is not everything is followed by everything, for a rollout ends with all nodes."""
     known = tuple(found for text in texts if (found := wave(text)) is not None)
