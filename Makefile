@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint test-slow test-torch fuzz bench clean twin-large
+.PHONY: demo test lint test-slow test-torch test-executorch fuzz bench clean twin-large
 
 demo: .venv/ready
 	$(BIN)/batuta demo
@@ -27,6 +27,12 @@ TORCH ?= --index-url https://download.pytorch.org/whl/cpu torch
 test-torch: .venv/ready
 	$(BIN)/python -c "import torch" 2>/dev/null || $(BIN)/pip install --quiet --disable-pip-version-check $(TORCH)
 	$(BIN)/pytest -m slow tests/e2e/test_model_lifecycle.py -k pytorch
+
+# ExecuTorch, which needs PyTorch: an engine that serves `.pte` files, on its own and on a real node.
+test-executorch: .venv/ready
+	$(BIN)/python -c "import torch" 2>/dev/null || $(BIN)/pip install --quiet --disable-pip-version-check $(TORCH)
+	$(BIN)/python -c "import executorch" 2>/dev/null || $(BIN)/pip install --quiet --disable-pip-version-check executorch
+	$(BIN)/pytest -m slow tests/e2e/test_executorch.py
 
 # The API against its own OpenAPI for longer: `make fuzz EXAMPLES=500 SEED=7`.
 EXAMPLES ?= 200

@@ -9,12 +9,12 @@ from __future__ import annotations
 import hashlib
 import mmap
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypeVar
 
 import msgspec
 
 from batuta.errors import ArtifactRefused, NotFound, Refused
-from batuta.interop import onnx_header
+from batuta.interop import executorch_program, onnx_header
 from batuta.kinds.base import DEFAULT_NAMESPACE, Bytes, Metadata, Problem, Record, decode_hook
 from batuta.kinds.model import Format, Golden, Model, ModelSpec, Needs, Signature, Variant, Version
 from batuta.kinds.shaping import After, Before
@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from batuta.client import Client
+
+
+T = TypeVar("T")
 
 
 class Pushed(NamedTuple):
@@ -59,6 +62,7 @@ def push(
     memory_bytes: int | None = None,
     provenance: bytes = b"",
     golden: bytes = b"",
+    drift: bytes = b"",
     shaping: Path | None = None,
     tolerance: float = 0.001,
     namespace: str = DEFAULT_NAMESPACE,
@@ -66,8 +70,9 @@ def push(
 ) -> Pushed:
     """Upload `file` unless the hub has it, then create the model or append the version. Raises Refused.
 
-    `golden` is an .npz of inputs and the outputs they must give (`batuta.tuning.golden`); nodes replay it. `shaping` is
-    a .py file with `before` and `after`, or YAML that says them.
+    `golden` is an .npz of inputs and the outputs they must give (`batuta.tuning.golden`); nodes replay it. `drift` says
+    what inputs look like (`batuta.tuning.sketch`); nodes compare theirs with it, and the first that a version is given
+    stays. `shaping` is a .py file with `before` and `after`, or YAML that says them.
     """
     path = Path(file)
     addition = version_of(path, version=version, variant=variant, labels=labels, memory_bytes=memory_bytes)
@@ -79,6 +84,9 @@ def push(
         proof = Golden(digest=f"sha256:{hashlib.sha256(golden).hexdigest()}", tolerance=tolerance)
         addition = msgspec.structs.replace(addition, golden=proof)
         client.push_bytes(golden)
+    if drift:
+        addition = msgspec.structs.replace(addition, drift=f"sha256:{hashlib.sha256(drift).hexdigest()}")
+        client.push_bytes(drift)
     if shaping is not None:
         addition = _shaped(client, addition, shaping)
     action = push_version(
@@ -155,7 +163,7 @@ def read(path: Path) -> Said:
     if head[4:] == b"TFL3":
         return Said("tflite")
     if len(head) == 8 and head[4:6] == b"ET" and head[6:].isdigit():
-        return Said("pte")
+        return Said("pte", _mapped(path, executorch_program.read).signature)
     if path.suffix in (".tflite", ".pte"):
         raise ArtifactRefused("artifact_unreadable", f"{path.name} is no {path.suffix[1:]} model by its first bytes")
     header = _onnx(path)
@@ -167,10 +175,14 @@ def signature_of(path: Path) -> Signature:
     return _onnx(path).signature
 
 
-def _onnx(path: Path) -> onnx_header.OnnxHeader:
+def _mapped(path: Path, read: Callable[[bytes | memoryview], T]) -> T:
     with path.open("rb") as file:
         empty = path.stat().st_size == 0
-        header = onnx_header.read(b"" if empty else memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)))
+        return read(b"" if empty else memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)))
+
+
+def _onnx(path: Path) -> onnx_header.OnnxHeader:
+    header = _mapped(path, onnx_header.read)
     if header.external:
         raise ArtifactRefused(
             "artifact_unreadable",
@@ -222,7 +234,7 @@ def _extended(version: Version, addition: Version) -> Version:
                 "versions are immutable: push it as a new --version, or another --variant",
             )
         variants[variant.name] = _known_better(same_name, variant)
-    if None not in (version.signature, addition.signature) and version.signature != addition.signature:
+    if not _share_signature(version, addition):
         raise _refused(
             f"its inputs and outputs are not those of version {version.version!r}",
             "all variants of a version share one signature: push it as a new --version",
@@ -247,6 +259,14 @@ def _extended(version: Version, addition: Version) -> Version:
         drift=version.drift or addition.drift,
         provenance=version.provenance or addition.provenance,
     )
+
+
+def _share_signature(version: Version, addition: Version) -> bool:
+    """Files of ExecuTorch name nothing: what fits place by place takes the version's names."""
+    there, new = version.signature, addition.signature
+    if there is None or new is None or there == new:
+        return True
+    return all(each.format == "pte" for each in addition.variants) and executorch_program.fits(new, there)
 
 
 def _known_better(before: Variant, now: Variant) -> Variant:

@@ -224,7 +224,7 @@ def _up(control: NatsFabric) -> Callable[[str, bytes, Mapping[str, str], str], A
 
 def _runtimes() -> dict[str, Runtime]:
     """Those that this machine can run."""
-    tenants: tuple[Runtime, ...] = (ProcessRuntime(), ModelRuntime(), ModelRuntime("tflite"))
+    tenants: tuple[Runtime, ...] = (ProcessRuntime(), ModelRuntime(), ModelRuntime("tflite"), ModelRuntime("pte"))
     return {runtime.name: runtime for runtime in tenants if runtime.available()}
 
 

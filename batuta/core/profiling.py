@@ -16,7 +16,7 @@ from batuta.core.known import KnownProfile, profile_key
 from batuta.core.proving import BATTERY_PERCENT_MIN, SPARE_BYTES, MeasureWanted
 from batuta.core.state import Change
 from batuta.core.wish import Ask
-from batuta.kinds.model import PROVABLE, Model
+from batuta.kinds.model import Model
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -66,7 +66,7 @@ def is_all_known(state: State) -> bool:
     classes = {hardware_of(state, name, report) for name, report in state.observed.items()} - {""}
     newest = (releases[-1] for releases in state.releases.values() if releases)
     versions = (r.version for release in newest for r in release.components if r.version is not None)
-    digests = {v.digest for version in versions for v in version.variants if v.format in PROVABLE}
+    digests = {v.digest for version in versions for v in version.variants}
     return all(classes <= state.profiles.get(digest, {}).keys() for digest in digests)
 
 
@@ -80,7 +80,7 @@ def to_ask(state: State, fleet: Fleet) -> list[Asked]:
         eligible = ask.eligible()
         for i, variant in enumerate(version.variants):
             # An accelerator that is to be measured would have to be given first.
-            if variant.format not in PROVABLE or variant.needs.accelerator is not None or ask.needs:
+            if variant.needs.accelerator is not None or ask.needs:
                 continue
             known = state.profiles.get(variant.digest, {})
             held = fleet.has_artifact(variant.digest)

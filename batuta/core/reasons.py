@@ -68,7 +68,9 @@ CATALOGUE: dict[str, Entry] = {
         "its data must not go there", "change its residency or the site's; or add nodes where the data may live"
     ),
     "runtime_missing": Entry(
-        "the node lacks the runtime", "for models, install batuta[model] on the node; for containers, Podman or Docker"
+        "the node lacks the runtime",
+        "for models, install batuta[model] on the node, for .tflite batuta[litert], for .pte batuta[executorch]; for "
+        "containers, Podman or Docker",
     ),
     "architecture_wrong": Entry(
         "it was not built for the node's processor", "build it for that one too, and say so in architectures"

@@ -42,7 +42,7 @@ def prove(order: ProvingOrder) -> Proof:
         from batuta.tuning import golden as cases_of
         from batuta.tuning.session import anything, feedable
 
-        session = opened(order.artifact, order.format, order.accelerators)
+        session = opened(order.artifact, order.format, order.accelerators, order.signature)
         runtime = session.runtime
         if order.golden:
             golden = cases_of.read(Path(order.golden))

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from batuta.dataflow.engines import Engine
-    from batuta.kinds.model import Format
+    from batuta.kinds.model import Format, Signature
 
 RUNTIMES: dict[str, tuple[str, ...]] = {
     "onnx": ("onnxruntime", "onnxruntime-gpu"), "tflite": ("ai-edge-litert",), "pte": ("executorch",)
@@ -26,9 +26,11 @@ RUNTIMES: dict[str, tuple[str, ...]] = {
 class EngineSession(Loaded):
     """One engine. Raises ArtifactRefused when it cannot load the file."""
 
-    def __init__(self, path: str | os.PathLike[str], how: Format, kinds: Sequence[str] = ()) -> None:
+    def __init__(
+        self, path: str | os.PathLike[str], how: Format, kinds: Sequence[str] = (), declared: Signature | None = None
+    ) -> None:
         try:
-            self._engine: Engine = engines.load(str(path), how, kinds)
+            self._engine: Engine = engines.load(str(path), how, kinds, declared)
         except engines.Unfit as unfit:
             raise ArtifactRefused(unfit.code, str(unfit)) from None
         on = self._engine.runs_on.removesuffix("ExecutionProvider")
@@ -42,9 +44,11 @@ class EngineSession(Loaded):
         return self._engine.run(feed)
 
 
-def opened(path: str | os.PathLike[str], how: Format, kinds: Sequence[str] = ()) -> Loaded:
-    """The file, loaded; `kinds` are the accelerators that it may use."""
-    return EngineSession(path, how, kinds)
+def opened(
+    path: str | os.PathLike[str], how: Format, kinds: Sequence[str] = (), declared: Signature | None = None
+) -> Loaded:
+    """The file, loaded; `kinds` are the accelerators that it may use, `declared` what its version says of it."""
+    return EngineSession(path, how, kinds, declared)
 
 
 def _dtype(datatype: str) -> str:

@@ -42,7 +42,7 @@ class Serving:
         self.order = order
         self.tally = tally
         kinds = [grant.kind for grant in order.instance.accelerators]
-        self.engine = load(order.artifact, model.variant.format, kinds)
+        self.engine = load(order.artifact, model.variant.format, kinds, model.signature)
         self.batching = Batching(self.engine, model.batch, model.linger_ms)
         self.batching.try_out()
         tally.sampling.sketch = sketch_of(order.drift, tally.error)

@@ -17,9 +17,7 @@ if TYPE_CHECKING:
 
 Format = Literal["onnx", "tflite", "pte"]
 """What a file is; the runtime of that name loads it. Nodes report those they have: `onnx` with `batuta[model]`,
-`tflite` with `batuta[litert]`, and none has `pte` yet."""
-PROVABLE: tuple[Format, ...] = ("onnx", "tflite")
-"""Of these, golden inputs can be replayed on a device."""
+`tflite` with `batuta[litert]`, `pte` with `batuta[executorch]`."""
 SIGNATURES_MAX = 8
 
 
@@ -196,13 +194,6 @@ class Model(Resource, tag="Model", kw_only=True):
                     if hardware in known[:k]:
                         message = f"{hardware!r} is profiled twice"
                         yield Problem(path=f"{there}.profiles[{k}].hardware", code="duplicate", message=message)
-                if (variant.golden or version.golden) is not None and variant.format not in PROVABLE:
-                    yield Problem(
-                        path=f"{there}.golden" if variant.golden is not None else f"{here}.golden",
-                        code="not_yet",
-                        message=f"golden inputs are not yet replayed through {variant.format} files on the device",
-                        hint="leave them out of this version",
-                    )
 
     def _alias_problems(self) -> Iterator[Problem]:
         known = {v.version for v in self.spec.versions}

@@ -32,10 +32,12 @@ if TYPE_CHECKING:
 
 WORKER = "batuta.dataflow.worker"
 WORKER_NEEDS = ("numpy", "httptools", "uvloop")
-LOADS = {"onnx": "onnxruntime", "tflite": "ai_edge_litert"}
+LOADS: dict[Format, str] = {"onnx": "onnxruntime", "tflite": "ai_edge_litert", "pte": "executorch"}
 """By format: the module that loads it."""
-# What Python, NumPy and ONNX Runtime take before any model is loaded. A component's memory is for its model.
-WORKER_BASE_BYTES = 128 << 20
+LOADS_WITH: dict[Format, tuple[str, ...]] = {"pte": ("torch",)}
+"""And those that it cannot do without, where it does not bring them."""
+# What Python, NumPy and the runtime take before any model is loaded. A component's memory is for its model.
+BASE_BYTES: dict[Format, int] = {"onnx": 128 << 20, "tflite": 128 << 20, "pte": 512 << 20}
 # And what a version's own Python takes in its own process.
 TRANSFORM_BASE_BYTES = 96 << 20
 
@@ -73,10 +75,10 @@ class ModelRuntime(Keeping[ModelRun]):
 
     def __init__(self, how: Format = "onnx") -> None:
         super().__init__()
-        self.name = how
+        self.name = self.how = how
 
     def available(self) -> bool:
-        return super().available() and all(importlib.util.find_spec(each) for each in (*WORKER_NEEDS, LOADS[self.name]))
+        return super().available() and all(_is_here(each) for each in (*WORKER_NEEDS, *modules(self.how)))
 
     def program(self, order: Order) -> Program:
         instance = order.instance
@@ -96,7 +98,8 @@ class ModelRuntime(Keeping[ModelRun]):
             broker=dict(order.broker),
             start=starts_so_far(order.directory) + 1,
         )
-        base_bytes = WORKER_BASE_BYTES + (TRANSFORM_BASE_BYTES if instance.model.transform is not None else 0)
+        base_bytes = BASE_BYTES[instance.model.variant.format]
+        base_bytes += TRANSFORM_BASE_BYTES if instance.model.transform is not None else 0
         return Program(
             # Isolated from the instance's own directory, which is its working directory: no file there can be imported.
             command=(sys.executable, "-P", "-m", WORKER),
@@ -142,14 +145,27 @@ class ModelRuntime(Keeping[ModelRun]):
         return super().ended(run)._replace(measures=measures)
 
 
+def modules(how: Format) -> tuple[str, ...]:
+    """What must be installed for files of this format."""
+    return (LOADS[how], *LOADS_WITH.get(how, ()))
+
+
+def _is_here(module: str) -> bool:
+    return importlib.util.find_spec(module) is not None
+
+
 def versions() -> dict[str, str]:
     """By format: what loads it here, with its version, read from the file system. Nothing is imported for it."""
     found: dict[str, str] = {}
     for how, module in LOADS.items():
         spec = importlib.util.find_spec(module)
-        if spec is None or spec.origin is None:
+        if spec is None or not all(_is_here(each) for each in modules(how)):
             continue
-        beside = Path(spec.origin).parent.parent
+        # A package in several pieces, as ExecuTorch is, has no file of its own.
+        places = [Path(spec.origin).parent] if spec.origin else [Path(p) for p in spec.submodule_search_locations or ()]
+        if not places:
+            continue
+        beside = places[0].parent
         # A build for graphics cards is another distribution of the same module: onnxruntime_gpu.
         notes = sorted(beside.glob(f"{module}-*.dist-info")) or sorted(beside.glob(f"{module}_*.dist-info"))
         found[how] = notes[0].name.removesuffix(".dist-info").replace("-", " ") if notes else module

@@ -20,7 +20,7 @@ from batuta.errors import RuntimeFailure
 from batuta.kinds.base import Bytes, decode_hook, encode_hook
 from batuta.runtimes.keeping import DEFAULT_PATH
 from batuta.runtimes.kept import Kept
-from batuta.runtimes.model import WORKER_BASE_BYTES
+from batuta.runtimes.model import BASE_BYTES
 from batuta.runtimes.sandbox import Limits, Program
 
 if TYPE_CHECKING:
@@ -42,7 +42,8 @@ async def prove_instance(order: Order) -> Proof:
         raise RuntimeFailure("start_failed", f"{instance.name} is not a model")
     golden, allowed = model.golden, int(instance.memory_bytes)
     limits = [int(golden.memory_bytes)] if golden is not None and golden.memory_bytes is not None else []
-    limits += [allowed + WORKER_BASE_BYTES] if allowed else []
+    base_bytes = BASE_BYTES[model.variant.format]
+    limits += [allowed + base_bytes] if allowed else []
     asked = ProvingOrder(
         artifact=str(order.artifacts[model.variant.digest]), format=model.variant.format,
         result=str(order.directory / RESULT_FILE), signature=model.signature,
@@ -56,7 +57,7 @@ async def prove_instance(order: Order) -> Proof:
             broker={}, start=0, bundles=tuple(str(order.artifacts[d]) for d in model.bundles),
         ),
     )  # fmt: skip
-    return await prove(asked, order.directory, allowed + WORKER_BASE_BYTES if allowed else 0)
+    return await prove(asked, order.directory, allowed + base_bytes if allowed else 0)
 
 
 async def prove(asked: ProvingOrder, directory: Path, memory_bytes: int = 0) -> Proof:

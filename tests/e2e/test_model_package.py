@@ -23,6 +23,7 @@ from batuta.kinds import Model
 from batuta.model_layout import Layout
 from batuta.model_registry import place, pull
 from tests.cli.running import Ran, run
+from tests.interop.programs import Place, program
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -203,8 +204,9 @@ def test_aliases_move_and_previous_follows_champion(stage: Stage, tmp_path: Path
 
 def test_other_formats_are_kept_and_wrong_ones_refused(stage: Stage, tmp_path: Path) -> None:
     home = stage.hub_state
-    for name, head in (("a.tflite", b"\x1c\x00\x00\x00TFL3"), ("b.pte", b"\x1c\x00\x00\x00ET12")):
-        (tmp_path / name).write_bytes(head + bytes(100))
+    lite, torch = b"\x1c\x00\x00\x00TFL3" + bytes(100), program([Place((1, 4))], [Place((1, 2))])
+    for name, data in (("a.tflite", lite), ("b.pte", torch)):
+        (tmp_path / name).write_bytes(data)
         model = f"other-{name[0]}"
         done(run("model", "push", str(tmp_path / name), "--name", model, "--version", "1", state=home))
         assert spec_of(stage, model).spec.versions[0].variants[0].format == name[2:]

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from batuta.dataflow.oip.datatypes import Array, Port
-    from batuta.kinds.model import Format
+    from batuta.kinds.model import Format, Signature
 
 MODULES = {"onnx": "onnx_runtime", "tflite": "litert", "pte": "executorch"}
 
@@ -46,13 +46,16 @@ class Engine(Protocol):
         ...
 
 
-def load(path: str, how: Format, kinds: Sequence[str] = ()) -> Engine:
-    """The model in the file at `path`; `kinds` are the accelerators it was given, best first. Raises Unfit."""
+def load(path: str, how: Format, kinds: Sequence[str] = (), declared: Signature | None = None) -> Engine:
+    """The model in the file at `path`; `kinds` are the accelerators it was given, best first. Raises Unfit.
+
+    `declared` is what its version says of it: a file whose inputs have no names takes them from there.
+    """
     try:
         tenant = importlib.import_module(f"batuta.dataflow.engines.{MODULES[how]}")
     except ImportError as error:
         raise Unfit("runtime_missing", f"what runs {how} is not installed here: {error}") from error
-    loaded: Engine = tenant.load(path, kinds)
+    loaded: Engine = tenant.load(path, kinds, declared)
     return loaded
 
 

@@ -19,9 +19,10 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from batuta.dataflow.oip.datatypes import Array
+    from batuta.kinds.model import Signature
 
 
-def load(path: str, _kinds: Sequence[str]) -> LiteRt:
+def load(path: str, _kinds: Sequence[str], _declared: Signature | None) -> LiteRt:
     return LiteRt(path)
 
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from batuta.dataflow.oip.datatypes import Array
+    from batuta.kinds.model import Signature
 
 CPU: Final = "CPUExecutionProvider"
 PROVIDERS: Final[dict[str, tuple[str, ...]]] = {
@@ -40,7 +41,7 @@ _BFLOAT16: Final = 16
 """As ONNX numbers it."""
 
 
-def load(path: str, kinds: Sequence[str]) -> OnnxRuntime:
+def load(path: str, kinds: Sequence[str], _declared: Signature | None) -> OnnxRuntime:
     return OnnxRuntime(path, kinds)
 
 
