@@ -111,29 +111,32 @@ def push(
     files = files_of(Path(source)) if Path(source).is_dir() else {variant: Path(source)}
     lineage = lineage_of(parent, data, code)
     proof = write(lineage, {path.name: digest_of_file(path) for path in files.values()}) if lineage else b""
-    cases = _golden(golden, golden_from, next(iter(files.values())), labels)
+    cases, usual = _golden(golden, golden_from, next(iter(files.values())), labels, shaped=shaping is not None)
     for each, file in files.items():
         pushed = push_file(
             hub, file, name=name, version=version, variant=each, task=task, memory_bytes=memory_bytes,
             labels=[label.strip() for label in labels.split(",") if label.strip()],
-            provenance=proof, golden=cases, tolerance=tolerance, shaping=shaping, namespace=namespace,
+            provenance=proof, golden=cases, drift=usual, tolerance=tolerance, shaping=shaping, namespace=namespace,
             on_progress=_progress(str(file)),
         )  # fmt: skip
         _say(pushed)
 
 
-def _golden(file: Path | None, data: Path | None, model: Path, labels: str) -> bytes:
-    """Golden inputs as bytes: those that are there, or made of what the model says of some data."""
+def _golden(
+    file: Path | None, data: Path | None, model: Path, labels: str, *, shaped: bool = False
+) -> tuple[bytes, bytes]:
+    """Golden inputs as bytes: those that are there, or made of what the model says of some data. And what its inputs
+    look like, where there is enough data to tell."""
     if file is not None and data is not None:
         raise click.UsageError("give --golden or --golden-from, not both")
     if file is None and data is None:
-        return b""
+        return b"", b""
     from batuta.model_push import read
 
     try:
         from batuta.dataflow.proving_session import opened
         from batuta.tuning import data as data_of
-        from batuta.tuning import golden
+        from batuta.tuning import golden, sketch
     except ImportError as error:
         from batuta.errors import BatutaError
 
@@ -141,16 +144,22 @@ def _golden(file: Path | None, data: Path | None, model: Path, labels: str) -> b
             f"this needs packages that cannot be loaded here: {error}", next_step="pip install 'batuta[optimize]'"
         ) from None
     session = opened(model, read(model).format)
+    usual = None
     with tempfile.TemporaryDirectory(prefix="batuta-golden-") as directory:
         path = Path(directory) / "golden.npz" if file is None else file
         if data is not None:
             words = [label.strip() for label in labels.split(",") if label.strip()]
-            golden.write(path, golden.make(session, data_of.read(data, session.inputs, labels=words).inputs))
+            inputs = data_of.read(data, session.inputs, labels=words).inputs
+            golden.write(path, golden.make(session, inputs))
+            # Images that a version shapes in its own way are not what the model sees.
+            usual = sketch.made(inputs) if not (shaped and data.is_dir()) else None
         replayed = golden.replay(session, golden.read(path), 0.0 if data is not None else GOLDEN_SLACK)
         if replayed.wrong:
             raise click.BadParameter(f"the model itself does not answer so: {replayed.wrong}", param_hint="--golden")
         click.echo(f"golden inputs: {replayed.cases} cases", err=True)
-        return path.read_bytes()
+        if usual is not None:
+            click.echo(f"drift reference: {sum(usual.counts)} items", err=True)
+        return path.read_bytes(), sketch.written(usual) if usual is not None else b""
 
 
 def _say(pushed: Pushed) -> None:

@@ -24,7 +24,7 @@ from batuta.kinds.model import Golden, Profile
 from batuta.model_push import version_of
 from batuta.tuning import data as data_of
 from batuta.tuning import golden as golden_of
-from batuta.tuning import quality, variants
+from batuta.tuning import quality, sketch, variants
 from batuta.tuning.candidates import Candidate, with_front
 from batuta.tuning.homes import only
 from batuta.tuning.measure import proved
@@ -106,9 +106,11 @@ def optimize(
             told("", f"keeping {sum(c.reason is None for c in candidates)} of {len(candidates)} variants")
             good = [c.name for c in candidates if (c.reason is None or c.is_base) and c.name in work.made]
             addition = only(home.version, [work.made[name] for name in good])
-            home.keep(
-                addition, {work.made[n].digest: work.paths[n] for n in good}, [d for n in good for d in work.beside[n]]
-            )
+            documents = [d for n in good for d in work.beside[n]]
+            if usual := work.usual():
+                addition = msgspec.structs.replace(addition, drift=_digest(usual))
+                documents.append(("drift", usual))
+            home.keep(addition, {work.made[n].digest: work.paths[n] for n in good}, documents)
     return Outcome(home.name, home.version.version, hardware, tuple(candidates), keep)
 
 
@@ -142,6 +144,12 @@ class _Work:
         self.golden = self._golden()
         self.inputs = self._inputs(session)
         self.base_says = quality.meaning(session.run_all(self.inputs), len(next(iter(self.inputs.values()))))
+
+    def usual(self) -> bytes:
+        """What the version's inputs look like, where there is data that tells and nobody has said it before."""
+        known = next((data for data in (self.calibration, self.labelled) if data is not None), None)
+        found = sketch.made(known.inputs) if known is not None and self.home.version.drift is None else None
+        return sketch.written(found) if found is not None else b""
 
     def recipes(self) -> list[_Recipe]:
         """What is wished for, in order. With fixed shapes everything begins from the fixed file."""

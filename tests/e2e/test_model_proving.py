@@ -12,7 +12,7 @@ from batuta.demo.stage import wait_for
 from batuta.kinds import Node
 from batuta.kinds.model import Model
 from batuta.model_push import push
-from batuta.tuning import golden
+from batuta.tuning import golden, sketch
 from batuta.tuning.session import Session
 from tests.cli.running import run
 from tests.e2e.playing import READER, Device, instance, play, ready, workers
@@ -86,6 +86,11 @@ def test_golden_inputs_are_made_from_data_by_push(stage: Stage, digits: Digits, 
     words = ["model", "push", str(digits.first), "--name", "digits", "--version", "1"]
     pushed = run(*words, "--golden-from", str(tmp_path / "data.npz"), state=stage.hub_state)
     assert (pushed.code, "golden inputs: 32 cases" in pushed.err) == (0, True), pushed.err
+    assert "drift reference: " in pushed.err
+    (version,) = stage.client.get(Model, "digits").resource.spec.versions
+    assert version.drift is not None
+    stage.client.pull_artifact(version.drift, tmp_path / "drift.json")
+    assert sum(sketch.read(tmp_path / "drift.json").counts) == len(digits.held_out) // 2
     cases(digits, tmp_path / "wrong.npz", off=0.5)
     words[-1] = "2"
     refused = run(*words, "--golden", str(tmp_path / "wrong.npz"), state=stage.hub_state)

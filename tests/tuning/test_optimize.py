@@ -15,7 +15,7 @@ from batuta.interop.provenance import read as read_statement
 from batuta.kinds.base import Bytes
 from batuta.model_layout import Layout
 from batuta.model_package import pack
-from batuta.tuning import golden
+from batuta.tuning import golden, sketch
 from batuta.tuning.candidates import Candidate, with_front
 from batuta.tuning.data import digest_of
 from batuta.tuning.homes import PackageHome
@@ -199,3 +199,6 @@ def test_documents_of_a_package_survive_a_second_reading(layout: Layout, labelle
         dec_hook=lambda kind, value: kind.parse(value),
     )  # fmt: skip
     assert again == version
+    assert version.drift is not None
+    PackageHome(layout).fetch(version.drift, layout.directory / "drift.json")
+    assert sketch.read(layout.directory / "drift.json").inputs.keys() == {"image"}
