@@ -81,7 +81,7 @@ class Flags:
             if digest == self.digest:
                 return True
             try:
-                if len(body) > SHEET_BYTES_MAX:
+                if len(body) > 2 * SHEET_BYTES_MAX:
                     raise ValueError(f"{len(body)} bytes")
                 read(body)
             except ValueError:

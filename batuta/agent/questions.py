@@ -69,7 +69,8 @@ class Questions:
             self.refused += 1
             code = "not_found" if isinstance(error, NotFound) else "failed"
             said = msgspec.json.encode({"error": code, "message": str(error)[:1000]})
-        await message.respond(said)
+        if message.reply:
+            await message.respond(said)
 
     async def _log(self, data: bytes) -> bytes:
         wanted = msgspec.json.decode(data, type=LogWanted)

@@ -9,7 +9,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import msgspec
+
+from batuta.core.flags import SHEET_BYTES_MAX
 from batuta.kinds.base import Problem
+from batuta.kinds.flag import Flag
 from batuta.kinds.model import Model
 from batuta.kinds.nearest import did_you_mean
 from batuta.kinds.node import Node
@@ -23,6 +27,8 @@ if TYPE_CHECKING:
     from batuta.kinds.base import Resource
     from batuta.kinds.model import Version
 
+FLAG_BYTES = 256
+"""What a flag takes beside what is said in its spec: at most its names, and what they are wrapped in."""
 NAMED_MAX = 5
 """How many users of a thing are named before the rest is counted."""
 
@@ -36,6 +42,8 @@ def admit(resource: Resource, state: State, before: State | None = None) -> list
         return list(_node_problems(resource, state))
     if isinstance(resource, Model):
         return list(_model_problems(resource, state, state if before is None else before))
+    if isinstance(resource, Flag):
+        return list(_flag_problems(state))
     return []
 
 
@@ -67,6 +75,15 @@ def _site_problems(site: Site, state: State) -> Iterator[Problem]:
             return
         above = state.site(parent)
         parent = above.spec.parent if above is not None else None
+
+
+def _flag_problems(state: State) -> Iterator[Problem]:
+    """Every node holds all flags, so that any program may ask for any."""
+    flags = [r for r in state.desired.values() if isinstance(r, Flag)]
+    size = sum(len(msgspec.json.encode(flag.spec)) + FLAG_BYTES for flag in flags)
+    if size > SHEET_BYTES_MAX:
+        message = f"all {len(flags)} flags together have {size} bytes, and {SHEET_BYTES_MAX} are allowed"
+        yield Problem(path="spec", code="too_large", message=message, hint="delete some, or give them smaller values")
 
 
 def _node_problems(node: Node, state: State) -> Iterator[Problem]:

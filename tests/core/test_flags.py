@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from batuta.core.admission import admit
 from batuta.core.flag_sheets import NOTHING, Sheets, resolved, sheets_of
 from batuta.core.flags import Denied, FlagOrder, Given, Sheet, digest_of, evaluate, read, written
 from batuta.core.observed import Mesh
@@ -185,6 +186,15 @@ def test_followed_step_by_step_it_comes_to_the_same_as_from_the_start():
         assert {n: kept.told(n) for n in state.nodes} == {n: fresh.told(n) for n in state.nodes}
         for each in kept.flags:
             assert kept.choices(each) == fresh.choices(each)
+
+
+def test_all_flags_together_fit_into_a_message():
+    large = [of(flag(f"flag-{n}", variants={"old": "x" * 16_000})) for n in range(33)]
+    state = state_of([Change("desired", each.ref.key, each) for each in large[:31]])
+    assert admit(large[0], state) == []
+    (problem,) = admit(large[32], state.with_changes([Change("desired", each.ref.key, each) for each in large]))
+    assert problem.code == "too_large"
+    assert problem.message.startswith("all 33 flags together have ")
 
 
 # --- What the status says ---------------------------------------------------------------------------------------------
