@@ -108,6 +108,8 @@ class Chapter(NamedTuple):
     """Against the one before it that is kept: each with `op`, `path`, `before` and `after`."""
     by: str = ""
     """Who made it, as far as the audit still knows."""
+    rollout: str = ""
+    """Of the one that arrives or arrived last, how that stands: `rolling`, `done`, `undone`, …"""
 
 
 class Check(NamedTuple):

@@ -170,5 +170,5 @@ def _chapter(item: Mapping[str, Any]) -> Chapter:
     pins = tuple(Pinned(p["component"], p["what"], p["digest"]) for p in item.get("pins", ()))
     return Chapter(
         item["revision"], item["at"], bool(item.get("isNewest", False)), pins, tuple(item.get("changes", ())),
-        str(item.get("by", "")),
+        str(item.get("by", "")), str(item.get("rollout", "")),
     )  # fmt: skip

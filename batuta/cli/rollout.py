@@ -85,7 +85,7 @@ def history(hub: Client, name: str, *, namespace: str, output: str) -> None:
         items = [{**c._asdict(), "pins": [p._asdict() for p in c.pins], "changes": list(c.changes)} for c in chapters]
         click.echo(as_text(items, output), nl=False)
         return
-    for line in table(["RELEASE", "WHEN", "BY", "CHANGED"], [_row(chapter) for chapter in chapters]):
+    for line in table(["RELEASE", "ROLLOUT", "WHEN", "BY", "CHANGED"], [_row(chapter) for chapter in chapters]):
         click.echo(line)
     pins = [[str(c.revision), p.component, p.what, p.digest[:19]] for c in chapters for p in c.pins]
     if pins:
@@ -98,9 +98,10 @@ def _row(chapter: Chapter) -> list[str]:
     at = datetime.fromtimestamp(chapter.at / 1000).astimezone().strftime("%Y-%m-%d %H:%M:%S")
     from batuta.cli.diff import field_line
 
-    changed = [field_line(change) for change in chapter.changes if not change["path"].startswith("components[].dig")]
+    # Which files a version is made of, the table below tells.
+    changed = [field_line(change) for change in chapter.changes if ".resolved.variants" not in change["path"]]
     said = "; ".join(changed[:2]) + (f"; and {len(changed) - 2} more" if len(changed) > 2 else "")
-    return [str(chapter.revision), at, clean(chapter.by) or ABSENT, said or ABSENT]
+    return [str(chapter.revision), chapter.rollout or ABSENT, at, clean(chapter.by) or ABSENT, said or ABSENT]
 
 
 @rollout.command()

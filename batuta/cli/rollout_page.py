@@ -20,6 +20,9 @@ TOLD: Final = {
 }  # fmt: skip
 NAMED_MAX: Final = 8
 GATE_WIDTH: Final = 72
+_STANDS: Final = {
+    "soaking": "watched", "paused": "paused", "undoing": "being undone", "undone": "undone", "aborted": "ended here",
+}  # fmt: skip
 _TONES: Final = {
     "done": "good", "paused": "wait", "undoing": "bad", "undone": "bad", "aborted": "bad", "held": "good",
     "broken": "bad", "open": "wait", "through": "good",
@@ -39,10 +42,11 @@ def page(found: Found[Rollout], now_ms: float) -> Iterator[str]:
     if (error := status.get("firstError")) and (not reason or error not in reason["sentence"]):
         yield f"  first error: {clean(error)}"
     if stopped := status.get("stoppedClasses"):
-        yield f"  keeps the old release, for its nodes turned this one down: {', '.join(map(clean, stopped))}"
+        names = ", ".join(clean(name) or "unknown hardware" for name in stopped)
+        yield f"  keeps the old release, for its nodes turned this one down: {names}"
     yield ""
     rows = [
-        [str(i), wave["wave"], str(wave.get("target", ABSENT)), wave["state"]]
+        [str(i), wave["wave"], str(wave.get("target", ABSENT)), _stands(wave["state"], status.get("phase", ""))]
         for i, wave in enumerate(status.get("waves", ()), 1)
     ]
     yield from _painted(table(["WAVE", "UP TO", "NODES", "STATE"], rows))
@@ -57,6 +61,11 @@ def page(found: Found[Rollout], now_ms: float) -> Iterator[str]:
         yield ""
         for gate in gates:
             yield from _gate(gate)
+
+
+def _stands(state: str, phase: str) -> str:
+    """How a wave stands, where its rollout is doing something else than going on."""
+    return _STANDS.get(phase, state) if state == "under way" else state
 
 
 def headline(status: Mapping[str, Any], now_ms: float) -> str:

@@ -31,7 +31,7 @@ from batuta.web.queries import dry_run_of, number
 from batuta.web.rollouts import BASE
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Mapping
 
     from starlette.requests import Request
     from starlette.responses import Response
@@ -163,17 +163,12 @@ class RolloutAsks:
             raise _no_application(app)
         chapters = history(state, app)
         by = await self._who(state, app, chapters)
-        items = [
-            {**_plain(chapter), **({"by": by[c]} if (c := chapter.revision) in by else {})} for chapter in chapters
-        ]
         rollout = state.rollouts.get(app)
-        current = rollout.revision if rollout is not None and rollout.phase != "undone" else None
-        trusted = rollout.previous if rollout is not None else None
-        return said({
-            "kind": "History", "apiVersion": API_VERSION, "application": app, "items": items,
-            "rollout": None if rollout is None else
-            {"release": rollout.revision, "state": rollout.phase, "previous": trusted, "current": current},
-        })  # fmt: skip
+        phases = {rollout.revision: str(rollout.phase)} if rollout is not None else {}
+        items = [
+            {**_plain(c), **_where(by, "by", c.revision), **_where(phases, "rollout", c.revision)} for c in chapters
+        ]
+        return said({"kind": "History", "apiVersion": API_VERSION, "application": app, "items": items})
 
     async def difference(self, request: Request) -> Response:
         """In which fields two kept releases differ."""
@@ -208,6 +203,10 @@ class RolloutAsks:
 
 _MAKING: Final = frozenset({"create", "apply", "replace", "patch", "undo", "delete"})
 """Verbs of the audit that may have made a release."""
+
+
+def _where(found: Mapping[int, str], word: str, revision: int) -> dict[str, str]:
+    return {word: found[revision]} if revision in found else {}
 
 
 def _said(reason: str) -> str:

@@ -204,6 +204,7 @@ async def test_a_kept_release_comes_back_as_a_release_of_its_own(tmp_path: Path)
         assert (newest["revision"], newest["isNewest"], first["revision"]) == (2, True, 1)
         assert [c["path"] for c in newest["changes"]] == ["components[0].process.command[1]"]
         assert newest["by"] == first["by"] == "local"
+        assert (newest["rollout"], first.get("rollout")) == ("done", None)
         fields = (await call("GET", f"{APPS}/reader/difference?from=2&to=1")).json["fields"]
         assert [(f["before"], f["after"]) for f in fields] == [("2", "1")]
         is_status(await call("GET", f"{APPS}/reader/difference?from=2&to=7"), 404, "NotFound")
