@@ -96,7 +96,7 @@ def say(notes: Notes, turns: Turns) -> None:
         many = len(turns.plan.waves)
         what = {"undoing": "it is undone", "soaking": "it is watched"}.get(rollout.phase, "nodes are updated")
         if (trial := trial_of(rollout, turns.plan)) is not None:
-            what = "in shadow" if trial.mode == "shadow" else f"it answers {trial.share:.3g} of the keys"
+            what = f"{what}, {trial}"
         detail = f"release {rollout.revision}, wave {min(rollout.wave + 1, many)} of {many}: {what}"
         reason = Reason(code="rolling_out", subject=f"application/{rollout.application}", detail=detail)
     if reason is not None:

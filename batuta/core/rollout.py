@@ -54,6 +54,9 @@ class Trial(NamedTuple):
     """Of the keys that it answers in a split."""
     for_ms: int
 
+    def __str__(self) -> str:
+        return "in the old one's shadow" if self.mode == "shadow" else f"answering {self.share:.0%} beside the old one"
+
 
 class Plan(NamedTuple):
     """How a release arrives, as people wrote it."""

@@ -32,7 +32,7 @@ from batuta.kinds.base import encode_hook
 
 if TYPE_CHECKING:
     from batuta.core.care import Holder
-    from batuta.core.decided import Released
+    from batuta.core.decided import Beside, Instance, ModelOrder, Released
     from batuta.core.fleet import Fleet
     from batuta.core.state import Held, State
     from batuta.core.wish import Slot
@@ -185,10 +185,33 @@ def _instance(draft: Draft, holder: Holder) -> dict[str, Any]:
         "reason": plain_reason(reason) if reason is not None else None,
         "measures": msgspec.to_builtins(report.measures, enc_hook=encode_hook) if report and report.measures else None,
     }
-    model = holder.instance.model
+    model, newcomer = holder.instance.model, holder.instance.newcomer
     if model is not None:
-        found["model"] = {"name": model.name, "version": model.version, "variant": model.variant.name}
+        found["model"] = _named(model)
+    if newcomer is not None and newcomer.beside is not None and newcomer.model is not None:
+        found["beside"] = _tried(draft, holder.node, newcomer, newcomer.beside) | {"model": _named(newcomer.model)}
     return found
+
+
+def _tried(draft: Draft, node: str, newcomer: Instance, beside: Beside) -> dict[str, Any]:
+    """The new release on trial beside an instance: it is in its slot, and is not counted."""
+    report = draft.reported(node, newcomer)
+    measures = report.measures if report is not None else None
+    return {
+        "name": newcomer.name,
+        "revision": newcomer.revision,
+        "mode": beside.mode,
+        "share": beside.share,
+        "phase": report.phase if report is not None else "waiting",
+        "since": report.since if report is not None else None,
+        "starts": report.starts if report is not None else 0,
+        "reason": plain_reason(report.reason) if report is not None and report.reason is not None else None,
+        "measures": msgspec.to_builtins(measures, enc_hook=encode_hook) if measures is not None else None,
+    }
+
+
+def _named(model: ModelOrder) -> dict[str, str]:
+    return {"name": model.name, "version": model.version, "variant": model.variant.name}
 
 
 def _conditions(word: str, reasons: list[Reason], ready: int, wanted: int) -> list[dict[str, str]]:

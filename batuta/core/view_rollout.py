@@ -56,7 +56,7 @@ def rollout_status(state: State, app: str, now: int, fleet: Fleet | None = None)
         "release": newest[0].revision,
         "previous": rollout.previous,
         "phase": rollout.phase,
-        "says": _says(rollout, len(waves)),
+        "says": _says(turns, len(waves)),
         "components": sorted(turns.changed),
         "wave": min(rollout.wave + 1, len(waves)),
         "waves": waves,
@@ -133,9 +133,12 @@ def _reason(reason: Reason | None) -> dict[str, Any] | None:
     return found | {"sentence": str(reason), "next": reason.next_step, "waits": reason.is_waiting}
 
 
-def _says(rollout: Rollout, waves: int) -> str:
+def _says(turns: Turns, waves: int) -> str:
     """One line for people."""
+    rollout = turns.rollout
     said = _PHASES[rollout.phase]
+    if (trial := trial_of(rollout, turns.plan)) is not None:
+        said = {"rolling": f"under way, {trial}", "soaking": f"watched, {trial}"}.get(rollout.phase, said)
     if not rollout.is_over and waves > 1:
         said = f"wave {min(rollout.wave + 1, waves)} of {waves}: {said}"
     return f"{said}; {rollout.reason}" if rollout.reason is not None else said
@@ -149,12 +152,14 @@ def _eta(turns: Turns, standings: list[Standing]) -> int | None:
         return None
     done = sum(s.state == "new" for s in standings)
     left = sum(s.state in ("old", "updating") and s.reachable and s.may for s in standings)
-    soaks_ms = plan.soak_ms * (len(plan.waves) - rollout.wave)
+    whole_ms = plan.soak_ms + sum(trial.for_ms for trial in plan.trials)
+    soaks_ms = whole_ms * (len(plan.waves) - rollout.wave) - sum(t.for_ms for t in plan.trials[: rollout.stage])
     if rollout.phase == "soaking" or (rollout.reach == WHOLE and not left):
-        soaks_ms -= min(plan.soak_ms, max(0, turns.draft.now - rollout.since))
+        trial = trial_of(rollout, plan)
+        soaks_ms -= min(plan.soak_ms if trial is None else trial.for_ms, max(0, turns.draft.now - rollout.since))
     if not left:
         return turns.draft.now + soaks_ms
     if not done:
         return None
-    spent_ms = max(1, turns.draft.now - rollout.began_at - plan.soak_ms * rollout.wave)
+    spent_ms = max(1, turns.draft.now - rollout.began_at - whole_ms * rollout.wave)
     return turns.draft.now + soaks_ms + spent_ms * left // done
