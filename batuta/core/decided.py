@@ -11,7 +11,7 @@ from typing import Literal
 import msgspec
 
 from batuta.kinds.application import Component, Input, Output, ProcessUse, Serve
-from batuta.kinds.base import Bytes, Digest, Millicores, Record
+from batuta.kinds.base import Bytes, Digest, Millicores, Millis, Record
 from batuta.kinds.container import ContainerUse
 from batuta.kinds.model import Golden, Signature, Variant
 from batuta.kinds.shaping import After, Before
@@ -91,6 +91,8 @@ class Instance(Record):
     """Ports that are its own on the node, those of its probes and of `serve` aside."""
     devices: tuple[str, ...] = ()
     """Devices that are its own on the node."""
+    slo_p99_ms: Millis | None = msgspec.field(default=None, name="slo")
+    """Of a model: where even its middle run takes longer than this, it is not switched in."""
     lease_ms: int | None = None
     """For `never-twice`: stop by yourself when the hub has not answered for so long."""
     signers: tuple[tuple[str, ...], ...] = ()

@@ -63,15 +63,16 @@ def fallback_of(instance: Instance) -> Instance | None:
 
 
 def same_content(one: Instance, other: Instance) -> bool:
-    """Equal but for the epoch, for how it would fall back, and for what is tried beside it: then whatever runs for one
-    serves the other."""
+    """Equal but for the epoch, for how it would fall back, for how fast it had to prove to be, and for what is tried
+    beside it: then whatever runs for one serves the other."""
     return one is other or _as(other, one) == other
 
 
 def _as(like: Instance, one: Instance) -> Instance:
     return msgspec.structs.replace(
-        one, epoch=like.epoch, fallback=like.fallback, probation_ms=like.probation_ms, newcomer=like.newcomer
-    )
+        one, epoch=like.epoch, fallback=like.fallback, probation_ms=like.probation_ms, slo_p99_ms=like.slo_p99_ms,
+        newcomer=like.newcomer,
+    )  # fmt: skip
 
 
 # --- Who runs ---------------------------------------------------------------------------------------------------------

@@ -48,6 +48,7 @@ class ProvingOrder(Record):
     golden: str = ""
     """Path of golden inputs and outputs; without any it is only measured."""
     tolerance: float = 0.001
+    p50_ms_max: float | None = None
     p99_ms_max: float | None = None
     memory_bytes_max: Bytes | None = msgspec.field(default=None, name="memoryMax")
     accelerators: tuple[str, ...] = ()
@@ -112,16 +113,21 @@ NEVER_REMEMBERED = frozenset(
 
 def proof_key(instance: Instance, bench: Bench) -> str:
     """Names what must be proved before an instance is switched in: these bytes, against these golden inputs and
-    limits, on this hardware and runtime. Empty when nothing must be."""
-    model = instance.model
-    if model is None or model.golden is None or model.variant.format not in bench.runtimes:
+    limits, on this hardware and runtime. Empty when nothing must be: there is nothing that it must answer, no limit to
+    what it may take, or nothing else that would run meanwhile."""
+    model, slo = instance.model, instance.slo_p99_ms
+    if model is None or model.variant.format not in bench.runtimes:
         return ""
     golden, allowed = model.golden, int(instance.memory_bytes)
+    if golden is None and slo is None and not (allowed and instance.fallback is not None):
+        return ""
     cards = "+".join(grant.kind for grant in instance.accelerators)
-    said = (
-        model.variant.digest, golden.digest, f"{golden.tolerance:g}", str(golden.p99_ms or ""),
-        str(golden.memory_bytes or ""), str(allowed), cards, bench.runtimes[model.variant.format], bench.hardware,
+    asked = ("", "", "", "") if golden is None else (
+        golden.digest, f"{golden.tolerance:g}", str(golden.p99_ms or ""), str(golden.memory_bytes or ""),
     )  # fmt: skip
+    limits = (str(allowed), cards, bench.runtimes[model.variant.format], bench.hardware)
+    # What was proved before there were objectives keeps its name.
+    said = (model.variant.digest, *asked, *limits, *((f"slo={slo}",) if slo is not None else ()))
     return " ".join(word or "-" for word in said)
 
 

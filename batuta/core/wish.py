@@ -252,6 +252,7 @@ class Ask:
             container=component.container, signers=self.ruling.signers if component.container is not None else (),
             inputs=component.inputs, outputs=component.outputs, serve=component.serve,
             cpu_millis=component.resources.cpu_millis, memory_bytes=Bytes(self.requests[variant]),
+            slo_p99_ms=component.slo.p99_ms if component.slo is not None else None,
             disk_bytes=component.resources.disk_bytes, ports=component.resources.ports,
             devices=component.resources.devices,
             lease_ms=LEASE_MS if self.never_twice else None,

@@ -49,12 +49,14 @@ async def prove_instance(order: Order) -> Proof:
         result=str(order.directory / RESULT_FILE), signature=model.signature,
         golden=str(order.artifacts[golden.digest]) if golden is not None else "",
         tolerance=golden.tolerance if golden is not None else 0.0,
+        p50_ms_max=float(instance.slo_p99_ms) if instance.slo_p99_ms is not None else None,
         p99_ms_max=float(golden.p99_ms) if golden is not None and golden.p99_ms is not None else None,
         memory_bytes_max=Bytes(min(limits)) if limits else None,
         accelerators=tuple(grant.kind for grant in instance.accelerators),
         vouching=WorkerOrder(
             instance=instance, artifact=str(order.artifacts[model.variant.digest]), directory=str(order.directory),
             broker={}, start=0, bundles=tuple(str(order.artifacts[d]) for d in model.bundles),
+            transform=str(order.artifacts[model.transform]) if model.transform is not None else "",
         ),
     )  # fmt: skip
     return await prove(asked, order.directory, allowed + base_bytes if allowed else 0)

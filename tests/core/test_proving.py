@@ -7,9 +7,10 @@ import pytest
 
 from batuta.core.decided import Assignment, Instance, ModelOrder
 from batuta.core.local import Failed, Fetch, Gone, Local, Prove, Proved, Start, heard, step
+from batuta.core.probation import same_content
 from batuta.core.proving import PROVEN_MAX, Bench, Proven, proof_key, remembered
 from batuta.core.reasons import Reason
-from batuta.kinds.base import Bytes
+from batuta.kinds.base import Bytes, Millis
 from batuta.kinds.model import Golden, Variant
 
 FILE, CASES = "sha256:" + "a" * 64, "sha256:" + "b" * 64
@@ -138,3 +139,31 @@ def test_the_newest_are_remembered() -> None:
     assert len(found) == PROVEN_MAX
     assert "k0004" not in found
     assert "k0005" in found
+
+
+def test_what_has_limits_is_proved_too_where_something_runs_meanwhile() -> None:
+    bare = instance(golden=None)
+    limited = msgspec.structs.replace(bare, memory_bytes=Bytes(64 << 20))
+    before = instance(golden=None, digest="sha256:" + "d" * 64)
+    asked = msgspec.structs.replace(bare, slo_p99_ms=Millis(50))
+    changing = msgspec.structs.replace(limited, fallback=msgspec.structs.replace(before, revision=0))
+    assert [bool(proof_key(each, BENCH)) for each in (bare, limited, asked, changing)] == [False, False, True, True]
+    slower = msgspec.structs.replace(asked, slo_p99_ms=Millis(500))
+    assert proof_key(asked, BENCH) != proof_key(slower, BENCH)
+    assert same_content(asked, slower), "what runs need not be begun anew to be asked for more"
+
+
+def test_the_old_one_goes_on_while_the_new_one_is_proved_and_for_good_when_it_is_too_slow() -> None:
+    old = msgspec.structs.replace(instance(golden=None, digest="sha256:" + "d" * 64), revision=0)
+    new = msgspec.structs.replace(instance(golden=None), fallback=old, slo_p99_ms=Millis(5))
+    held = frozenset({FILE, "sha256:" + "d" * 64})
+    running = {old.name: Local(instance=old, phase="ready")}
+    plan = step(ordered(new), running, held, 0, None, bench=BENCH)
+    key = proof_key(new, BENCH)
+    assert plan.actions == (Prove(new.name, new, key),)
+    assert plan.locals[old.name].phase == "ready"
+    slow = Proven(key=key, digest=FILE, at=0, reason=Reason(code="too_slow", subject="model", detail="9 ms"))
+    local = heard(plan.locals[new.name], Proved(new.name, slow), 1)
+    assert local is not None
+    after = step(ordered(new), {**plan.locals, new.name: local}, held, 1, None, proven={key: slow}, bench=BENCH)
+    assert (after.actions, after.locals[old.name].phase, after.locals[new.name].phase) == ((), "ready", "refused")

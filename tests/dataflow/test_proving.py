@@ -62,6 +62,17 @@ def test_without_golden_inputs_it_is_only_measured(model: Path) -> None:
     assert proof.measured is not None
 
 
+def test_what_does_not_take_made_up_inputs_is_not_refused_for_it(tmp_path: Path) -> None:
+    ends = [make.make_tensor_value_info(n, onnx.TensorProto.FLOAT, [None, None]) for n in "xy"]
+    shape = make.make_tensor("shape", onnx.TensorProto.INT64, [2], [-1, 7])
+    graph = make.make_graph([make.make_node("Reshape", ["x", "shape"], ["y"])], "g", ends[:1], ends[1:], [shape])
+    path = tmp_path / "picky.onnx"
+    onnx.save(make.make_model(graph, opset_imports=[make.make_opsetid("", 17)], ir_version=8), path)
+    proof = prove(order(path))
+    assert (proof.reasons, proof.measured) == ((), None)
+    assert proof.runtime
+
+
 def test_another_answer_is_a_mismatch_and_nothing_is_measured(model: Path) -> None:
     proof = prove(order(model, golden=cases(model, off=0.1)))
     assert [r.code for r in proof.reasons] == ["golden_mismatch"]
@@ -71,8 +82,12 @@ def test_another_answer_is_a_mismatch_and_nothing_is_measured(model: Path) -> No
 
 
 @pytest.mark.parametrize(
-    ("limits", "code"), [({"p99_ms_max": 1e-6}, "too_slow"), ({"memory_bytes_max": Bytes(1 << 20)}, "too_much_memory")]
-)
+    ("limits", "code"),
+    [
+        ({"p99_ms_max": 1e-6}, "too_slow"), ({"p50_ms_max": 1e-6}, "too_slow"),
+        ({"memory_bytes_max": Bytes(1 << 20)}, "too_much_memory"),
+    ],
+)  # fmt: skip
 def test_limits(model: Path, limits: dict[str, object], code: str) -> None:
     proof = prove(order(model, **limits))
     assert [r.code for r in proof.reasons] == [code]
