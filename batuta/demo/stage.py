@@ -64,7 +64,7 @@ class Stage:
         """`batuta up`, until it answers."""
         ports = ["--http-port", "0", "--https-port", "0", "--leaf-port", "0"]
         self._hub = self._spawn("hub", ["up", "--state", str(self.hub_state), *ports])
-        self._client = wait_for("the hub", self._connect, 30, alive=self._hub)
+        self._client = wait_for("the hub", self._connect, 120, alive=self._hub)
 
     def _connect(self) -> Client | None:
         try:
@@ -78,7 +78,7 @@ class Stage:
         """Kill -9 the hub's machine: supervisor, hub process and broker at once."""
         assert self._hub is not None
         kill(processes_in(self.hub_state))
-        self._hub.wait(10)
+        self._hub.wait(60)
         self._hub = None
 
     def leaf_address(self) -> tuple[str, int]:
@@ -109,7 +109,7 @@ class Stage:
         """Kill -9 everything of a node at once; returns how many processes died."""
         victims = processes_in(self.nodes[name].state)
         kill(victims)
-        self.nodes[name].running.wait(10)
+        self.nodes[name].running.wait(60)
         return len(victims)
 
     def mqtt_of(self, name: str) -> tuple[str, int]:
@@ -170,14 +170,14 @@ class Stage:
                     process.send_signal(signal.SIGINT)
             for process in group:
                 with contextlib.suppress(subprocess.TimeoutExpired):
-                    process.wait(15)
+                    process.wait(60)
         killed = []
         for stubborn in processes_in(self.directory):
             with contextlib.suppress(psutil.NoSuchProcess):
                 killed.append(f"{stubborn.pid} {' '.join(stubborn.cmdline())[:80]}")
                 stubborn.kill()
         for process in (*nodes, *hub):
-            process.wait(5)
+            process.wait(30)
         return killed
 
     def log_tail(self, name: str, lines: int = 15) -> str:
@@ -225,7 +225,7 @@ def kill(victims: Sequence[psutil.Process]) -> None:
         with contextlib.suppress(psutil.NoSuchProcess):
             victim.kill()
     for victim in victims:
-        wait_for(f"the end of {victim.pid}", lambda victim=victim: _has_ended(victim) or None, 10)  # type: ignore[misc]
+        wait_for(f"the end of {victim.pid}", lambda victim=victim: _has_ended(victim) or None, 60)  # type: ignore[misc]
 
 
 def _has_ended(process: psutil.Process) -> bool:

@@ -138,6 +138,8 @@ class Broker:
     """Dies with the process that started it, however that ends."""
     _pid: int = field(default=0, init=False)
     _child: subprocess.Popen[bytes] | None = field(default=None, init=False)
+    _has_begun: bool = field(default=False, init=False)
+    """It ran already, for whoever holds this object."""
 
     @property
     def pid(self) -> int:
@@ -159,6 +161,7 @@ class Broker:
         """
         self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         if self._adopt():
+            self._has_begun = True
             await self.apply(config)
             if not self._spare_file.exists():
                 self._put_by()
@@ -255,14 +258,19 @@ class Broker:
         return True
 
     async def _spawn(self, config: str) -> None:
-        """Also on a disk that is full: what it needs to begin was put by when it last began."""
+        """Again also on a disk that is full: what it needs for that was put by when it began. Whoever begins on a full
+        disk hears of it instead."""
         binary = self.binary or find_binary()
-        self._spare_file.unlink(missing_ok=True)
-        self._write_config(config)
+        if self._has_begun:
+            self._spare_file.unlink(missing_ok=True)
         try:
+            _write_private(self.config_file, config)
             await self._run(binary)
         except OSError as error:
+            if not self._has_begun:
+                raise  # for whoever begins: the same disk is full for all it keeps
             raise _unwritable(error) from error
+        self._has_begun = True
         self._put_by()
 
     async def _run(self, binary: Path) -> None:

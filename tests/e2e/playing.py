@@ -65,7 +65,7 @@ class Device:
 
     def __enter__(self) -> Device:
         stop = threading.Event()
-        timer = threading.Timer(20, stop.set)
+        timer = threading.Timer(120, stop.set)
         timer.start()
         try:
             assert self._session.connect(stop), "no node takes this device"
@@ -80,7 +80,7 @@ class Device:
         """Publishes one frame; returns when the broker has it."""
         assert self._session.client is not None
         payload = json.dumps({"id": name, "data": image.pixels})
-        self._session.client.publish("cameras/device/frame", payload, qos=1).wait_for_publish(5)
+        self._session.client.publish("cameras/device/frame", payload, qos=1).wait_for_publish(60)
 
     def read(self, name: str, within_s: float) -> dict[str, Any]:
         """What was made of that frame."""
@@ -93,7 +93,7 @@ def play(stage: Stage) -> None:
     """A hub and one node."""
     stage.start_hub()
     stage.start_node("pi", "home")
-    wait_for("the node", lambda: stage.online("pi"), 30, alive=stage.nodes["pi"].running)
+    wait_for("the node", lambda: stage.online("pi"), 120, alive=stage.nodes["pi"].running)
 
 
 def serve(stage: Stage, digits: Digits) -> str:

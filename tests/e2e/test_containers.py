@@ -138,7 +138,7 @@ def test_it_runs_is_restarted_survives_an_agent_and_goes_with_its_application(bo
     agent = box.node_process()
     before = box.inspected()["State"]["StartedAt"]
     agent.send_signal(signal.SIGKILL)
-    box.stage.nodes["pi"].running.wait(10)
+    box.stage.nodes["pi"].running.wait(60)
     assert box.container() == second
     box.stage.restart_node("pi")
     wait_for("the node", lambda: box.stage.online("pi"), WAIT_S)
@@ -275,7 +275,7 @@ def test_an_agent_that_starts_while_the_engine_is_away_finds_the_container_when_
     first = box.until_ready()
     box.engine.kill()
     box.node_process().send_signal(signal.SIGKILL)
-    box.stage.nodes["pi"].running.wait(10)
+    box.stage.nodes["pi"].running.wait(60)
     box.stage.restart_node("pi")
     box.until_reason("engine_unreachable")
     box.engine.start()
@@ -310,7 +310,7 @@ def test_what_nobody_remembers_is_removed_when_the_agent_returns(box: Box) -> No
     box.until_ready()
     agent = box.node_process()
     agent.send_signal(signal.SIGKILL)
-    box.stage.nodes["pi"].running.wait(10)
+    box.stage.nodes["pi"].running.wait(60)
     for page in (box.stage.nodes["pi"].state / "node" / "ledger").glob("*"):
         page.unlink()
     box.stage.client.delete(Application, "box")

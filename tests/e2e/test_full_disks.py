@@ -86,7 +86,7 @@ def test_a_full_disk_at_a_node_is_told_and_every_frame_is_answered_once(
         told = wait_for(
             "both reasons",
             lambda: t if "the ledger" in (t := problems(stage).get("disk_full", "")) and "write error" in t else None,
-            20,
+            120,
         )
         assert "no space left on device" in told.lower()
         assert stage.node_status("pi")["health"]["word"] in ("degraded", "failing")
@@ -134,7 +134,7 @@ def test_a_node_that_begins_on_a_full_disk_ends_in_words(stage: Stage, disk_for:
     stage.kill_node("pi")
     disk.fill()
     stage.restart_node("pi")
-    assert stage.nodes["pi"].running.wait(20) == 1
+    assert stage.nodes["pi"].running.wait(120) == 1
     said = stage.log_tail("pi", 3)
     assert f"the disk of {stage.directory / 'pi' / 'node'} is full" in said
     assert "next: free some space" in said
