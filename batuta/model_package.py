@@ -100,6 +100,7 @@ def export(
     beside: list[modelpack.Beside] = []
     wanted: list[tuple[Role | None, str]] = [(None, v.digest) for v in found.variants]
     wanted += [("signature", digest) for v in found.variants for digest in v.signatures]
+    wanted += [("signature", digest) for digest in found.transform_signatures]
     goldens = (found.golden, *(v.golden for v in found.variants))
     wanted += [("golden", golden.digest) for golden in goldens if golden is not None]
     wanted += [("provenance", v.provenance) for v in found.variants if v.provenance is not None]

@@ -255,6 +255,7 @@ def _extended(version: Version, addition: Version) -> Version:
         before=version.before or addition.before,
         after=version.after or addition.after,
         transform=version.transform or addition.transform,
+        transform_signatures=tuple(dict.fromkeys((*version.transform_signatures, *addition.transform_signatures))),
         golden=version.golden or addition.golden,
         drift=version.drift or addition.drift,
         provenance=version.provenance or addition.provenance,

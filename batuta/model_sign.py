@@ -25,11 +25,15 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from batuta.client import Client
-    from batuta.kinds.model import ModelSpec, Variant, Version
+    from batuta.kinds.model import ModelSpec, Version
+
+
+TRANSFORM = "transform.py"
+"""Stands where a variant's name does, for a version's own Python. No variant can be called so."""
 
 
 class Signed(NamedTuple):
-    """One variant and its new bundle."""
+    """One file and its new bundle."""
 
     version: str
     variant: str
@@ -38,7 +42,7 @@ class Signed(NamedTuple):
 
 
 class Judged(NamedTuple):
-    """What became of verifying one variant."""
+    """What became of verifying one file."""
 
     version: str
     variant: str
@@ -56,17 +60,18 @@ def sign(
     namespace: str = DEFAULT_NAMESPACE,
     on_variant: Callable[[str, str], None] = lambda _version, _variant: None,
 ) -> list[Signed]:
-    """Sign variants that the hub has: all, or those of a version or alias, or one. Their bundles become artifacts."""
+    """Sign variants that the hub has: all, or those of a version or alias, or one. Their bundles become artifacts. A
+    version's own Python is signed with its variants, or alone as the variant TRANSFORM."""
     model = client.get(Model, name, namespace=namespace).resource
     made: list[Signed] = []
     with tempfile.TemporaryDirectory(prefix="batuta-sign-") as directory:
-        for its_version, its_variant in chosen(model, version, variant):
-            on_variant(its_version.version, its_variant.name)
+        for its in chosen(model, version, variant):
+            on_variant(its.version, its.variant)
             file, bundle = Path(directory) / "model", Path(directory) / "model.sig"
-            client.pull_artifact(its_variant.digest, file)
+            client.pull_artifact(its.digest, file)
             sign_file(file, key, bundle)
             digest, _ = client.push_artifact(bundle)
-            made.append(Signed(its_version.version, its_variant.name, its_variant.digest, digest))
+            made.append(Signed(its.version, its.variant, its.digest, digest))
             file.unlink()
     found = {(s.version, s.variant): s.bundle for s in made}
     client.update(Model, name, lambda now: _with_bundles(now, found), namespace=namespace)
@@ -85,19 +90,19 @@ def verify(
     """Whether one of these public keys, in PEM, has signed each of the variants, as a node would see it."""
     model = client.get(Model, name, namespace=namespace).resource
     with tempfile.TemporaryDirectory(prefix="batuta-verify-") as directory:
-        for its_version, its_variant in chosen(model, version, variant):
+        for its in chosen(model, version, variant):
             refused = None
             try:
-                client.pull_artifact(its_variant.digest, Path(directory) / "model")
+                client.pull_artifact(its.digest, Path(directory) / "model")
                 bundles = []
-                for digest in its_variant.signatures:
+                for digest in its.signatures:
                     path = Path(directory) / "bundle"
                     client.pull_artifact(digest, path)
                     bundles.append(path.read_bytes())
-                sigstore_bundle.vouch(bundles, [keys], its_variant.digest)
+                sigstore_bundle.vouch(bundles, [keys], its.digest)
             except ArtifactRefused as error:
                 refused = error
-            yield Judged(its_version.version, its_variant.name, its_variant.digest, refused)
+            yield Judged(its.version, its.variant, its.digest, refused)
 
 
 def verify_file(file: str | os.PathLike[str], bundle: str | os.PathLike[str], keys: Sequence[str]) -> Judged:
@@ -167,15 +172,31 @@ def public_key_of(path: str | os.PathLike[str]) -> str:
     return _pem_of(key)
 
 
-def chosen(model: Model, version: str, variant: str) -> list[tuple[Version, Variant]]:
-    """The variants that are meant. Raises NotFound when there is none."""
+class Its(NamedTuple):
+    """A file that somebody can vouch for: a variant's, or a version's own Python."""
+
+    version: str
+    variant: str
+    digest: str
+    signatures: tuple[str, ...]
+
+
+def chosen(model: Model, version: str, variant: str) -> list[Its]:
+    """The files that are meant. Raises NotFound when there is none."""
     name, spec = model.metadata.name, model.spec
     versions = spec.versions if not version else tuple(filter(None, (spec.version(version),)))
-    found = [(v, w) for v in versions for w in v.variants if variant in ("", w.name)]
+    found = [its for v in versions for its in _files(v) if variant in ("", its.variant)]
     if not found:
-        there = ", ".join(f"{v.version}/{w.name}" for v in spec.versions for w in v.variants) or "nothing"
+        there = ", ".join(f"{its.version}/{its.variant}" for v in spec.versions for its in _files(v)) or "nothing"
         what = f"{name} has no version {version!r}" if version and not versions else f"{name} has no such variant"
         raise NotFound(f"{what}; there is: {there}", next_step="see `batuta model ls`")
+    return found
+
+
+def _files(version: Version) -> list[Its]:
+    found = [Its(version.version, v.name, v.digest, v.signatures) for v in version.variants]
+    if version.transform is not None:
+        found.append(Its(version.version, TRANSFORM, version.transform, version.transform_signatures))
     return found
 
 
@@ -187,7 +208,9 @@ def _with_bundles(model: Model, found: dict[tuple[str, str], str]) -> Model:
             else w
             for w in version.variants
         )
-        return msgspec.structs.replace(version, variants=variants)
+        made = found.get((version.version, TRANSFORM))
+        of_code = (*version.transform_signatures, made) if made is not None else version.transform_signatures
+        return msgspec.structs.replace(version, variants=variants, transform_signatures=tuple(dict.fromkeys(of_code)))
 
     spec: ModelSpec = msgspec.structs.replace(model.spec, versions=tuple(signed(v) for v in model.spec.versions))
     return msgspec.structs.replace(model, spec=spec)

@@ -39,7 +39,8 @@ def key(file: str) -> None:
 def sign(hub: Client, name: str, *, key: str, version: str, variant: str, namespace: str) -> None:
     """Vouch for the variants of a model with your key.
 
-    Each file is fetched from the hub, hashed and signed here; the key never leaves this machine. The signature is a
+    Each file is fetched from the hub, hashed and signed here; the key never leaves this machine. A version's own Python
+    is signed with its variants; alone it is the variant `transform.py`. The signature is a
     Sigstore bundle as OpenSSF's `model_signing` makes it. Needs batuta[sign].
     """
     from batuta.model_sign import sign as sign_model

@@ -31,6 +31,7 @@ class ModelOrder(Record):
     before: Before | None = None
     after: After | None = None
     transform: Digest | None = None
+    transform_signatures: tuple[Digest, ...] = ()
     batch: int = 32
     linger_ms: int = 0
     signers: tuple[tuple[str, ...], ...] = ()
@@ -42,8 +43,8 @@ class ModelOrder(Record):
 
     @property
     def bundles(self) -> tuple[str, ...]:
-        """Digests of the signatures that are to be looked at."""
-        return self.variant.signatures if self.signers else ()
+        """Digests of the signatures that are to be looked at: of the file, then of the transform."""
+        return (*self.variant.signatures, *self.transform_signatures) if self.signers else ()
 
 
 class Grant(Record):
@@ -207,6 +208,7 @@ class VersionChoice(Record):
     before: Before | None = None
     after: After | None = None
     transform: Digest | None = None
+    transform_signatures: tuple[Digest, ...] = ()
     golden: Golden | None = None
     drift: Digest | None = None
     signers: tuple[tuple[str, ...], ...] = ()

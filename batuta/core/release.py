@@ -130,6 +130,7 @@ def resolve(state: State, namespace: str, component: Component) -> VersionChoice
         name=use.name, version=version.version, variants=version.variants,
         signature=version.signature, labels=version.labels, golden=version.golden,
         before=version.before, after=version.after, transform=version.transform, drift=version.drift,
+        transform_signatures=version.transform_signatures,
     )  # fmt: skip
 
 
@@ -150,7 +151,7 @@ def _what_is_told(version: VersionChoice) -> tuple[object, ...]:
     """All of a version but its files."""
     return (
         version.name, version.version, version.signature, version.labels, version.before, version.after,
-        version.transform, version.signers,
+        version.transform, version.transform_signatures if version.signers else (), version.signers,
     )  # fmt: skip
 
 

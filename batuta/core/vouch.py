@@ -25,15 +25,18 @@ if TYPE_CHECKING:
 def vouched(
     state: State, app: str, application: Application, component: Component, version: VersionChoice
 ) -> VersionChoice | Reason:
-    """The version with the signers that policies ask for, and only with variants that anybody has signed."""
+    """The version with the signers that policies ask for, and only with variants that anybody has signed. Its own
+    Python is signed like a variant."""
     if not any(policy.spec.require_signer for policy in state.policies):
         return version
     groups = ruling_of(state.policies, component, application, app).signers
     if not groups:
         return version
     signed = tuple(v for v in version.variants if v.signatures)
-    if not signed:
-        detail = f"{version.name} {version.version}"
+    is_code_missed = version.transform is not None and not version.transform_signatures
+    if not signed or is_code_missed:
+        what = "the transform of " if signed else ""
+        detail = f"{what}{version.name} {version.version}"
         return Reason(code="signature_missing", subject=f"component/{component.name}", detail=detail)
     return msgspec.structs.replace(version, variants=signed, signers=groups)
 

@@ -244,6 +244,7 @@ class Ask:
                 name=version.name, version=version.version, variant=chosen, golden=chosen.golden or version.golden,
                 signature=version.signature, labels=version.labels,
                 before=version.before, after=version.after, transform=version.transform, drift=version.drift,
+                transform_signatures=version.transform_signatures,
                 batch=component.model.batch, linger_ms=int(component.model.linger_ms), signers=self.ruling.signers,
             )  # fmt: skip
         return Instance(

@@ -6,6 +6,7 @@ other. What runs, runs through one `Batching`, so frames and requests share runs
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -112,9 +113,13 @@ class Serving:
 
 def transform_of(order: WorkerOrder) -> Transform | None:
     """The version's own Python, started. Raises Unfit."""
-    if not order.transform:
+    model = order.instance.model
+    if not order.transform or model is None:
         return None
-    if order.instance.model is not None and order.instance.model.signers:
-        raise Unfit("signature_missing", "a policy asks for signers, and nobody can sign a transform yet")
     with Path(order.transform).open("rb") as file:
-        return Transform(file.read(TEXT_BYTES_MAX + 1))
+        text = file.read(TEXT_BYTES_MAX + 1)
+    # What is run is what was hashed, whatever happens to the file; who had to sign it has signed this.
+    digest = f"sha256:{hashlib.sha256(text).hexdigest()}"
+    if len(text) <= TEXT_BYTES_MAX and digest != model.transform:
+        raise Unfit("digest_mismatch", f"its transform is {digest[:19]}…, not {str(model.transform)[:19]}…")
+    return Transform(text)

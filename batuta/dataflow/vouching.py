@@ -18,18 +18,22 @@ if TYPE_CHECKING:
 
 
 def vouched_for(order: WorkerOrder) -> None:
-    """Nothing, when all who must have signed the model have. Raises ArtifactRefused."""
+    """Nothing, when all who must have signed the model, and its own Python, have. Raises ArtifactRefused."""
     model = order.instance.model
     if model is None or not model.signers:
         return
     from batuta.interop import sigstore_bundle
 
     bundles = [_read(path, sigstore_bundle.BUNDLE_BYTES_MAX + 1) for path in order.bundles]
-    with Path(order.artifact).open("rb") as file:
-        digest = f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
-    if digest != model.variant.digest:
-        raise ArtifactRefused("digest_mismatch", f"the file is {digest[:19]}…, not {model.variant.digest[:19]}…")
-    sigstore_bundle.vouch(bundles, model.signers, digest)
+    cut = len(bundles) - len(model.transform_signatures)
+    files = [(order.artifact, model.variant.digest, bundles[:cut])]
+    files += [(order.transform, model.transform, bundles[cut:])] if model.transform is not None else []
+    for path, wanted, its_bundles in files:
+        with Path(path).open("rb") as file:
+            digest = f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
+        if digest != wanted:
+            raise ArtifactRefused("digest_mismatch", f"the file is {digest[:19]}…, not {wanted[:19]}…")
+        sigstore_bundle.vouch(its_bundles, model.signers, digest)
 
 
 def _read(path: str, bytes_max: int) -> bytes:

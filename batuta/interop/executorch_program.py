@@ -1,9 +1,9 @@
 """What goes into an ExecuTorch program and what comes out, read from the file itself, without ExecuTorch.
 
-A `.pte` file is a FlatBuffer, `program.fbs` of ExecuTorch, and after it the weights. Inputs and outputs of a method have
-places there and no names, so they are called `input_0`, `output_0` and so on. A tensor that may have another size is
-said to be dynamic, up to the size that is written; which of its dimensions vary is not said, so the first is taken for
-it, which is the batch. Every offset is checked, because the file may be anybody's.
+A `.pte` file is a FlatBuffer, `program.fbs` of ExecuTorch, and after it the weights. Inputs and outputs of a method
+have places there and no names, so they are called `input_0`, `output_0` and so on. A tensor that may have another size
+is said to be dynamic, up to the size that is written; which of its dimensions vary is not said, so the first is taken
+for it, which is the batch. Every offset is checked, because the file may be anybody's.
 """
 
 from __future__ import annotations

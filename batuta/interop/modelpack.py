@@ -5,7 +5,8 @@ keeps a file once however many packages hold it, and a package that came through
 reader of ModelPack finds the files; Batuta finds in the annotations what it needs beyond them:
 
 
-    on the manifest    dev.batuta.model.{signature,labels,before,after,task,golden,drift,provenance,transform}
+    on the manifest    dev.batuta.model.{signature,labels,before,after,task,golden,drift,provenance,transform,
+                       transform.signatures}
     on a layer         dev.batuta.variant.{name,format,opset,runtime,memory,accelerator,precision,architectures,
                        quality,profiles,calibration,signatures,golden,provenance} and dev.batuta.role
 
@@ -109,6 +110,9 @@ def write(package: Package, created_at: str = "") -> Documents:
             "dev.batuta.model.drift": version.drift or "",
             "dev.batuta.model.provenance": version.provenance or "",
             "dev.batuta.model.transform": version.transform or "",
+            "dev.batuta.model.transform.signatures": (
+                _json(version.transform_signatures) if version.transform_signatures else ""
+            ),
         }
     )
     manifest = {
@@ -152,6 +156,7 @@ def read(manifest: bytes, config: bytes) -> Package:
         drift=_noted_text(notes, "model.drift", Digest),
         provenance=_noted_text(notes, "model.provenance", Digest),
         transform=_noted_text(notes, "model.transform", Digest),
+        transform_signatures=_noted(notes, "model.transform.signatures", tuple[Digest, ...]) or (),
     )
     name = str(descriptor.get("name") or notes.get("org.opencontainers.image.title") or "")
     package = Package(name, version, notes.get("dev.batuta.model.task"), beside)
@@ -241,6 +246,7 @@ def _check_whole(package: Package) -> None:
         ("provenance", version.provenance),
         ("transform", version.transform),
         *(("signature", digest) for v in version.variants for digest in v.signatures),
+        *(("signature", digest) for digest in version.transform_signatures),
         *(("golden", v.golden.digest if v.golden is not None else None) for v in version.variants),
         *(("provenance", v.provenance) for v in version.variants),
     ]

@@ -123,6 +123,8 @@ class Version(Record):
     transform: Digest | None = None
     """An artifact: a Python file with `before(inputs)` and `after(outputs)`, both from and to NumPy arrays by name. It
     runs in a process that can do nothing but compute. In place of `before` and `after` above."""
+    transform_signatures: Annotated[tuple[Digest, ...], Meta(max_length=SIGNATURES_MAX)] = ()
+    """Artifacts that are Sigstore bundles of that file, as `batuta model sign` makes them: who vouches for it."""
     drift: Digest | None = None
     """An artifact: what inputs and outputs looked like in training, for what nodes see to be compared with."""
     provenance: Digest | None = None
@@ -176,6 +178,9 @@ class Model(Resource, tag="Model", kw_only=True):
             if version.transform is not None and (version.before is not None or version.after is not None):
                 message = "a version has before and after, or a transform that does both"
                 yield Problem(path=f"{here}.transform", code="one_of", message=message)
+            if version.transform_signatures and version.transform is None:
+                message = "there is no transform that these could be of"
+                yield Problem(path=f"{here}.transformSignatures", code="one_of", message=message)
             if not version.variants:
                 yield Problem(path=f"{here}.variants", code="empty", message="a version needs at least one variant")
             names: set[str] = set()

@@ -145,3 +145,34 @@ def test_what_ran_unsigned_runs_on_and_is_loaded_nowhere_else():
     (after,) = running(settled(state.with_changes(gone)))
     assert after.model.signers == ((KEY,),)
     assert after.artifacts == (after.model.variant.digest,)
+
+
+def with_code(change, *bundles):
+    kind = change.value
+    versions = tuple(
+        msgspec.structs.replace(v, transform=f"sha256:{'c' * 64}", transform_signatures=bundles)
+        for v in kind.spec.versions
+    )
+    spec = msgspec.structs.replace(kind.spec, versions=versions)
+    return change._replace(value=msgspec.structs.replace(kind, spec=spec))
+
+
+def test_a_versions_own_python_is_signed_too_and_another_signature_of_it_is_another_release():
+    of_code = f"sha256:{'d' * 64}"
+    rows = with_code(signed(model("1"), BUNDLE))
+    state, decision = decided(state_of(machines("a"), rows, guard(), application(component(model="1"))))
+    assert codes(decision) == ["signature_missing"]
+    assert "the transform of digits 1" in str(decision.reasons["default/app"][0])
+    state = settled(state.with_changes([with_code(signed(model("1"), BUNDLE), of_code)]))
+    (instance,) = running(state)
+    assert instance.model.bundles == (BUNDLE, of_code)
+    assert set(instance.artifacts) >= {BUNDLE, of_code, f"sha256:{'c' * 64}"}
+    before = newest(state).revision
+    state = settled(state.with_changes([with_code(signed(model("1"), BUNDLE), of_code, f"sha256:{'e' * 64}")]))
+    assert newest(state).revision > before
+    # Where nobody asks for signers, they are no part of what runs.
+    free = settled(state_of(machines("a"), with_code(model("1"), of_code), application(component(model="1"))))
+    assert running(free)[0].model.bundles == ()
+    was = newest(free).revision
+    free = settled(free.with_changes([with_code(model("1"), of_code, f"sha256:{'e' * 64}")]))
+    assert [i.revision for i in running(free)] == [was]

@@ -106,3 +106,51 @@ def test_only_what_a_trusted_key_signed_is_loaded(stage: Stage, digits: Digits, 
     assert run("model", "verify", "digits", "--key", str(public), state=stage.hub_state).code == 0
     (variant,) = client.get(Model, "digits").resource.spec.versions[0].variants
     assert (variant.digest, len(variant.signatures)) == (digest, 2)
+
+
+TRANSFORM = """
+import numpy as np
+def after(outputs):
+    return {"seen": np.argmax(outputs["probabilities"], axis=1).astype(np.int64) + 100}
+"""
+
+
+@pytest.mark.slow
+def test_a_versions_own_python_runs_when_it_is_signed_as_well(stage: Stage, digits: Digits, tmp_path: Path) -> None:
+    private, public = make_key(tmp_path / "ours")
+    (tmp_path / "transform.py").write_text(TRANSFORM)
+    play(stage)
+    home, client = stage.hub_state, stage.client
+    client.apply(asked_for(public))
+    pushed = run(
+        "model", "push", str(digits.first), "--name", "digits", "--version", "1", "--shaping",
+        str(tmp_path / "transform.py"), state=home,
+    )  # fmt: skip
+    assert pushed.code == 0, pushed.err
+    client.apply(READER.format(version="1"))
+    only = run("model", "sign", "digits", "--key", str(private), "--variant", "fp32", state=home)
+    assert only.code == 0, only.err
+
+    def refused() -> bool | None:
+        said = [(r["code"], r["detail"]) for r in client.get(Application, "reader").status["reasons"]]
+        return ("signature_missing", "the transform of digits 1") in said or None
+
+    wait_for("the refusal of its Python", refused, 60)
+    verified = run("model", "verify", "digits", "--key", str(public), state=home)
+    assert (verified.code, verified.out.count("signature_missing")) == (1, 1), verified.out
+    assert workers(stage) == []
+
+    signed = run("model", "sign", "digits", "--key", str(private), "--variant", "transform.py", state=home)
+    assert (signed.code, "transform.py" in signed.out) == (0, True), signed.err
+    wait_for("the signed model", lambda: ready(stage), 120)
+    assert run("model", "verify", "digits", "--key", str(public), state=home).code == 0
+    with Device(stage.mqtt_of("pi")) as device:
+        device.show("signed", digits.held_out[0])
+        assert device.read("signed", 30)["seen"] >= 100
+    # Pushing the same files again takes no signature away.
+    again = run(
+        "model", "push", str(digits.first), "--name", "digits", "--version", "1", "--shaping",
+        str(tmp_path / "transform.py"), state=home,
+    )  # fmt: skip
+    assert again.code == 0, again.err
+    assert len(client.get(Model, "digits").resource.spec.versions[0].transform_signatures) == 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import importlib.util
 import json
 import resource
@@ -260,7 +261,7 @@ async def test_a_real_worker_runs_the_versions_own_python(tmp_path: Path) -> Non
         "def before(inputs): return {'x': np.resize(inputs['x'], (1, 4)).astype(np.float32)}\n"
         "def after(outputs): return {'sum': outputs['y'].sum(axis=1)}\n"
     )
-    digest = "sha256:" + "2" * 64
+    digest = f"sha256:{hashlib.sha256(text.read_bytes()).hexdigest()}"
     async with site.site_of(tmp_path, ["na"]) as (na,):
         order = order_of(na, serving.echo(tmp_path / "m.onnx"), port)
         assert order.instance.model is not None
