@@ -215,7 +215,7 @@ def play(fleet: Fleet, fault: Fault, files: faulty_models.Files, *, swap_rate: f
     watch = Watch(fleet, release)
     watch.start()
     alone_s = _without_hub(fleet, release, trusted) if fault.leaks else None
-    status = wait_for("a verdict", lambda: _verdict(fleet), 420)
+    status = _verdict_of(fleet)
     verdict_s = time.monotonic() - began
     expected = release if fault.ends == "done" else trusted
     wait_for("its end", lambda: status_of(fleet)["phase"] == fault.ends or None, 120)
@@ -253,6 +253,13 @@ def _newer(fleet: Fleet, revision: int) -> int | None:
     except BatutaError:
         return None  # there was no rollout before the first change
     return newest if newest > revision else None
+
+
+def _verdict_of(fleet: Fleet) -> Mapping[str, Any]:
+    try:
+        return wait_for("a verdict", lambda: _verdict(fleet), 300)
+    except BatutaError as error:
+        raise BatutaError(f"{error}: {json.dumps(dict(status_of(fleet)), default=str)}") from None
 
 
 def _verdict(fleet: Fleet) -> Mapping[str, Any] | None:
