@@ -129,7 +129,8 @@ def _word(
         names = sorted(node for node in nodes if (at := sheets.choice(flag, node)) is not None and at.puzzled == n)
         return "degraded", f"rule {n} cannot be answered on {_some(names)}: {sheets.fault(flag, n, names[0])}"
     if waiting:
-        return "updating", f"{_some(waiting)} {'has' if len(waiting) == 1 else 'have'} not taken it yet"
+        has = "has not said yet that it has it" if len(waiting) == 1 else "have not said yet that they have it"
+        return "updating", f"{_some(list(waiting))} {has}"
     nowhere = [each["rule"] for each in rules if not each["nodes"]]
     if nowhere and not flag.spec.disabled:
         return "idle", f"rule {nowhere[0]} holds on no node"

@@ -293,6 +293,26 @@ def test_the_language_explains_itself_and_refuses_with_every_problem(kubectl: Ku
     assert "stopGrcae" in refused
 
 
+def test_flags_are_a_kind_like_any_other(kubectl: Kubectl) -> None:
+    def flag(new: int, old: int = 80, variants: str = "{new: {size: 1, on: null}, old: {}}") -> str:
+        spec = f"{{variants: {variants}, default: old, rules: [{{split: {{new: {new}, old: {old}}}}}]}}"
+        return f"apiVersion: batuta.dev/v1\nkind: Flag\nmetadata: {{name: look}}\nspec: {spec}\n"
+
+    assert "created" in kubectl.apply(flag(20))
+    try:
+        assert "unchanged" in kubectl.apply(flag(20))
+        assert "configured" in kubectl.apply(flag(30, 70))
+        assert "STATE" in kubectl("get", "flags")
+        assert kubectl("get", "flag", "look", "-o", "jsonpath={.spec.variants.new.size}") == "1"
+        assert "percent" in kubectl.apply(flag(30), status=1)
+        assert "all variants are of one type" in kubectl.apply(flag(20, variants="{new: true, old: 7}"), status=1)
+        kubectl("patch", "flag", "look", "--type=merge", "-p", '{"spec":{"disabled":true}}')
+        assert kubectl("get", "flag", "look", "-o", "jsonpath={.spec.disabled}") == "true"
+        assert "variants" in kubectl("explain", "flag.spec")
+    finally:
+        kubectl("delete", "flag", "look")
+
+
 def test_output_is_cut_to_measure(kubectl: Kubectl) -> None:
     kubectl.apply(SITE.replace("NAME", "ulm"))
     try:
