@@ -103,6 +103,10 @@ class Box:
     def until_line(self, is_meant: Callable[[str], bool]) -> str:
         return wait_for("the line", lambda: next((x for x in self.lines() if is_meant(x)), None), WAIT_S)
 
+    def inventory(self) -> Mapping[str, Any]:
+        found: Mapping[str, Any] = self.stage.node_status("pi")["inventory"]
+        return found
+
     def node_process(self) -> psutil.Process:
         return psutil.Process(self.stage.nodes["pi"].running.pid)
 
@@ -119,9 +123,8 @@ def test_it_runs_is_restarted_survives_an_agent_and_goes_with_its_application(bo
         json={"Image": _loaded(box.engine, box.built), "Cmd": ["sleep 600"], "HostConfig": {"NetworkMode": "host"}},
     )  # fmt: skip
     box.engine.ask("POST", f"/containers/{foreign['Id']}/start")
-    status = box.stage.node_status("pi")
-    assert "container" in status["inventory"]["runtimes"]
-    assert status["inventory"]["engines"]["container"].startswith("podman ")
+    wait_for("the engine", lambda: "container" in box.inventory()["runtimes"] or None, WAIT_S)
+    assert box.inventory()["engines"]["container"].startswith("podman ")
 
     box.apply("echo begun as $BATUTA_START; exec sleep 3600", "env: {GREETING: hello}")
     first = box.until_ready()

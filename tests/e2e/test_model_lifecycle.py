@@ -77,7 +77,7 @@ def answers_equal_a_direct_call(stage: Stage, digits: Digits, file: Path, versio
         for i, image in enumerate(digits.held_out[:10]):
             name = f"{version}-{i}"
             device.show(name, image)
-            said = device.read(name, 60)
+            said = device.read(name, 120)
             outputs = dict(
                 zip(
                     [o.name for o in session.get_outputs()],

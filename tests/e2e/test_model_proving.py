@@ -45,18 +45,20 @@ def test_only_what_answers_its_golden_inputs_is_switched_in(stage: Stage, digits
     assert doctor(stage)["proofs"] == {"passed": 1}
     with Device(stage.mqtt_of("pi")) as device:
         device.show("proved", digits.held_out[0])
-        assert device.read("proved", 30)["model"] == "digits:1"
+        assert device.read("proved", 120)["model"] == "digits:1"
 
         # Another version, that is not what it should be: it is refused with its Reason, and the first one goes on.
         push(stage.client, digits.second, name="digits", version="2", golden=wrong)
         stage.client.apply(READER.format(version="2"))
-        wait_for("the refusal", lambda: instance(stage, revision=2).get("phase") == "refused" or None, 120)
-        reason = instance(stage, revision=2)["reason"]
+        refused = wait_for(
+            "the refusal", lambda: i if (i := instance(stage, revision=2)).get("phase") == "refused" else None, 120
+        )
+        reason = refused["reason"]
         assert reason["code"] == "golden_mismatch"
         assert "output probabilities of case" in reason["detail"]
         assert doctor(stage)["proofs"] == {"passed": 1, "golden_mismatch": 1}
         device.show("still", digits.held_out[1])
-        assert device.read("still", 30)["model"] == "digits:1"
+        assert device.read("still", 120)["model"] == "digits:1"
     why = run("why", "reader", state=stage.hub_state)
     assert "does not answer its golden inputs" in why.out, why.out
     described = run("describe", "application", "reader", state=stage.hub_state)

@@ -102,7 +102,7 @@ def test_only_what_a_trusted_key_signed_is_loaded(stage: Stage, digits: Digits, 
     wait_for("the signed model", lambda: ready(stage), 120)
     with Device(stage.mqtt_of("pi")) as device:
         device.show("signed", digits.held_out[0])
-        assert device.read("signed", 30)["model"] == "digits:1"
+        assert device.read("signed", 120)["model"] == "digits:1"
     assert run("model", "verify", "digits", "--key", str(public), state=stage.hub_state).code == 0
     (variant,) = client.get(Model, "digits").resource.spec.versions[0].variants
     assert (variant.digest, len(variant.signatures)) == (digest, 2)
@@ -146,7 +146,7 @@ def test_a_versions_own_python_runs_when_it_is_signed_as_well(stage: Stage, digi
     assert run("model", "verify", "digits", "--key", str(public), state=home).code == 0
     with Device(stage.mqtt_of("pi")) as device:
         device.show("signed", digits.held_out[0])
-        assert device.read("signed", 30)["seen"] >= 100
+        assert device.read("signed", 120)["seen"] >= 100
     # Pushing the same files again takes no signature away.
     again = run(
         "model", "push", str(digits.first), "--name", "digits", "--version", "1", "--shaping",

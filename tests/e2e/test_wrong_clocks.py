@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from batuta.demo.stage import wait_for
+from batuta.demo.stage import processes_in, wait_for
 from tests.cli.running import run
 from tests.e2e.playing import SLEEPER, assert_refused, decided, instance, patiently, problems, ready, sleeping
 
@@ -95,6 +95,12 @@ def test_a_nodes_clock_that_is_set_by_a_day_moves_nothing_and_is_told(stage: Sta
     assert "+86400 s" in ran.err
 
 
+def sleeping_as(stage: Stage, application: str) -> set[int]:
+    return {
+        p.pid for p in processes_in(stage.directory) if "sleep" in p.cmdline() and f"/{application}/" in f"{p.cwd()}/"
+    }
+
+
 def test_a_hubs_clock_that_is_set_by_a_day_decides_nothing(stage: Stage, wrong_clock: WrongClock) -> None:
     with wrong_clock:
         stage.start_hub()
@@ -103,7 +109,8 @@ def test_a_hubs_clock_that_is_set_by_a_day_decides_nothing(stage: Stage, wrong_c
     for name in ("pi", "pj"):
         wait_for(name, lambda name=name: stage.online(name), 120)  # type: ignore[misc]
     two_sleepers(stage)
-    before, rows = sleeping(stage), decided(stage)
+    least, rows = sleeping_as(stage, "least"), decided(stage)
+    assert (len(least), len(sleeping_as(stage, "never"))) == (1, 1)
     for ahead_s, words in ((DAY_S, "clock went 86400 s ahead"), (0, "clock went 86400 s back")):
         epoch = stage.client.hub()["epoch"]
         wrong_clock.set(ahead_s)
@@ -112,5 +119,8 @@ def test_a_hubs_clock_that_is_set_by_a_day_decides_nothing(stage: Stage, wrong_c
         for name in ("pi", "pj"):
             wait_for(name, lambda name=name: patiently(lambda: stage.online(name)), 120)  # type: ignore[misc]
         assert decided(stage) == rows
-    assert sleeping(stage) == before
-    assert [instance(stage, name)["starts"] for name in ("never", "least")] == [1, 1]
+        # It ends where it is when no hub is heard for longer than its lease, as on a machine that is busy.
+        assert len(sleeping_as(stage, "never")) <= 1
+    assert sleeping_as(stage, "least") == least
+    assert instance(stage, "least")["starts"] == 1
+    wait_for("the other", lambda: ready(stage, "never"), 120)
