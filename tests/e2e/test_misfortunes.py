@@ -18,6 +18,7 @@ kill -9: hub             survival: a_killed_hub              same processes; eve
 kill -9: broker          agent: a_broker_that_dies           same ports, `broker_restarted`; hub: every row is there
 full disk: node          full_disks: a_full_disk_at_a_node   `disk_full` of broker, ledger, fetch; old version serves;
                                                              each frame answered once; all well when there is room
+                         full_disks: a_broker_that_dies      begins again from what was put by; the node is heard
                          full_disks: a_node_that_begins      ends in words; ledger, artifacts: neither is damaged
 full disk: hub           full_disks: a_full_disk_at_the_hub  refused in words, doctor fails; then writes and hears again
 corrupt ledger           agent: a_corrupt_ledger             `ledger_corrupt`, found again and not started again
