@@ -104,15 +104,18 @@ def _gate(gate: Mapping[str, Any]) -> Iterator[str]:
     yield f"gate {clean(gate['gate'])}: {_toned(VERDICTS.get(verdict, verdict), verdict)}"
     for name, value in gate.get("values", {}).items():
         unit = MEASURED.get(name.removeprefix(f"{BASELINE}."), ("", ""))[0]
-        least, seen, most = (figure(value[each], unit) for each in ("least", "seen", "most"))
-        span = f", at least {least} and at most {most}" if (least, most) != (seen, seen) else ""
-        yield f"  {clean(name)} is {seen}{span}"
+        # What nothing is known of has no bound, and JSON no word for that.
+        bounds = {each: figure(value[each], unit) for each in ("least", "seen", "most") if value[each] is not None}
+        seen = bounds.get("seen", "not known")
+        spans = [f"at {each} {bounds[each]}" for each in ("least", "most") if bounds.get(each, seen) != seen]
+        yield f"  {clean(name)} is {seen}{', ' if spans else ''}{' and '.join(spans)}"
     for name in gate.get("missing", ()):
         yield f"  {clean(name)} was not measured, or not often enough"
 
 
 VERDICTS: Final = {
     "held": "it holds", "broken": "it is broken", "open": "too early to tell", "not asked yet": "not asked yet",
+    "in shadow": "asked in shadow only",
 }  # fmt: skip
 
 

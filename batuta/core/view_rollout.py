@@ -8,7 +8,7 @@ import msgspec
 
 from batuta.core.draft import Draft
 from batuta.core.fleet import fleet_of
-from batuta.core.rollout import WHOLE, trial_of
+from batuta.core.rollout import WHOLE, gates_of, trial_of
 from batuta.core.trusted import trusted_of
 from batuta.core.turns import Turns
 from batuta.kinds.base import encode_hook
@@ -112,13 +112,14 @@ def _gates(turns: Turns) -> list[dict[str, Any]]:
     """Each as it was asked last: `least` and `most` are where the truth is, as far as can be told by now."""
     asked = {seen.gate: seen for seen in turns.rollout.seen}
     found = []
+    asks = gates_of(turns.rollout, turns.plan)
     for gate in turns.plan.gates:
         seen = asked.get(gate)
         values = seen.values if seen is not None else {}
         found.append(
             {
                 "gate": gate,
-                "verdict": seen.verdict if seen is not None else "not asked yet",
+                "verdict": seen.verdict if seen is not None else "not asked yet" if gate in asks else "in shadow",
                 "values": {name: {"least": v[0], "seen": v[1], "most": v[2]} for name, v in values.items()},
                 "missing": list(seen.missing) if seen is not None else [],
             }

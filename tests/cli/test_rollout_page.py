@@ -68,6 +68,21 @@ def test_a_gate_is_told_with_what_was_measured_and_its_limits():
     ]
 
 
+def test_what_has_no_bound_yet_and_what_is_asked_in_shadow_only_are_told():
+    gate = {
+        "gate": "latency.p95 < 20.0",
+        "verdict": "open",
+        "values": {"latency.p95": {"least": 1.5, "seen": 2.0, "most": None}},
+        "missing": [],
+    }
+    agrees = {"gate": "agreement.share >= 0.9", "verdict": "in shadow", "values": {}, "missing": []}
+    assert told(gates=[gate, agrees])[-3:] == [
+        "gate latency.p95 < 20.0: too early to tell",
+        "  latency.p95 is 2 ms, at least 1.5 ms",
+        "gate agreement.share >= 0.9: asked in shadow only",
+    ]
+
+
 def test_what_stopped_it_comes_first_with_what_to_do():
     reason = {"code": "gate_broken", "sentence": "application/reader: beyond a gate's limit (x)", "next": "correct it"}
     lines = told(
