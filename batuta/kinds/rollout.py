@@ -23,6 +23,10 @@ class RolloutSpec(Record):
     """So long a wave that is through is watched before the next one begins."""
     gates: tuple[str, ...] = ()
     """What must hold of what the updated nodes measure."""
+    shadow_ms: Millis | None = msgspec.field(default=None, name="shadow")
+    """So long the new model is shown what the old one is asked, before a wave is switched."""
+    split: str | None = None
+    """And so much it answers after that, beside the old one."""
     on_failure: Literal["undo", "pause"] = "undo"
     """What becomes of it when it fails."""
     approvals: bool = False

@@ -64,7 +64,8 @@ def _document(state: State, app: str, row: core.Rollout, status: Any) -> dict[st
         said = application.spec.rollout
         spec = RolloutSpec(
             release=row.revision, previous=row.previous, waves=said.waves or (), soak_ms=said.soak_ms,
-            gates=said.gates, on_failure=said.on_failure, approvals=said.approvals,
+            gates=said.gates, on_failure=said.on_failure, approvals=said.approvals, shadow_ms=said.shadow_ms,
+            split=said.split,
         )  # fmt: skip
     metadata: dict[str, Any] = {
         "name": row.application,
