@@ -245,7 +245,8 @@ def advance(
         return _undo_further(rollout, plan, nodes, now)
     rollout = _note_turned_down(rollout, nodes)
     fit = [n for n in nodes if n.hardware not in rollout.stopped]
-    if rollout.turned_down and all(n.state == "down" for n in fit if n.reachable):
+    # Who cannot be reached now may have it, or take it yet: after a restart of the hub that is everybody.
+    if rollout.turned_down and all(n.state == "down" for n in fit):
         return Step(_fail(rollout, plan, now, _turned_down_everywhere(rollout, nodes)))
     gates = gates_of(rollout, plan)
     is_due = now >= rollout.asked_at + LOOK_MS or tuple(s.gate for s in rollout.seen) != gates
@@ -311,7 +312,7 @@ def _give_turns(rollout: Rollout, plan: Plan, fit: Sequence[Standing], now: int)
         if reach != rollout.reach:
             turned = (*rollout.turns, (reach, now))[-TURNS_KEPT:]
             rollout = msgspec.structs.replace(rollout, reach=reach, turns=turned)
-        return _rolling(rollout, busy, shut, now)
+        return _rolling(rollout, busy, shut, now, is_idle=not done)
     return None
 
 
@@ -327,13 +328,15 @@ def _switched(rollout: Rollout, plan: Plan, busy: Sequence[Standing]) -> Rollout
     return msgspec.structs.replace(rollout, switched=max(rollout.switched, reach))
 
 
-def _rolling(rollout: Rollout, busy: Sequence[Standing], shut: Sequence[Standing], now: int) -> Rollout:
+def _rolling(
+    rollout: Rollout, busy: Sequence[Standing], shut: Sequence[Standing], now: int, *, is_idle: bool
+) -> Rollout:
     """Still, or again, under way."""
     reason, subject = None, f"application/{rollout.application}"
     if shut and not busy:
         detail = f"the update window of {shut[0].node}" + (f" and {len(shut) - 1} more" if len(shut) > 1 else "")
         reason = Reason(code="rollout_waits", subject=subject, detail=f"{detail} is shut")
-    elif not busy and rollout.reach == 0:
+    elif not busy and is_idle:
         reason = Reason(code="rollout_waits", subject=subject, detail="no node that may take it can be reached")
     if rollout.phase == "rolling":
         return msgspec.structs.replace(rollout, reason=reason)

@@ -217,6 +217,16 @@ def test_a_newer_release_takes_over_and_touches_nobody_twice() -> None:
     assert begin(APP, 3, 2, 0, superseded=done).previous == 2
 
 
+def test_a_hub_that_hears_nobody_yet_undoes_nothing() -> None:
+    """After its restart nobody is reachable but, perhaps first of all, one that turned the release down."""
+    fleet = Fleet(60, 5, refusing="b")
+    half = next(r for r in play(fleet, PLAN) if r.wave == 2 and r.turned_down)
+    for heard in ((), tuple(half.turned_down)):
+        fleet.away = set(fleet.orders) - set(heard)
+        went_on = advance(half, PLAN, fleet.standings(), half.since + 1_000, held()).rollout
+        assert went_on.phase in ("rolling", "soaking")
+
+
 def test_canaries_by_condition_have_their_turn_in_their_wave() -> None:
     plan = Plan(waves_of(['where node.labels.ring == "canary"', "100%"]))
     nodes = [
