@@ -50,8 +50,10 @@ class Flags:
             read(body)
         except FileNotFoundError:
             return
-        except (OSError, ValueError):
+        except (OSError, ValueError) as error:
             self.unread += 1
+            detail = f"its flags: {error}"[:300]
+            self.tell(Ailing("flags", Reason(code="ledger_corrupt", subject=f"node/{self.fabric.name}", detail=detail)))
             return
         self.digest = digest_of(body)
 

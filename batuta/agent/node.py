@@ -278,6 +278,7 @@ class Node:
             "reports": {"sent": self.reporter.sent, "unsent": self.reporter.unsent},
             "pulse": {"sent": self.pulse.sent, "unanswered": self.pulse.unanswered, "everyMs": self.pulse.every_ms},
             "artifacts": self._artifacts_told(),
+            "flags": {"digest": self.flags.digest, "kept": self.flags.kept, "unread": self.flags.unread},
             "untrusted": dict(self.actuator.untrusted),
             "proofs": dict(self.actuator.proofs),
             "measuring": dict(self.measuring.counts),

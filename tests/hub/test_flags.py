@@ -200,6 +200,7 @@ async def test_what_is_no_sheet_changes_nothing_and_is_counted(tmp_path: Path) -
             pi.flags.path.write_bytes(b"{")
     damaged = Keeper(broker, "pi", tmp_path)
     assert (damaged.flags.digest, damaged.flags.unread) == ("", 1)
+    assert [each.reason and each.reason.code for each in damaged.said] == ["ledger_corrupt"]
 
 
 async def test_a_stranger_is_told_nothing(tmp_path: Path) -> None:

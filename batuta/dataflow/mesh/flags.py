@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from batuta.dataflow.mesh.http import Request
 
 NAMESPACE: Final = "batuta-namespace"
-TOLD_MAX: Final = 512
+TOLD_MAX: Final = 256
 """Of so many flags it is remembered when somebody asked for them last."""
 MINUTE_MS: Final = 60_000
 _PATH = re.compile(r"^(?:/flags/([^/]+))?/ofrep/v1/evaluate/flags(?:/([^/]+))?$")
