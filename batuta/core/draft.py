@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 Row = TypeVar("Row", bound=Standing)
 
 
+ROLLS_MAX = 32
+"""So often at most is one application tended in a decision for what its rollout did; the rest is for the next one."""
 _name = attrgetter("name")
 
 
@@ -47,7 +49,8 @@ class Draft:
         self.displaced: set[str] = set()
         """Applications of which somebody was displaced."""
         self.rolled: set[str] = set()
-        """Applications whose rollout went on by what was given or taken: they are tended again."""
+        """Applications whose rollout may go on by what was given or taken: they are tended again."""
+        self._rolls: dict[str, int] = {}
         self.asks: dict[tuple[str, str], Ask] = {}
         """By application and component: what was asked last."""
         self.fresh: dict[int, dict[tuple[str, str, str], Slot]] = {}
@@ -234,6 +237,12 @@ class Draft:
 
     def drop_rollout(self, rollout: Rollout) -> None:
         self._decided[rollout.key] = self._rollouts[rollout.app] = None
+
+    def roll_again(self, app: str) -> None:
+        """Tend it once more in this decision, so that deciding ends at rest."""
+        self._rolls[app] = self._rolls.get(app, 0) + 1
+        if self._rolls[app] <= ROLLS_MAX:
+            self.rolled.add(app)
 
     def fences(self, app: str) -> dict[str, Fence]:
         """By `component/slot`, as drafted."""

@@ -51,20 +51,6 @@ def roll(notes: Notes, app: str) -> Turns | None:
     return None if rollout.phase == "undone" else turns
 
 
-def goes_on(notes: Notes, app: str) -> bool:
-    """Did what was given and taken take the rollout further? Then its application is tended again at once, so that
-    deciding ends at rest."""
-    turns = turns_of(notes.draft, app)
-    if turns is None or turns.rollout.is_over or turns.rollout.phase == "paused":
-        return False
-    if not turns.changed:
-        return True
-    places = turns.places()
-    standings = turns.standings(places)
-    ask = partial(_ask, turns, places, standings)
-    return advance(turns.rollout, turns.plan, standings, notes.draft.now, ask).rollout != turns.rollout
-
-
 def _ask(turns: Turns, places: Sequence[Place], standings: Sequence[Standing], _: Rollout) -> list[Judged]:
     return turns.judged(places, standings)
 

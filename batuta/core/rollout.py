@@ -44,6 +44,8 @@ REFUSALS: Final = 3
 LOOK_MS: Final = 2_000
 """How often gates are asked."""
 TURNS_KEPT: Final = 64
+PASSED_MAX: Final = 1024
+"""So many nodes are remembered that were passed by; if there are more, those may come while a wave is not theirs."""
 
 
 class Trial(NamedTuple):
@@ -124,6 +126,9 @@ class Rollout(Record):
     """While it is undone: whose order is not below this has the old release again."""
     turns: tuple[tuple[int, int], ...] = ()
     """The reach, and the instant at which it came to be that: by this each node's deadline is known. The last few."""
+    passed: tuple[int, ...] = ()
+    """Orders below the reach that were passed by: they could not be reached, or were kept from it. Their turn is still
+    to come."""
     asked_at: int = 0
     """When the gates were asked last."""
     stage: int = 0
@@ -184,7 +189,9 @@ def may_have(rollout: Rollout, order: int, hardware: str, selected: int | None =
         return True
     if rollout.phase == "undone" or order >= rollout.back:
         return False
-    return order < rollout.reach or (selected is not None and selected <= rollout.wave and rollout.reach > 0)
+    if selected is not None and selected <= rollout.wave and rollout.reach > 0:
+        return True
+    return order < rollout.reach and order not in rollout.passed
 
 
 def trial_of(rollout: Rollout, plan: Plan) -> Trial | None:
@@ -237,8 +244,12 @@ def advance(
 ) -> Step:
     """The next state. `ask` judges the gates on what was measured so far; it is only asked where it matters."""
     if rollout.phase == "done":
-        # Whoever comes back later may still refuse it, and keeps what it had.
-        return Step(_note_turned_down(rollout, nodes))
+        # Whoever comes back later may still refuse it, and keeps what it had. A short soak may have been over before
+        # the nodes found out that it does not work: one that nobody runs is not done.
+        rollout = _note_turned_down(rollout, nodes)
+        if rollout.turned_down and not any(n.state in ("new", "updating") for n in nodes):
+            return Step(undoing(rollout, now, _turned_down_everywhere(rollout, nodes)), now)
+        return Step(rollout)
     if rollout.phase in ("undone", "aborted", "paused"):
         return Step(rollout)
     if rollout.phase == "undoing":
@@ -289,6 +300,7 @@ def _give_turns(rollout: Rollout, plan: Plan, fit: Sequence[Standing], now: int)
     busy = [n for n in open_to if _has_turn(rollout, n) and not (n.shut and n.state == "old")]
     waiting = sorted((n for n in open_to if not _has_turn(rollout, n) and not n.shut), key=lambda n: n.order)
     reach, done = rollout.reach, _done(rollout, fit)
+    before = reach, rollout.passed
     if rollout.stage and not (busy or done):
         # Whoever was tried is gone: others are, from the beginning.
         rollout = msgspec.structs.replace(rollout, stage=0, stage_since=now)
@@ -302,18 +314,33 @@ def _give_turns(rollout: Rollout, plan: Plan, fit: Sequence[Standing], now: int)
         if is_last and plan.concurrency is None:
             reach = WHOLE  # also for those that hold nothing of it: they may be where there is room for it
         elif given := waiting[: max(0, turns)]:
-            reach = given[-1].order + 1
+            reach = max(reach, given[-1].order + 1)
+            rollout = _passing(rollout, reach, fit, {n.order for n in given}, now)
         elif not waiting and not busy and is_last:
             reach = WHOLE  # whoever is left is away or kept from it, and follows when it can
+        if reach == WHOLE:
+            rollout = msgspec.structs.replace(rollout, passed=())
         shut = shut if missing > len(waiting) else []
     if plan.trials and rollout.stage >= len(plan.trials):
         rollout = _switched(rollout, plan, busy)
-    if busy or shut or reach != rollout.reach or not (done or not fit):
+    if busy or shut or (reach, rollout.passed) != before or not (done or not fit):
         if reach != rollout.reach:
             turned = (*rollout.turns, (reach, now))[-TURNS_KEPT:]
             rollout = msgspec.structs.replace(rollout, reach=reach, turns=turned)
         return _rolling(rollout, busy, shut, now, is_idle=not done)
     return None
+
+
+def _passing(rollout: Rollout, reach: int, fit: Sequence[Standing], given: set[int], now: int) -> Rollout:
+    """Who is passed by as the reach moves on has its turn later; so had some of those that have it now."""
+    late = [order for order in rollout.passed if order not in given]
+    left = sorted(
+        n.order for n in fit if rollout.reach <= n.order < reach and n.order not in given and n.state == "old"
+    )
+    if len(late) < len(rollout.passed):
+        # Theirs came just now, whenever it came for others around them.
+        rollout = msgspec.structs.replace(rollout, turns=((WHOLE, now),))
+    return msgspec.structs.replace(rollout, passed=tuple(late + left)[:PASSED_MAX])
 
 
 def _switched(rollout: Rollout, plan: Plan, busy: Sequence[Standing]) -> Rollout:
@@ -383,7 +410,7 @@ def _soak(rollout: Rollout, plan: Plan, now: int) -> Step:
         reason = Reason(code="rollout_unapproved", subject=subject, detail=detail)
         return Step(msgspec.structs.replace(rollout, reason=reason))
     if is_last:
-        return Step(msgspec.structs.replace(rollout, phase="done", since=now, reach=WHOLE, reason=None))
+        return Step(msgspec.structs.replace(rollout, phase="done", since=now, reach=WHOLE, passed=(), reason=None))
     # With the next wave begins a new look: what its nodes measure counts from now on.
     following = msgspec.structs.replace(
         rollout, phase="rolling", wave=rollout.wave + 1, since=now, wave_since=now, reason=None, seen=(), stage=0,
@@ -402,7 +429,9 @@ def _late(rollout: Rollout, plan: Plan, now: int) -> Rollout | None:
 
 
 def _next_look(rollout: Rollout, plan: Plan, now: int) -> int | None:
-    return None if not plan.gates else max(rollout.asked_at, now - LOOK_MS + 1) + LOOK_MS
+    # One that is overdue could not be asked, for nobody is done: a report will tell when somebody is.
+    at = rollout.asked_at + LOOK_MS
+    return at if plan.gates and at > now else None
 
 
 def _deadline(rollout: Rollout, plan: Plan) -> int | None:

@@ -22,7 +22,7 @@ from batuta.core.place import refusals
 from batuta.core.preempt import settle_displaced
 from batuta.core.refill import refill
 from batuta.core.release import release
-from batuta.core.roll import goes_on, roll, say
+from batuta.core.roll import roll, say
 from batuta.core.rooms import find_sound, keep_room, mark, settle_rooms
 from batuta.core.sides import sides_of
 from batuta.core.standing import Awaited, Surge
@@ -93,8 +93,9 @@ def tend(draft: Draft, app: str) -> Tended:
     settle_moving(notes, app)
     settle_rooms(notes, app)
     settle_moved(draft, app, notes.wanted)
-    if turns is not None and (draft.stirred.get(app, 0), draft.fences(app)) != before and goes_on(notes, app):
-        draft.rolled.add(app)
+    if turns is not None and (draft.stirred.get(app, 0), draft.fences(app)) != before:
+        # What was given and taken may take the rollout further, and another slot's turn may have come by it.
+        draft.roll_again(app)
     if turns is not None:
         say(notes, turns)
     draft.watch_fences(app)
@@ -243,14 +244,15 @@ def judge_slot(draft: Draft, ask: Ask, slot: Slot, held: list[Held]) -> list[Hol
         grace_ms = heal.grace_ms(lease_ms) if ask.never_twice else 0
         elsewhere = row is not None and slot.site is not None and fleet.site_names[fleet.site[row]] != slot.site
         kept = row is not None and bool(fleet.held_until[row] > draft.now)
+        report = draft.reported(h.node, h.instance)
         case = heal.Case(
             removed=row is None, wanted=True, superseded=superseded, silent_ms=silent_ms, late=late, after_ms=after_ms,
             grace_ms=grace_ms, old=not accepted[id(h)],
             forbidden=row is None or elsewhere or not stays[row], kept=kept,
+            locked=report is not None and report.locked,
             drained=row is not None and slot.node is None and bool(fleet.drained[row]),
             asked=asked is not None and asked.node == h.node and (len(held) == 1 or asked.to in places),
         )  # fmt: skip
-        report = draft.reported(h.node, h.instance)
         ready = row is not None and silent_ms < after_ms and report is not None and report.phase == "ready"
         superseded = superseded or ready
         judged.append(Holder(h, heal.judge(case), ready, late, kept))

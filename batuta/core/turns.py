@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 State = Literal["old", "updating", "new", "down"]
 STARTS_MAX = 3
 """What had to be started so often, and is not up, does not work."""
+PAST_AT_LEAST = 4
+"""One part in so many of what others measure is still a past to compare with."""
 _SCRAMBLE, _LAST = 2_654_435_761, 2**62
 
 
@@ -120,6 +122,8 @@ class Turns:
             found: Bools = fleet.present.copy()
         else:
             found = self.order < rollout.reach
+            if rollout.passed:
+                found &= ~np.isin(self.order, rollout.passed)
             if rollout.reach > 0:
                 found |= self.selected() <= rollout.wave
             found &= self.order < rollout.back
@@ -216,7 +220,7 @@ class Turns:
             if fence.component in self.changed and (fence.component, fence.slot) not in slots:
                 found.setdefault(fence.node, [])
         row_of = self.fleet.row_of
-        return [Place(node, row_of[node], tuple(those)) for node, those in found.items() if node in row_of]
+        return [Place(node, row_of[node], tuple(those)) for node, those in sorted(found.items()) if node in row_of]
 
     def standings(self, places: Iterable[Place]) -> list[Standing]:
         fleet, now, rollout = self.fleet, self.draft.now, self.rollout
@@ -238,11 +242,16 @@ class Turns:
                     node=node, order=int(self.order[row]), hardware=by_code[int(codes[row])], state=state,
                     reachable=bool(fleet.fresh[row]), detail=detail, selected=None if wave == _LAST else wave,
                     may=bool(fleet.held_until[row] <= now) and not (metered is not None and metered[row])
-                    and (tried is None or tried.has_room),
+                    and (tried is None or tried.has_room) and not self._is_locked(node, held),
                     shut=bool(shut is not None and shut[row]),
                 )
             )  # fmt: skip
         return found
+
+    def _is_locked(self, node: str, held: Sequence[Held]) -> bool:
+        """Does anything there ask to be left as it is for now?"""
+        reports = (self.draft.reported(node, h.instance) for h in held)
+        return any(report is not None and report.locked for report in reports)
 
     def _state(self, node: str, row: int, held: Sequence[Held], tried: Tried | None) -> tuple[State, str]:
         """Where a node stands, and the first words of what is wrong."""
@@ -297,10 +306,14 @@ class Turns:
         classes = {s.hardware for s in done}
         # While it is tried, the old release measures on the very same nodes, at the very same time.
         others = [s for s in standings if s.state in ("old", "new") and s.hardware in classes and s.reachable]
-        baselines = [self.rollout.before, self.sample((there[s.node] for s in others), new=False)]
+        before, elsewhere = self.rollout.before, self.sample((there[s.node] for s in others), new=False)
+        measured = self.sample((there[s.node] for s in done), new=True)
+        # What was before grows no more: where it is little, and the two others are much, it would keep gates open for
+        # ever. An application that was changed soon after it was installed has no past to speak of.
+        has_past = True or before.asked * PAST_AT_LEAST >= min(measured.asked, elsewhere.asked)
+        baselines = [before, elsewhere] if has_past else [elsewhere]
         return judge(
-            gates_of(self.rollout, self.plan), self.sample((there[s.node] for s in done), new=True),
-            [b for b in baselines if b.answered + b.errors or b.instance_ms],
+            gates_of(self.rollout, self.plan), measured, [b for b in baselines if b.asked or b.instance_ms],
             least=self.plan.least, looks=len(self.plan.waves) * (1 + len(self.plan.trials)),
         )  # fmt: skip
 
