@@ -75,7 +75,8 @@ def quantile_within(counts: Mapping[int, int], q: float, alpha: float) -> Interv
     # The share of what is at most a bucket grows from bucket to bucket; q leaves its interval below and above.
     too_low = bisect_left(below, True, key=lambda n: n >= q * total or _may_be(q, n, total - n, alpha))
     too_high = bisect_left(below, True, key=lambda n: n >= q * total and not _may_be(q, n, total - n, alpha))
-    low = latency_at(buckets[too_low - 1]) if too_low else 0.0
+    # Nothing was seen between a bucket and the one below it that was seen: the quantile is above all of that.
+    low = latency_at(buckets[too_low] - 1) if too_low or not _may_be(q, 0, total, alpha) else 0.0
     high = latency_at(buckets[too_high]) if too_high < len(buckets) else math.inf
     return Interval(low, latency_at(seen), high)
 

@@ -55,7 +55,7 @@ def judge(gates: Sequence[str], sample: Sample, baselines: Sequence[Sample], *, 
 def _judge(gate: str, sample: Sample, baselines: Sequence[Sample], alpha: float, least: int) -> Judged:
     wanted = measures_in(gate)
     # One that measured too little is none, unless there is no other: else nothing could be broken against both.
-    enough = [b for b in baselines if b.answered + b.errors >= least]
+    enough = [b for b in baselines if b.asked >= least]
     against = (enough or list(baselines)) if _needs_baseline(wanted) else [Sample()]
     judged = [
         _answer(gate, _values(wanted, sample, baseline, alpha / len(against), least), wanted) for baseline in against
@@ -82,7 +82,7 @@ def _values(wanted: Sequence[str], sample: Sample, baseline: Sample, alpha: floa
         bare = name.removeprefix(f"{BASELINE}.")
         of = baseline if bare != name else sample
         found = _measured(bare, of, baseline, alpha / len(wanted))
-        if found is not None and of.answered + of.errors >= least:
+        if found is not None and of.asked >= least:
             values[name] = found
     return values
 
@@ -118,7 +118,7 @@ def _asked(gate: str, values: Mapping[str, float]) -> bool | None:
 def _measured(name: str, sample: Sample, baseline: Sample, alpha: float) -> Interval | None:
     """The truth behind one measurement; None when there is nothing to tell it by."""
     if name == "errors.rate":
-        return share_within(sample.errors, sample.answered + sample.errors, alpha)
+        return share_within(sample.errors, sample.asked, alpha)
     if name.startswith("latency."):
         return (
             quantile_within(sample.latency, int(name.removeprefix("latency.p")) / 100, alpha)

@@ -43,6 +43,11 @@ class Sample(Record):
     instance_ms: int = 0
     """Time for which instances were ready, summed over them."""
 
+    @property
+    def asked(self) -> int:
+        """Messages and requests, answered or not."""
+        return self.answered + self.errors
+
 
 def total(samples: Iterable[Sample]) -> Sample:
     """All of them together."""
@@ -82,8 +87,8 @@ def mixed(of: Mapping[str, Sample], like: Mapping[str, Sample]) -> Sample:
     A baseline in which slow machines are rarer than among the updated ones would be quicker than it should: so of the
     classes that are too many, only a part counts. Nothing where a class has no counterpart.
     """
-    answers = {name: sample.answered + sample.errors for name, sample in like.items()}
-    here = {name: of[name].answered + of[name].errors if name in of else 0 for name, n in answers.items() if n}
+    answers = {name: sample.asked for name, sample in like.items()}
+    here = {name: of[name].asked if name in of else 0 for name, n in answers.items() if n}
     if not here or not all(here.values()):
         return Sample()
     scale = min(here[name] / answers[name] for name in here)

@@ -40,6 +40,8 @@ STARTS_MAX = 3
 """What had to be started so often, and is not up, does not work."""
 PAST_AT_LEAST = 4
 """One part in so many of what others measure is still a past to compare with."""
+PAST_AT_LEAST = 4
+"""One part in so many of what others measure is still a past to compare with."""
 _SCRAMBLE, _LAST = 2_654_435_761, 2**62
 
 

@@ -318,6 +318,24 @@ def test_a_gate_that_holds_lets_it_through():
     assert told["gates"][0]["values"]["errors.rate"]["most"] < 0.05
 
 
+def test_a_past_too_short_to_tell_anything_keeps_no_gate_open():
+    gated = Rollout(
+        waves=("1 node", "100%"), least_answers=100, gates=("latency.p99 < baseline.latency.p99 * 2.0",)
+    )  # fmt: skip
+    world = started(gated)
+    world.sample = lambda _node, _i: Sample(answered=150, latency={90: 150})
+    for _ in range(2):
+        world.step()
+    world.change(release("new", gated))
+    world.until(lambda: bool(world.runs("new")))
+    assert world.rollout.before.answered == 150
+    world.sample = lambda _node, i: Sample(
+        answered=9_000, latency={200 if i.process.command == ("new",) else 90: 9_000}
+    )  # fmt: skip
+    world.until(world.is_("undone"))
+    assert world.rollout.reason.code == "gate_broken"
+
+
 def test_a_pause_keeps_everything_and_going_on_goes_on():
     world = started()
     world.change(release("new"))
