@@ -102,16 +102,24 @@ class _Shaping(Record):
 
 def _shaped(client: Client, addition: Version, path: Path) -> Version:
     """The version, and what is done before and after it."""
-    text = path.read_bytes()
-    if path.suffix == ".py":
+    before, after, text = shaping_of(path)
+    if text is not None:
         client.push_bytes(text)
         return msgspec.structs.replace(addition, transform=f"sha256:{hashlib.sha256(text).hexdigest()}")
+    return msgspec.structs.replace(addition, before=before, after=after)
+
+
+def shaping_of(path: Path) -> tuple[Before | None, After | None, bytes | None]:
+    """What a file declares, or the file itself where it is Python. Raises Refused."""
+    text = path.read_bytes()
+    if path.suffix == ".py":
+        return None, None, text
     try:
         said = msgspec.yaml.decode(text, type=_Shaping, dec_hook=decode_hook)
     except (msgspec.MsgspecError, ValueError) as error:
         message = f"{path} does not say what is done before and after: {error}"
         raise _refused(message, "see `batuta explain model.spec.versions.before`") from None
-    return msgspec.structs.replace(addition, before=said.before, after=said.after)
+    return said.before, said.after, None
 
 
 def push_version(

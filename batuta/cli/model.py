@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import tempfile
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -111,7 +112,7 @@ def push(
     files = files_of(Path(source)) if Path(source).is_dir() else {variant: Path(source)}
     lineage = lineage_of(parent, data, code)
     proof = write(lineage, {path.name: digest_of_file(path) for path in files.values()}) if lineage else b""
-    cases, usual = _golden(golden, golden_from, next(iter(files.values())), labels, shaped=shaping is not None)
+    cases, usual = _golden(golden, golden_from, next(iter(files.values())), labels, shaping)
     for each, file in files.items():
         pushed = push_file(
             hub, file, name=name, version=version, variant=each, task=task, memory_bytes=memory_bytes,
@@ -123,17 +124,18 @@ def push(
 
 
 def _golden(
-    file: Path | None, data: Path | None, model: Path, labels: str, *, shaped: bool = False
+    file: Path | None, data: Path | None, model: Path, labels: str, shaping: Path | None = None
 ) -> tuple[bytes, bytes]:
     """Golden inputs as bytes: those that are there, or made of what the model says of some data. And what its inputs
-    look like, where there is enough data to tell."""
+    look like, where there is enough data to tell. Data with arrays `request.NAME` is what callers send."""
     if file is not None and data is not None:
         raise click.UsageError("give --golden or --golden-from, not both")
     if file is None and data is None:
         return b"", b""
-    from batuta.model_push import read
+    from batuta.model_push import read, shaping_of
 
     try:
+        from batuta.dataflow.proving_served import ServedVersion
         from batuta.dataflow.proving_session import opened
         from batuta.tuning import data as data_of
         from batuta.tuning import golden, sketch
@@ -144,16 +146,22 @@ def _golden(
             f"this needs packages that cannot be loaded here: {error}", next_step="pip install 'batuta[optimize]'"
         ) from None
     session = opened(model, read(model).format)
-    usual = None
-    with tempfile.TemporaryDirectory(prefix="batuta-golden-") as directory:
+    usual, words = None, [label.strip() for label in labels.split(",") if label.strip()]
+    around = shaping_of(shaping) if shaping is not None else (None, None, None)
+    served = ServedVersion(session, around[0], around[1], words, around[2])
+    with closing(served), tempfile.TemporaryDirectory(prefix="batuta-golden-") as directory:
         path = Path(directory) / "golden.npz" if file is None else file
         if data is not None:
-            words = [label.strip() for label in labels.split(",") if label.strip()]
-            inputs = data_of.read(data, session.inputs, labels=words).inputs
-            golden.write(path, golden.make(session, inputs))
-            # Images that a version shapes in its own way are not what the model sees.
-            usual = sketch.made(inputs) if not (shaped and data.is_dir()) else None
-        replayed = golden.replay(session, golden.read(path), 0.0 if data is not None else GOLDEN_SLACK)
+            requests = golden.requests_in(data)
+            if requests:
+                golden.write(path, golden.answers(served.ask, requests))
+            else:
+                inputs = data_of.read(data, session.inputs, labels=words).inputs
+                golden.write(path, golden.make(session, inputs))
+                # Images that a version shapes in its own way are not what the model sees.
+                usual = sketch.made(inputs) if not (shaping is not None and data.is_dir()) else None
+        slack = 0.0 if data is not None else GOLDEN_SLACK
+        replayed = golden.replay(session, golden.read(path), slack, served.ask)
         if replayed.wrong:
             raise click.BadParameter(f"the model itself does not answer so: {replayed.wrong}", param_hint="--golden")
         click.echo(f"golden inputs: {replayed.cases} cases", err=True)

@@ -8,6 +8,7 @@ hardware and runtime, and in idle time when the hub asks; `batuta model optimize
 
 from __future__ import annotations
 
+import zlib
 from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
@@ -126,9 +127,22 @@ def proof_key(instance: Instance, bench: Bench) -> str:
         golden.digest, f"{golden.tolerance:g}", str(golden.p99_ms or ""), str(golden.memory_bytes or ""),
     )  # fmt: skip
     limits = (str(allowed), cards, bench.runtimes[model.variant.format], bench.hardware)
-    # What was proved before there were objectives keeps its name.
-    said = (model.variant.digest, *asked, *limits, *((f"slo={slo}",) if slo is not None else ()))
+    # What was proved before there were objectives, or with nothing around the file, keeps its name.
+    said = (
+        model.variant.digest, *asked, *limits, *((f"slo={slo}",) if slo is not None else ()),
+        *((f"around={_around(model)}",) if golden is not None and _around(model) else ()),
+    )  # fmt: skip
     return " ".join(word or "-" for word in said)
+
+
+def _around(model: ModelOrder) -> str:
+    """Names what is done before and after the file; empty where nothing is."""
+    if model.transform is not None:
+        return model.transform
+    if model.before is None and model.after is None:
+        return ""
+    shaping = msgspec.json.encode((model.before, model.after, model.labels))
+    return f"{zlib.crc32(shaping):08x}-{len(shaping)}"
 
 
 def remembered(proven: Iterable[Proven], fresh: Proven) -> dict[str, Proven]:

@@ -24,6 +24,8 @@ from batuta.kinds.base import Bytes, decode_hook, encode_hook
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
+    from batuta.dataflow.proving_served import ServedVersion
+    from batuta.dataflow.proving_session import EngineSession
     from batuta.tuning.golden import Replayed
     from batuta.tuning.session import Loaded
 
@@ -46,12 +48,21 @@ def prove(order: ProvingOrder) -> Proof:
         runtime = session.runtime
         if order.golden:
             golden = cases_of.read(Path(order.golden))
-            replayed = cases_of.replay(session, golden, order.tolerance)
+            served = _served(session, order) if golden.requests else None
+            try:
+                replayed = cases_of.replay(session, golden, order.tolerance, served.ask if served is not None else None)
+            finally:
+                if served is not None:
+                    served.close()
             if replayed.wrong:
                 return _refused(
                     runtime, "golden_mismatch", f"{replayed.wrong}; {order.tolerance:g} tolerated", replayed
                 )
-            inputs = feedable(session, golden.inputs)
+            inputs = (
+                feedable(session, golden.inputs)
+                if golden.inputs
+                else anything(session, order.signature, session.batch or 1)
+            )
             measured = _measured(session, inputs, order.measure_ms)
         else:
             replayed = None
@@ -73,6 +84,18 @@ def prove(order: ProvingOrder) -> Proof:
     return Proof(
         reasons=reasons, runtime=runtime, measured=measured, cases=replayed.cases, furthest=round(replayed.furthest, 6)
     )
+
+
+def _served(session: EngineSession, order: ProvingOrder) -> ServedVersion | None:
+    """The version around the file; None where only the file is to be proved."""
+    its = order.vouching
+    if its is None or its.instance.model is None:
+        return None
+    from batuta.dataflow.proving_served import ServedVersion
+
+    model = its.instance.model
+    text = Path(its.transform).read_bytes() if its.transform else None
+    return ServedVersion(session, model.before, model.after, model.labels, text)
 
 
 def _measured(session: Loaded, inputs: Mapping[str, Any], measure_ms: int) -> Measured:

@@ -30,23 +30,23 @@ class EngineSession(Loaded):
         self, path: str | os.PathLike[str], how: Format, kinds: Sequence[str] = (), declared: Signature | None = None
     ) -> None:
         try:
-            self._engine: Engine = engines.load(str(path), how, kinds, declared)
+            self.engine: Engine = engines.load(str(path), how, kinds, declared)
         except engines.Unfit as unfit:
             raise ArtifactRefused(unfit.code, str(unfit)) from None
-        on = self._engine.runs_on.removesuffix("ExecutionProvider")
+        on = self.engine.runs_on.removesuffix("ExecutionProvider")
         super().__init__(
             _runtime(how) + ("" if on == "CPU" else f" {on}"),
-            [Port(p.name, _dtype(p.datatype), p.shape) for p in self._engine.inputs],
-            [Port(p.name, _dtype(p.datatype), p.shape) for p in self._engine.outputs],
+            [Port(p.name, _dtype(p.datatype), p.shape) for p in self.engine.inputs],
+            [Port(p.name, _dtype(p.datatype), p.shape) for p in self.engine.outputs],
         )
 
     def call(self, feed: Mapping[str, Any]) -> list[Any]:
-        return self._engine.run(feed)
+        return self.engine.run(feed)
 
 
 def opened(
     path: str | os.PathLike[str], how: Format, kinds: Sequence[str] = (), declared: Signature | None = None
-) -> Loaded:
+) -> EngineSession:
     """The file, loaded; `kinds` are the accelerators that it may use, `declared` what its version says of it."""
     return EngineSession(path, how, kinds, declared)
 

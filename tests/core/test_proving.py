@@ -12,6 +12,7 @@ from batuta.core.proving import PROVEN_MAX, Bench, Proven, proof_key, remembered
 from batuta.core.reasons import Reason
 from batuta.kinds.base import Bytes, Millis
 from batuta.kinds.model import Golden, Variant
+from batuta.kinds.shaping import After, Before
 
 FILE, CASES = "sha256:" + "a" * 64, "sha256:" + "b" * 64
 BENCH = Bench("pi-4", {"onnx": "onnxruntime 1.31.1"})
@@ -167,3 +168,21 @@ def test_the_old_one_goes_on_while_the_new_one_is_proved_and_for_good_when_it_is
     assert local is not None
     after = step(ordered(new), {**plan.locals, new.name: local}, held, 1, None, proven={key: slow}, bench=BENCH)
     assert (after.actions, after.locals[old.name].phase, after.locals[new.name].phase) == ((), "ready", "refused")
+
+
+def test_what_is_done_around_the_file_is_proved_with_it():
+    def around(**said: object) -> str:
+        assert ONE.model is not None
+        return proof_key(msgspec.structs.replace(ONE, model=msgspec.structs.replace(ONE.model, **said)), BENCH)
+
+    keys = [
+        KEY,
+        around(transform="sha256:" + "c" * 64),
+        around(transform="sha256:" + "d" * 64),
+        around(before=Before(scale=0.5)),
+        around(before=Before(scale=0.25)),
+        around(after=After(argmax=True)),
+        around(after=After(argmax=True), labels=("a", "b")),
+    ]
+    assert len(set(keys)) == len(keys)
+    assert around(labels=("a", "b")) == KEY, "names alone change nothing that is said of tensors"

@@ -7,6 +7,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 import msgspec
+import numpy as np
 import pytest
 
 from batuta.demo.stage import wait_for
@@ -110,6 +111,8 @@ def test_only_what_a_trusted_key_signed_is_loaded(stage: Stage, digits: Digits, 
 
 TRANSFORM = """
 import numpy as np
+def before(inputs):
+    return {"image": next(iter(inputs.values())).astype(np.float32).reshape(1, -1)}
 def after(outputs):
     return {"seen": np.argmax(outputs["probabilities"], axis=1).astype(np.int64) + 100}
 """
@@ -119,14 +122,16 @@ def after(outputs):
 def test_a_versions_own_python_runs_when_it_is_signed_as_well(stage: Stage, digits: Digits, tmp_path: Path) -> None:
     private, public = make_key(tmp_path / "ours")
     (tmp_path / "transform.py").write_text(TRANSFORM)
+    # Its golden inputs are what callers send, and what they are told comes out of it.
+    pixels = np.float32([image.pixels for image in digits.held_out[:6]])
+    np.savez(tmp_path / "sent.npz", **{"request.picture": pixels})
     play(stage)
     home, client = stage.hub_state, stage.client
     client.apply(asked_for(public))
-    pushed = run(
-        "model", "push", str(digits.first), "--name", "digits", "--version", "1", "--shaping",
-        str(tmp_path / "transform.py"), state=home,
-    )  # fmt: skip
-    assert pushed.code == 0, pushed.err
+    words = ["model", "push", str(digits.first), "--name", "digits", "--version", "1"]
+    words += ["--shaping", str(tmp_path / "transform.py"), "--golden-from", str(tmp_path / "sent.npz")]
+    pushed = run(*words, state=home)
+    assert (pushed.code, "golden inputs: 6 cases" in pushed.err) == (0, True), pushed.err
     client.apply(READER.format(version="1"))
     only = run("model", "sign", "digits", "--key", str(private), "--variant", "fp32", state=home)
     assert only.code == 0, only.err
@@ -148,9 +153,7 @@ def test_a_versions_own_python_runs_when_it_is_signed_as_well(stage: Stage, digi
         device.show("signed", digits.held_out[0])
         assert device.read("signed", 120)["seen"] >= 100
     # Pushing the same files again takes no signature away.
-    again = run(
-        "model", "push", str(digits.first), "--name", "digits", "--version", "1", "--shaping",
-        str(tmp_path / "transform.py"), state=home,
-    )  # fmt: skip
+    again = run(*words, state=home)
     assert again.code == 0, again.err
+    assert doctor(stage)["proofs"] == {"passed": 1}
     assert len(client.get(Model, "digits").resource.spec.versions[0].transform_signatures) == 1
