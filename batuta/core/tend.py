@@ -134,7 +134,8 @@ def _tend_component(notes: Notes, sides: Sides, held: list[Held]) -> set[str]:
             held_by[h.instance.slot].append(h)
         elif not notes.is_kept(h):
             care.take(h, fenced=h.instance.lease_ms is not None)
-    for room in draft.standing(ask.app, Awaited) if ask.never_twice else ():
+    is_fenced = any(each.never_twice for each in sides.both)
+    for room in draft.standing(ask.app, Awaited) if is_fenced else ():
         if room.component == ask.component.name:
             mark(care, room, 1)
     surge = Surge(namespace=ask.namespace, application=ask.application, component=ask.component.name)
@@ -146,7 +147,7 @@ def _tend_component(notes: Notes, sides: Sides, held: list[Held]) -> set[str]:
             mine[id(sides.of(draft, slot, held_by[slot.name]))].append(slot)
         for key, each_care in cares.items():
             _tend_slots(each_care, mine[key], held_by, surge)
-    return {f"{ask.component.name}/{slot.name}" for slot in slots} if ask.never_twice else set()
+    return {f"{ask.component.name}/{slot.name}" for slot in slots} if is_fenced else set()
 
 
 def _tend_slots(care: Care, slots: list[Slot], held_by: dict[str, list[Held]], surge: Surge) -> None:
