@@ -247,3 +247,44 @@ def test_replicas_that_are_counted_are_tried_where_they_are() -> None:
     assert world.ways()["2 shadow"] <= before
     world.until(world.is_("done"), steps=400)
     assert len(world.state.held[APP]) == 3
+
+
+def test_without_waves_all_are_tried_at_once_and_then_switched_one_by_one() -> None:
+    tried = msgspec.structs.replace(TRIED, waves=None, split=None)
+    world = started(tried)
+    world.change(version("2", tried))
+    world.until(lambda: world.ways() == {"1 whole": set(NAMES), "2 shadow": set(NAMES)}, steps=50)
+    most = 0
+
+    def done() -> bool:
+        nonlocal most
+        now = world.ways()
+        most = max(most, len(now.get("1 whole", set()) & now.get("2 whole", set())))
+        return world.is_("done")()
+
+    world.until(done, steps=300)
+    assert world.ways() == {"2 whole": set(NAMES)}
+    assert most == 1
+    assert world.least_ready == 6
+
+
+def test_what_only_changes_a_program_is_not_tried_and_asks_nobody_whether_it_agrees() -> None:
+    def both(command: str, rollout: Rollout) -> Change:
+        reads = component(model="1", count=None, every_node=True)
+        return rolled(reads, component(name="send", command=command), rollout=rollout)
+
+    tried = msgspec.structs.replace(TRIED, gates=("agreement.share >= 0.9",))
+
+    class Mixed(Models):
+        def _tell(self, name: str, instance: Instance, was: InstanceReport | None) -> InstanceReport:
+            if instance.model is None:
+                phase = "ready" if was is not None else "starting"
+                return InstanceReport(name=instance.name, epoch=instance.epoch, phase=phase, since=self.now, starts=1)
+            return super()._tell(name, instance, was)
+
+    world = Mixed(model("1", "2"), both("one", tried), names=NAMES)
+    for _ in range(4):
+        world.step()
+    world.change(both("two", tried))
+    world.until(world.is_("done"), steps=200)
+    assert all(h.instance.newcomer is None for h in world.state.held[APP])

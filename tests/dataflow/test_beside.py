@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import importlib.util
+import os
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -15,12 +19,13 @@ from batuta.dataflow.beside import wire
 from batuta.dataflow.beside.agreement import rows, same
 from batuta.dataflow.beside.newcomer import Newcomer, shown
 from batuta.dataflow.beside.requests import key_of
+from batuta.dataflow.mesh.talk import Ask, of_release
+from batuta.dataflow.oip.heads import Heads
 from batuta.dataflow.oip.messages import Call, Given
 from batuta.dataflow.unix import listen_unix
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
-    from pathlib import Path
+    from collections.abc import Awaitable, Callable, Iterator
 
 KEYS = [f"cameras/{i}/frame" for i in range(5_000)]
 
@@ -271,3 +276,89 @@ async def test_whoever_cannot_be_understood_is_not_there(
     assert not newcomer.takes("k")
     assert not newcomer.is_shown
     await ended(task, stub)
+
+
+def beside(name: str, path: str) -> Any:
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).parents[1] / path)
+    assert spec is not None
+    assert spec.loader is not None
+    found = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(found)
+    return found
+
+
+serving = beside("serving_for_tests", "dataflow/serving_for_tests.py")
+INFER = "/v2/models/m/infer"
+
+
+@pytest.fixture
+def shared() -> Iterator[str]:
+    """The key of a shared memory that holds 5, 6, 7, 8."""
+    path = Path(f"/dev/shm/batuta-test-beside-{os.getpid()}")
+    path.write_bytes(np.array([5, 6, 7, 8], np.float32).tobytes())
+    yield f"/{path.name}"
+    path.unlink()
+
+
+async def fails(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Answers every second request, and fails with the others."""
+    while True:
+        given = wire.handed.decode(await wire.read(reader))
+        is_well = given.number % 2 == 0
+        body = b'{"model_name":"m","model_version":"2","outputs":[]}'
+        answer = wire.Answer(body=body) if is_well else wire.Answer("model_failed")
+        writer.write(wire.packed(wire.Back(given.number, [answer])))
+
+
+async def test_requests_that_the_new_one_fails_at_are_answered_by_the_old_one_and_shared_memory_never_leaves_it(
+    tmp_path: Path, complaints: list[str], shared: str
+) -> None:
+    (tmp_path / "slot").mkdir()
+    stub = Stub(tmp_path / "slot", hello(), fails)
+    newcomer, task = await meeting(tmp_path / "slot", stub, complaints)
+    await until(lambda: newcomer.is_asked)
+    async with serving.served(serving.echo(tmp_path / "m.onnx")) as served:
+        served.endpoint.newcomer = newcomer
+        counted: list[float] = []
+        served.endpoint.told = lambda ms, _fault: counted.append(ms)
+        by = []
+        for i in range(6):
+            body = {"id": str(i), "inputs": [serving.tensor([1.0, 2.0, 3.0, 4.0], [1, 4])]}
+            status, said, answer = await serving.ask(served.port, INFER, body)
+            assert status == 200
+            by.append((said["batuta-instance"].rpartition("/")[2], msgspec.json.decode(answer)["model_version"]))
+        assert sorted(by) == [("read-1-0", "1")] * 3 + [("read-2-0", "2")] * 3
+        assert len(counted) == 3, "what the new one answered is not the old one's work"
+        books = newcomer.books
+        assert books is not None
+        assert (books.asked, books.answered, books.failed) == (6, 3, 3)
+
+        region = {"shared_memory_region": "r", "shared_memory_byte_size": 16}
+        path = "/v2/systemsharedmemory/region/r/register"
+        status, _, _ = await serving.ask(served.port, path, {"key": shared, "offset": 0, "byte_size": 16})
+        assert status == 200
+        body = {"inputs": [{"name": "x", "shape": [1, 4], "datatype": "FP32", "parameters": region}]}
+        for _ in range(3):
+            _, _, answer = await serving.ask(served.port, INFER, body)
+            assert msgspec.json.decode(answer)["outputs"][0]["data"] == [5.0, 6.0, 7.0, 8.0]
+        books = newcomer.books
+        assert books is not None
+        assert books.asked == 6
+    await ended(task, stub)
+
+
+def test_a_gateway_says_whether_its_caller_named_a_version() -> None:
+    ask = Ask("default", "m", "", "", "infer", "normal", 0, key="door")
+    assert dict(of_release(ask, path=True)) == {"Batuta-Key": "door", "Batuta-Version": "any"}
+    assert dict(of_release(ask, path=False)) == {"Batuta-Key": "door"}
+    named = ask._replace(version="1", key="")
+    assert dict(of_release(named, path=True)) == {}
+    assert dict(of_release(named, path=False)) == {"Batuta-Version": "1"}
+
+    def pinned(path: str, *lines: str) -> bool:
+        return Heads().read("\r\n".join((f"POST {path} HTTP/1.1", "Content-Length: 0", *lines, "", "")).encode()).pinned
+
+    assert pinned("/v2/models/m/versions/1/infer")
+    assert not pinned("/v2/models/m/versions/1/infer", "Batuta-Version: any")
+    assert not pinned("/v2/models/m/infer")
+    assert pinned("/v2/models/m/infer", "Batuta-Version: 1")
