@@ -40,8 +40,6 @@ STARTS_MAX = 3
 """What had to be started so often, and is not up, does not work."""
 PAST_AT_LEAST = 4
 """One part in so many of what others measure is still a past to compare with."""
-PAST_AT_LEAST = 4
-"""One part in so many of what others measure is still a past to compare with."""
 _SCRAMBLE, _LAST = 2_654_435_761, 2**62
 
 
@@ -312,7 +310,7 @@ class Turns:
         measured = self.sample((there[s.node] for s in done), new=True)
         # What was before grows no more: where it is little, and the two others are much, it would keep gates open for
         # ever. An application that was changed soon after it was installed has no past to speak of.
-        has_past = True or before.asked * PAST_AT_LEAST >= min(measured.asked, elsewhere.asked)
+        has_past = before.asked * PAST_AT_LEAST >= min(measured.asked, elsewhere.asked)
         baselines = [before, elsewhere] if has_past else [elsewhere]
         return judge(
             gates_of(self.rollout, self.plan), measured, [b for b in baselines if b.asked or b.instance_ms],
