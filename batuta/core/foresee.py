@@ -3,7 +3,7 @@
 The copy is decided on until nothing is left to decide; meanwhile its nodes do as they are told: whoever can be heard
 takes its newest assignment, and what is started there gets ready. Those that are silent say nothing, and what fails
 today fails in the copy too. So an answer is what would come of a change if every start went well, and where it would
-wait for somebody it says so. Time stands still.
+wait for somebody it says so. Time stands still; what would come in waves, judged by what is measured, comes at once.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from batuta.core.state import Change
 from batuta.core.touched import everything, touched
 from batuta.core.view_application import fill
 from batuta.kinds.base import Record
+from batuta.kinds.rolling import Rollout
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -68,10 +69,10 @@ class Foresight(Record):
 def foresee(state: State, changes: Iterable[Change], now: int) -> Foresight:
     """Where every instance would be if these changes were made, compared with where each is."""
     changes = list(changes)
-    without, today, _ = _settled(state, state, now)
+    without, today, _ = _settled(state, _at_once(state), now)
     known = {(s.app, s.component, s.slot): s for s in steps_between(state, without, {})}
     changed = state.with_changes(changes)
-    after, reasons, is_whole = _settled(state, changed, now)
+    after, reasons, is_whole = _settled(state, _at_once(changed), now)
     steps = steps_between(state, after, _rules(changed, after, now))
     marked = [
         msgspec.structs.replace(s, anyway=True) if _same(s, known.get((s.app, s.component, s.slot))) else s
@@ -82,6 +83,18 @@ def foresee(state: State, changes: Iterable[Change], now: int) -> Foresight:
     return Foresight(
         steps=tuple(marked), reasons={a: said for a, said in reasons.items() if a in apps}, is_whole=is_whole
     )
+
+
+def _at_once(state: State) -> State:
+    """As if nothing had to be watched before more nodes are updated: what every rollout comes to in the end."""
+    rows = []
+    for application in state.declared.values():
+        said = application.spec.rollout
+        plain = Rollout(disruption=said.disruption, probation_ms=said.probation_ms)
+        if said != plain:
+            spec = msgspec.structs.replace(application.spec, rollout=plain)
+            rows.append(Change("desired", application.ref.key, msgspec.structs.replace(application, spec=spec)))
+    return state.with_changes(rows) if rows else state
 
 
 def _settled(was: State, state: State, now: int) -> tuple[State, Mapping[str, tuple[Reason, ...]], bool]:

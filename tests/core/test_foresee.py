@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import msgspec
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from batuta.core.foresee import Foresight, foresee
+from batuta.core.state import Change
+from batuta.kinds.base import Millis
+from batuta.kinds.rolling import Rollout
 from tests.core.fleets import (
     APP,
     NOW,
@@ -81,7 +85,7 @@ def test_a_silent_node_is_not_made_to_obey():
     state = beats(state, later, but={"a"})
     found = foresee(state, [application(component(command="new"))], later)
     assert found.steps == ()
-    assert [r.code for r in found.reasons[APP]] == ["node_silent"]
+    assert [r.code for r in found.reasons[APP]] == ["node_silent", "rollout_waits"]
 
 
 @settings(
@@ -103,3 +107,17 @@ def test_what_is_foreseen_is_what_comes(first, then):
         held -= {(step.was, step.was_on)}
         held |= {(step.instance, step.node)} if step.node else set()
     assert held == set(places(after))
+
+
+def test_what_comes_in_waves_is_foreseen_as_a_whole():
+    def rolled(command: str) -> Change:
+        change = application(component(command=command, count=None, every_node=True))
+        spec = msgspec.structs.replace(
+            change.value.spec, rollout=Rollout(waves=("1 node", "100%"), soak_ms=Millis(5_000))
+        )
+        return change._replace(value=msgspec.structs.replace(change.value, spec=spec))
+
+    state = settled(state_of(machines("a", "b", "c"), rolled("old")))
+    found = foresee(state, [rolled("new")], NOW)
+    assert found.is_whole
+    assert [(s.action, s.node) for s in found.steps] == [("replace", "a"), ("replace", "b"), ("replace", "c")]
