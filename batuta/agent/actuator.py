@@ -16,7 +16,7 @@ from batuta.core.lease import grace_ms
 from batuta.core.proving import NEVER_REMEMBERED, Proven
 from batuta.core.reasons import CATALOGUE, Reason
 from batuta.errors import ArtifactRefused, RuntimeFailure
-from batuta.runtimes.base import Order, Sweeper
+from batuta.runtimes.base import Order, Sweeper, lock_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -53,6 +53,7 @@ class Actuator:
         *,
         tell: Callable[[core.Event], None],
         needed: Callable[[], frozenset[str]] = frozenset,
+        stir: Callable[[], None] = lambda: None,
     ) -> None:
         self.directory = directory
         self.runtimes = runtimes
@@ -61,6 +62,8 @@ class Actuator:
         self.tell = tell
         self.needed = needed
         """Digests that must not be removed to make room."""
+        self.stir = stir
+        """Something changed that is no event, and is worth a look."""
         self.faults: dict[str, str] = {}
         """By instance: the newest failure of a runtime that no event could carry."""
         self.untrusted: dict[str, int] = {}
@@ -115,6 +118,11 @@ class Actuator:
             await lane.update()
 
     @property
+    def locked(self) -> frozenset[str]:
+        """Instances that ask to be left as they are."""
+        return frozenset(name for name, lane in self._lanes.items() if lane.is_locked)
+
+    @property
     def measures(self) -> dict[str, Measures]:
         return {name: lane.measures for name, lane in self._lanes.items() if lane.measures is not None}
 
@@ -157,6 +165,7 @@ class _Lane:
         self.instance = instance
         self.book = Book(instance_directory(actuator.directory, instance.name))
         self.measures = self.book.last()
+        self.is_locked = False
         self._fetching: asyncio.Task[None] | None = None
         self._proving: asyncio.Task[None] | None = None
         self._starting: asyncio.Task[None] | None = None
@@ -260,6 +269,7 @@ class _Lane:
             self._looked = True
             if afresh:
                 self.book.begin()
+            unlock(order.directory)
             handle = await self.runtime.start(order)
         except RuntimeFailure as error:
             self._failed(error.code, error.message)
@@ -321,6 +331,9 @@ class _Lane:
                 await asyncio.sleep(LOOK_EVERY_S)
                 continue
             self.measures = self.book.looked(condition, asyncio.get_running_loop().time())
+            was, self.is_locked = self.is_locked, lock_of(self.book.path.parent).exists()
+            if was != self.is_locked:
+                self.actuator.stir()
             now_said = (condition.state, condition.code, condition.detail)
             if now_said != said:
                 said = now_said
@@ -359,6 +372,17 @@ class _Lane:
         if code not in CATALOGUE:
             code, detail = "start_failed", f"{code}: {detail}"
         return Reason(code=code, subject=f"instance/{self.name}", detail=detail[:500])
+
+
+def unlock(directory: Path) -> None:
+    """A run begins without a lock, whatever the one before it left behind. Containers may be somebody else inside."""
+    lock = lock_of(directory)
+    if lock.is_dir() and not lock.is_symlink():
+        shutil.rmtree(lock, ignore_errors=True)
+    else:
+        lock.unlink(missing_ok=True)
+    lock.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    lock.parent.chmod(0o777)  # nobody else comes this far: the directory around it is ours alone
 
 
 def instance_directory(directory: Path, name: str) -> Path:

@@ -422,11 +422,14 @@ class Loop:
             at=now,
             serial=self.serial,
             inventory=self.senses.inventory(),
-            instances=tuple(map(self._fetched_so_far, core.locals_for_report(self.locals, self.actuator.measures))),
+            instances=tuple(map(self._fetched_so_far, self._instances())),
             artifacts=tuple(sorted(self.artifacts.held)),
             problems=tuple(problems[:MOST_PROBLEMS]),
             profiles=profiles_of(self.proven.values()),
         )
+
+    def _instances(self) -> tuple[InstanceReport, ...]:
+        return core.locals_for_report(self.locals, self.actuator.measures, self.actuator.locked)
 
     def _fetched_so_far(self, said: InstanceReport) -> InstanceReport:
         """With how far its artifacts are, while they are on their way: that is no state, and no ledger keeps it."""

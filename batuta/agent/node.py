@@ -139,6 +139,7 @@ class Node:
             Surroundings(parts.broker, neighbours.served(assignment, self.name)),
             tell=self._tell,
             needed=self._needed,
+            stir=lambda: self.loop.tell(Looked()),
         )
         self.reporter = Reporter(fabric, lambda: self.loop.tell(Looked()), every_ms=parts.report_every_ms)
         self.loop = Loop(

@@ -8,7 +8,7 @@ import msgspec
 
 from batuta.core.budget import in_the_way
 from batuta.core.decided import Fence
-from batuta.core.heal import UNLEASED_MS, gone_by
+from batuta.core.heal import LOCKED, UNLEASED_MS, gone_by
 from batuta.core.load import load_of
 from batuta.core.place import choose, refusals
 from batuta.core.rank import Choice
@@ -174,7 +174,8 @@ class Care:
         self.say("node_silent", slot, detail)
 
     def say_held(self, slot: Slot, holder: Holder) -> None:
-        self.say("node_held", slot, f"on {holder.node}")
+        code = "update_locked" if holder.rule.sentence == LOCKED else "node_held"
+        self.say(code, slot, f"on {holder.node}")
 
     def say_unfilled(self, wish: Wish, before: Holder | None) -> None:
         """Nobody can take it: a wait when its node is only silent, else for want of nodes or of room."""

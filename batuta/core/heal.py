@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 Verdict = Literal["lost", "stop", "wait", "keep", "hold", "replace", "move"]
 
 ASKED = "it was asked to move"
+LOCKED = "it would be updated, but asks to be left as it is"
 UNLEASED_MS = 10**12
 """Lease of what was never leased: only its own node can say that it is gone."""
 
@@ -47,6 +48,8 @@ class Case(NamedTuple):
     """Its node may no longer run it: taint, condition or site."""
     kept: bool = False
     """The owner of its node holds the node as it is."""
+    locked: bool = False
+    """It says that it is not to be updated for now."""
     drained: bool = False
     """Its node is to be emptied, and it can run elsewhere."""
     asked: bool = False
@@ -84,6 +87,7 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule("lost", "its node has been silent too long", _is_silent),
     Rule("hold", "it would be changed, but its node is held", _is_kept_from_change),
+    Rule("hold", LOCKED, lambda c: c.old and c.locked),
     Rule("replace", "it is of an older revision", lambda c: c.old),
     Rule("move", "its node may no longer run it", lambda c: c.forbidden),
     Rule("move", "its node is being drained", lambda c: c.drained),

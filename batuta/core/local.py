@@ -286,6 +286,7 @@ def _instants(local: Local, now: int, contact_at: int | None) -> Iterator[int]:
 def locals_for_report(
     locals: Mapping[str, Local],  # noqa: A002
     measures: Mapping[str, Measures],
+    locked: frozenset[str] = frozenset(),
 ) -> tuple[InstanceReport, ...]:
     """What the hub is told of every instance, sorted by name."""
     return tuple(
@@ -298,6 +299,7 @@ def locals_for_report(
             ready_after_ms=local.ready_after_ms,
             reason=local.reason,
             measures=_measured(local, measures.get(name)),
+            locked=name in locked and local.phase in ALIVE,
         )
         for name, local in sorted(locals.items())
     )

@@ -115,6 +115,8 @@ class InstanceReport(Record):
     """How long its last start took until it was ready: by this a rehearsal knows how long the next will take."""
     reason: Reason | None = None
     measures: Measures | None = None
+    locked: bool = False
+    """It asks to be left as it is for now: no update begins while it does."""
 
 
 class Flow(Record):

@@ -131,6 +131,9 @@ CATALOGUE: dict[str, Entry] = {
     "others_gave_way": Entry("others of lower priority give way to it", "wait", waits=True),
     "starting": Entry("it is starting", "wait", waits=True),
     "replacing": Entry("the new instance gets ready before the old one stops", "wait", waits=True),
+    "update_locked": Entry(
+        "it holds its update lock", "wait until it lets go of it: the file that BATUTA_UPDATE_LOCK names", waits=True
+    ),
     "moving": Entry("it moves away: its node may no longer run it", "wait", waits=True),
     "move_waits": Entry(
         "it was asked to move, and the node cannot take it now", "wait; it is asked for ten minutes", waits=True

@@ -35,6 +35,15 @@ class Order(NamedTuple):
     """Nodes of the site, this one included, whose inboxes it serves."""
 
 
+LOCK_DIRECTORY = "update"
+LOCK_FILE = "lock"
+
+
+def lock_of(directory: Path) -> Path:
+    """While this file is there, who made it asks to be left as it is. It goes with the run that made it."""
+    return directory / LOCK_DIRECTORY / LOCK_FILE
+
+
 class Condition(NamedTuple):
     """How an instance is, this moment."""
 

@@ -16,6 +16,7 @@ import msgspec
 from batuta.errors import RuntimeFailure
 from batuta.kinds.base import encode_hook
 from batuta.kinds.container import BROKER_DIRECTORY
+from batuta.runtimes.base import LOCK_DIRECTORY, LOCK_FILE
 from batuta.runtimes.keeping import environment
 from batuta.runtimes.kept import MARK
 from batuta.runtimes.sandbox import OOM_SCORE, OPEN_FILES_MAX
@@ -121,6 +122,7 @@ def variables(order: Order, use: ContainerUse, starts: int) -> dict[str, str]:
     if use.network != "host":
         # The inference gateway listens at the node's loopback, which is another one in there.
         del told["BATUTA_INFERENCE_URL"], told["BATUTA_FLAGS_URL"]
+    told["BATUTA_UPDATE_LOCK"] = f"{BROKER_DIRECTORY}/{LOCK_DIRECTORY}/{LOCK_FILE}"
     return {**told, "BATUTA_START": str(starts), **use.env}
 
 
@@ -183,6 +185,10 @@ def _places(order: Order, use: ContainerUse, whose: Whose) -> dict[str, Any]:
             {"Type": "bind", "Source": order.broker.get("credentials", ""), "ReadOnly": True,
              "Target": f"{BROKER_DIRECTORY}/credentials", "BindOptions": {"Propagation": "rprivate"}}
         )  # fmt: skip
+    mounts.append(
+        {"Type": "bind", "Source": str(order.directory / LOCK_DIRECTORY), "ReadOnly": False,
+         "Target": f"{BROKER_DIRECTORY}/{LOCK_DIRECTORY}", "BindOptions": {"Propagation": "rprivate"}}
+    )  # fmt: skip
     devices = [
         {"PathOnHost": path, "PathInContainer": path, "CgroupPermissions": "rwm"} for path in order.instance.devices
     ]

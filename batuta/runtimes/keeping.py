@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 
 from batuta.errors import RuntimeFailure
 from batuta.fabric.tasks import end
-from batuta.runtimes.base import Condition
+from batuta.runtimes.base import Condition, lock_of
 from batuta.runtimes.kept import MARK, Kept, end_all, sessions_of
 
 if TYPE_CHECKING:
@@ -163,5 +163,6 @@ def environment(order: Order) -> dict[str, str]:
             f"{g.kind}:{g.card}" + (f"={int(g.memory_bytes)}" if g.memory_bytes is not None else "")
             for g in instance.accelerators
         ),
+        "BATUTA_UPDATE_LOCK": str(lock_of(order.directory)),
         MARK: str(order.directory),
     }

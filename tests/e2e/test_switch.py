@@ -1,4 +1,4 @@
-"""Switching a model under load: requests and messages at one node, 200 of each a second, while a new release takes over.
+"""Switching a model under load: requests and messages at one node, 200 of each a second, while a release takes over.
 
 Where memory allows, the new one is ready before the old one goes. Where it does not, there is a gap, and what is asked
 in it waits. Either way nothing is lost and nothing is answered twice.
@@ -160,8 +160,8 @@ def test_a_switch_under_load_loses_nothing_and_answers_nothing_twice(stage: Stag
         camera.close()
     twice = [topic for topic, by in camera.heard.items() if len(by) != 1]
     print(
-        f"{memory}: {len(callers.answers)} requests, {len(callers.failures)} lost, slowest {callers.slowest_ms:.0f} ms; "
-        f"{camera.sent} messages, {len(twice)} answered twice"
+        f"{memory}: {len(callers.answers)} requests, {len(callers.failures)} lost, "
+        f"slowest {callers.slowest_ms:.0f} ms; {camera.sent} messages, {len(twice)} answered twice"
     )
     assert callers.failures == []
     assert twice == []
