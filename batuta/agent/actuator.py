@@ -8,6 +8,7 @@ be ended.
 from __future__ import annotations
 
 import asyncio
+import shutil
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from batuta.agent.books import Book
