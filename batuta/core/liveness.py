@@ -222,9 +222,7 @@ def heard_first(state: State, site: str, unheard_ms: Callable[[str], int]) -> tu
     return tuple(islice((n for n in state.nodes_of_site.get(site, ()) if unheard_ms(n) < gone_ms), WITNESSES))
 
 
-def sighted(
-    before: Sighting | None, now: int, gap_ms: int = MISSED_MS, deaf_ms: int = 0, flags: str = ""
-) -> Sighting:
+def sighted(before: Sighting | None, now: int, gap_ms: int = MISSED_MS, deaf_ms: int = 0, flags: str = "") -> Sighting:
     """The Sighting after a heartbeat: a gap (`missed_ms` of the fleet) begins a new presence. `deaf_ms`: for how long
     the hub could not listen since it began. `flags`: the digest of those that the node has."""
     if before is None:

@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from nats.aio.msg import Msg
 
     from batuta.dataflow.mesh.cards import Known
+    from batuta.dataflow.mesh.http import Request, Response
     from batuta.dataflow.mesh.talk import Ask, Reply
 
 ORDER_BYTES_MAX: Final = 1 << 20
@@ -55,20 +56,52 @@ IDLE_END_S: Final = 600.0
 log = logging.getLogger("gateway")
 
 
+class Entrance:
+    """Where callers come in. Flags need nothing but their file and are answered from the first moment; whoever asks a
+    model waits until the node's broker is reached."""
+
+    def __init__(self, order: GatewayOrder) -> None:
+        self.flags = FlagDoor(Path(order.directory) / FLAGS_FILE, lambda: int(time.time() * 1000))
+        self.flags.remember(Path(order.directory) / MEASURES_FILE)
+        self.door = Door(self._serve)
+        self._listener = order.listener
+        self._routes: Routes | None = None
+        self._reached = asyncio.Event()
+
+    async def open(self) -> None:
+        listener = socket.socket(fileno=self._listener)
+        await self.door.open(listener)
+        log.info("models and flags are asked at %s:%d", *listener.getsockname())
+
+    def lead_to(self, routes: Routes) -> None:
+        self._routes = routes
+        self._reached.set()
+
+    async def _serve(self, request: Request) -> Response:
+        if self._routes is None:
+            if (answer := self.flags.answer(request)) is not None:
+                return answer
+            await self._reached.wait()
+        assert self._routes is not None
+        return await self._routes(request)
+
+
 class Gateway:
     """The parts of one gateway, put together."""
 
-    def __init__(self, order: GatewayOrder, site: Client, control: Client | None = None) -> None:
-        """`control` leads to the hub, and through it to other sites; None where only the site is called."""
+    def __init__(
+        self, order: GatewayOrder, site: Client, control: Client | None = None, entrance: Entrance | None = None
+    ) -> None:
+        """`control` leads to the hub, and through it to other sites; None where only the site is called. An `entrance`
+        that is given is open already."""
         self.order = order
         self.site = site
         self.tally = Tally()
         self.cards = Cards(order.node, order.instances)
         self.far = Far(control, order.node, order.directory, self.cards) if control is not None else None
         self.calls = Calls(self.cards, self._send, self.tally, self.far.look if self.far is not None else None)
-        self.flags = FlagDoor(Path(order.directory) / FLAGS_FILE, lambda: int(time.time() * 1000))
-        self.flags.remember(Path(order.directory) / MEASURES_FILE)
-        self.door = Door(Routes(self.calls, self.cards, lambda: self.site.is_connected, self.flags))
+        self._entrance, self._is_open = entrance or Entrance(order), entrance is not None
+        self.door, self.flags = self._entrance.door, self._entrance.flags
         self._near = FabricPath(site, site.new_inbox())
         self._unix: dict[str, UnixPath] = {}
 
@@ -78,10 +111,10 @@ class Gateway:
         await self._near.open()
         if self.far is not None:
             await self.far.open(self.calls)
-        listener = socket.socket(fileno=self.order.listener)
-        await self.door.open(listener)
+        self._entrance.lead_to(Routes(self.calls, self.cards, lambda: self.site.is_connected, self.flags))
+        if not self._is_open:
+            await self._entrance.open()
         telling = asyncio.create_task(self._tell(stop))
-        log.info("models are asked at %s:%d", *listener.getsockname())
         try:
             await stop.wait()
         finally:
@@ -136,13 +169,16 @@ async def run(order: GatewayOrder) -> int:
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    entrance = Entrance(order)
+    await entrance.open()
     site = await connect(order.broker, f"gateway {order.node}", stop)
     if site is None:
+        await entrance.door.close(grace_s=0)
         return 0
     control = await connect(order.far, f"gateway {order.node}", stop) if order.far else None
     gc.freeze()
     try:
-        await Gateway(order, site, control).run(stop)
+        await Gateway(order, site, control, entrance).run(stop)
     finally:
         for client in (site, control):
             if client is not None:

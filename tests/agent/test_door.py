@@ -12,6 +12,8 @@ import pytest
 
 from batuta.agent.config import AgentConfig
 from batuta.agent.door import Door
+from batuta.core.flags import FLAGS_FILE, FlagOrder, Sheet, written
+from batuta.fabric.broker import free_port
 from batuta.fabric.tasks import end
 from batuta.runtimes import processes
 
@@ -41,6 +43,28 @@ def door_of(tmp_path: Path, town: Any, said: list[Ailing]) -> Door:
     url = f"nats://127.0.0.1:{town.nodes['n1'].client_port}"
     made.broker = {"url": url, "credentials": str(credentials), "node": "n1"}
     return made
+
+
+async def test_flags_are_answered_where_no_broker_is_reached(tmp_path: Path) -> None:
+    """As after a power cut that the broker's store did not survive: whoever asks a model waits, flags are there."""
+    door = Door(AgentConfig(state=str(tmp_path), mqtt_port=0), "n1", [].append)
+    door.broker = {"url": f"nats://127.0.0.1:{free_port('127.0.0.1')}", "node": "n1"}
+    door.open()
+    order = FlagOrder(namespace="default", name="colour", why="STATIC", variants={"red": "#f00"})
+    (door.directory / FLAGS_FILE).write_bytes(written(Sheet(flags=(order,))))
+    running = asyncio.create_task(door.run())
+    try:
+        waiting = asyncio.create_task(live(door.port))
+        async with asyncio.timeout(60):
+            reader, writer = await asyncio.open_connection("127.0.0.1", door.port)
+            writer.write(b"POST /ofrep/v1/evaluate/flags/colour HTTP/1.1\r\nConnection: close\r\n\r\n")
+            assert b'"value":"#f00"' in await reader.read()
+            writer.close()
+        assert not waiting.done()
+        waiting.cancel()
+    finally:
+        await end(running)
+        await door.stop()
 
 
 async def test_a_knock_starts_it_and_nobody_is_refused_while_it_is_killed(new_town: Any, tmp_path: Path) -> None:

@@ -210,7 +210,11 @@ def test_it_is_empty_updating_unused_and_then_ok():
     assert status(state_of(change), ref, NOW)["state"] == "empty"
     state = state_of(machines("a", "b"), change)
     said = status(state, ref, NOW)
-    assert (said["state"], said["current"], said["reason"]) == ("updating", "0/2", "a, b have not said yet that they have it")
+    assert (said["state"], said["current"], said["reason"]) == (
+        "updating",
+        "0/2",
+        "a, b have not said yet that they have it",
+    )
     state = state.with_changes(has_it(state, "a", "b"))
     said = status(state, ref, NOW)
     assert (said["state"], said["current"], said["askedAt"]) == ("unused", "2/2", None)

@@ -52,9 +52,7 @@ _REPOSITORY = re.compile(r"^/v2/repository/models/([^/]+)/(load|unload)$")
 class Routes:
     """Answers requests."""
 
-    def __init__(
-        self, calls: Calls, cards: Cards, is_ready: Callable[[], bool], flags: FlagDoor | None = None
-    ) -> None:
+    def __init__(self, calls: Calls, cards: Cards, is_ready: Callable[[], bool], flags: FlagDoor | None = None) -> None:
         self.calls = calls
         self.cards = cards
         self.is_ready = is_ready
