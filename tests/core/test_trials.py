@@ -124,7 +124,8 @@ def test_each_wave_is_shown_the_inputs_then_answers_a_share_then_has_it_whole() 
             here = [r for r in seen if (r.wave, r.stage, r.phase) == (wave, stage, "soaking")]
             assert len(here) * 1_000 >= least_ms, "each is looked at for as long as it should be"
     assert {s.gate for r in seen if trial_of(r, plan) == TRIALS[0] for s in r.seen} == {AGREES, QUICK}
-    assert {s.gate for r in seen if r.stage > 0 for s in r.seen} == {QUICK}, "only in shadow there is agreement"
+    assert {g for r in seen if r.stage > 0 for g in gates_of(r, plan)} == {QUICK}, "only in shadow there is agreement"
+    assert {s.gate for r in seen if r.stage > 0 for s in r.seen} == {AGREES, QUICK}, "and it is told still"
 
 
 @pytest.mark.parametrize(
