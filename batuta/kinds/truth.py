@@ -39,7 +39,7 @@ class Truth(Record):
     refused: Annotated[str, Meta(min_length=1, max_length=1024)] | None = None
     """Why such a machine cannot load it at all."""
     fails_after_ms: Millis | None = msgspec.field(default=None, name="failsAfter")
-    """It ends by itself so long after it was ready, time and again."""
+    """It ends by itself so long after it was ready, time and again until everything heals."""
 
 
 def truth_problems(here: str, truth: Truth, hardware: Collection[str]) -> Iterator[Problem]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from batuta.core.rollout import may_have, order_of
 from batuta.core.rules import ruling_of
 from batuta.core.standing import Awaited, Scaled
@@ -14,10 +16,11 @@ from batuta.twin.laws import slot_of, wished_slots
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from batuta.core.decided import Instance
+    from batuta.core.decided import Instance, Release
     from batuta.core.rollout import Rollout
     from batuta.core.state import State
     from batuta.kinds.application import Component, ModelUse
+    from batuta.kinds.rolling import Rollout as Rolling
     from batuta.twin.machine import Process
     from batuta.twin.play import Play
 
@@ -65,7 +68,7 @@ def amiss(play: Play) -> list[str]:
     found += [
         f"the rollout of {app} is {rollout.phase}, wave {rollout.wave + 1}"
         for app, rollout in sorted(state.rollouts.items())
-        if app in state.declared and not (_may_rest(rollout) or _stays_as_it_is(state, app))
+        if app in state.declared and not _may_rest(rollout, state.declared[app].spec.rollout, play.world.now)
     ]
     found += _left_fences(state)
     found += [
@@ -91,15 +94,28 @@ def _running(instance: Instance, refused: set[str]) -> list[str]:
     return [instance.fallback.name] if instance.fallback is not None else []
 
 
-def _may_rest(rollout: Rollout) -> bool:
-    """Is there nothing more that it does by itself? It waits for people, for measurements, or for who may change."""
-    if rollout.phase in ("rolling", "soaking") and rollout.reason is not None:
-        return rollout.reason.code in ("gate_undecided", "rollout_unapproved", "rollout_waits")
-    return rollout.phase in ("done", "undone", "aborted", "paused")
+def _may_rest(rollout: Rollout, spec: Rolling, now: int) -> bool:
+    """Is there nothing more that it does by itself? It waits for people, for who may change, or for what nobody
+    measures."""
+    if rollout.phase not in ("rolling", "soaking", "undoing"):
+        return True
+    if spec.disruption.per_site == 0:
+        return True  # Nothing may be missing, not even for as long as a change takes that cannot be made beside it.
+    if rollout.reason is None or spec.deadline.wave_ms is not None:
+        return False
+    if rollout.reason.code == "gate_undecided":
+        is_reported = now - rollout.since > spec.soak_ms + 2 * MEASURED_MS
+        return is_reported and all(seen.verdict == "held" or seen.missing for seen in rollout.seen)
+    return rollout.reason.code in ("rollout_unapproved", "rollout_waits")
 
 
 def _followed(state: State, app: str, resource: Application) -> Sequence[Component]:
-    """What is to run: as people wrote it; while nobody has signed what they wrote, as it was before."""
+    """What is to run: as people wrote it; as it was before, while nobody has signed that, or when it was undone."""
+    trusted = _trusted(state, app)
+    if trusted is not None and state.rollouts[app].phase == "undone":
+        present = {c.name: c for c in resource.spec.components}
+        before = [r.component for r in trusted.components if r.component.name in present]
+        return [msgspec.structs.replace(c, replicas=present[c.name].replicas) for c in before]
     unsigned = any(
         component.model is not None
         and ruling_of(state.policies, component, resource, app).signers
@@ -109,6 +125,13 @@ def _followed(state: State, app: str, resource: Application) -> Sequence[Compone
     if not unsigned:
         return resource.spec.components
     return [r.component for release in state.releases.get(app, ())[-1:] for r in release.components]
+
+
+def _trusted(state: State, app: str) -> Release | None:
+    """The release that its rollout goes back to."""
+    rollout = state.rollouts.get(app)
+    releases = state.releases.get(app, ()) if rollout is not None else ()
+    return next((r for r in releases if rollout is not None and r.revision == rollout.previous), None)
 
 
 def _is_signed(state: State, app: str, use: ModelUse) -> bool:
@@ -163,9 +186,10 @@ def _is_left_behind(play: Play, state: State, copy: Process) -> bool:
     instance, rollout = copy.instance, state.rollouts.get(copy.instance.app)
     if rollout is None:
         return False
-    if rollout.phase in ("paused", "aborted"):
-        return True
-    trusted = next((r for r in state.releases[instance.app] if r.revision == rollout.previous), None)
+    application = state.application(instance.app)
+    if rollout.phase in ("paused", "aborted") or (application is not None and application.spec.rollout.windows):
+        return True  # Windows are shut by the end of a run, and nothing changes outside of them.
+    trusted = _trusted(state, instance.app)
     before = {c.component.name: c.revision for c in trusted.components} if trusted is not None else {}
     if rollout.phase != "undone":
         order = order_of(instance.app, rollout.revision, copy.node)
@@ -180,10 +204,10 @@ def _is_left_behind(play: Play, state: State, copy: Process) -> bool:
 def _is_as_wished(state: State, component: Component, copy: Process) -> bool:
     """Of the newest release, and of the content that people wish for, whatever the release says."""
     instance, order = copy.instance, copy.instance.model
-    rollout = state.rollouts.get(instance.app)
+    rollout, release = state.rollouts.get(instance.app), state.releases[instance.app][-1]
     if rollout is not None and rollout.phase == "undone":
-        return False
-    newest = {c.component.name: c.revision for c in state.releases[instance.app][-1].components}
+        release = _trusted(state, instance.app) or release
+    newest = {c.component.name: c.revision for c in release.components}
     if instance.revision != newest.get(component.name):
         return False
     needs = order.variant.needs.memory_bytes if order is not None else None

@@ -33,6 +33,7 @@ LOOKS = 200
 ROWS_AT_ONCE = 64
 """So many rows of a commit are under way together, as in a real hub."""
 FULL_PASS_MS = 60_000
+GATHER_MS, LONGEST_GATHER_MS = 200, 2_000
 
 _KINDS: dict[str, FaultKind] = {
     "crash": "node_crash", "agentCrash": "agent_crash", "exit": "exit", "partition": "partition",
@@ -67,6 +68,8 @@ def compose(written: kind.Scenario, seed: int, files: Mapping[str, Sequence[AnyR
         physics=Physics(
             latency_ms=(USUAL_LATENCY_MS, max(USUAL_LATENCY_MS, slowest)),
             writes_at_once=ROWS_AT_ONCE,
+            # A decision about a large fleet takes its time, and news gathers meanwhile.
+            gather_ms=min(LONGEST_GATHER_MS, max(GATHER_MS, nodes // 5)),
             # A full pass of a large fleet takes its time, and is asked for less often.
             full_pass_ms=FULL_PASS_MS * max(1, every_ms // HEARTBEAT_MS),
         ),

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from batuta.twin.rules import Rules
     from batuta.twin.world import World
 
-ROUNDS_MAX = 20
+ROUNDS_MAX, CROWD = 20, 1_000
 HEARD_ALL_THE_TIME: Final = EPOCH_MS + 10**12
 
 
@@ -263,6 +263,8 @@ class Hub:
 
     def _turn(self) -> None:
         """Decides and commits until nothing is left to do; a commit takes its time, and then comes the next round."""
+        if self._gathering and len(self.broker.nodes) > CROWD:
+            self._rounds = 0  # Of so many there is always news before a commit is through.
         self._gathering = False
         self._gatherings += 1
         if not self.is_alive or self._unwritten or self.attention.holds_up(self._turn, timer=True):

@@ -277,7 +277,7 @@ class Node:
         return self.truths.of(process.instance, self.plan.hardware)
 
     def _fails(self, process: Process) -> None:
-        if process.alive:
+        if process.alive and not self.truths.are_healed:
             self.exit(process)
 
     def _stop(self, name: str, copies: list[Process]) -> None:

@@ -53,6 +53,7 @@ class Play:
             node.place = len(beside)
             beside.append(node)
         load = Work(scenario, seed, self.nodes)
+        self.truths = load.truths
         for node in self.nodes.values():
             node.pulse.load = load
             node.truths = load.truths
@@ -138,6 +139,7 @@ class Play:
         """All faults end now; machines, agents and the hub come back, but for those that are lost for good."""
         self.healings += 1
         self.world.tell("all heals")
+        self.truths.are_healed = True
         for node in self.nodes.values():
             self._relieve(node)
         for node in self.nodes.values():

@@ -39,6 +39,8 @@ class Truths:
 
     def __init__(self, truths: Sequence[Truth]) -> None:
         self.truths = truths
+        self.are_healed = False
+        """What failed time and again does so no more."""
         self._known: dict[tuple[str, ...], Truth] = {}
 
     def of(self, instance: Instance, hardware: str) -> Truth:

@@ -43,9 +43,9 @@ def beyond_wave(before: State, after: State, now: int) -> Iterator[str]:
         if _names_nodes(after, app) or not (waves := _waves(after, app)) or rollout.wave >= len(waves) - 1:
             continue
         changed = _changed(after, app, rollout)
-        nodes = {h.node for h in after.held.get(app, ()) if h.instance.component in changed}
-        fit = [n for n in nodes if n in after.nodes and _hardware(after, n) not in rollout.stopped]
         mine = [h for h in before.held.get(app, ()) if h.instance.component in changed]
+        nodes = {h.node for h in mine}
+        fit = [n for n in nodes if n in after.nodes and _hardware(after, n) not in rollout.stopped]
         new = {h.node for h in mine} - {h.node for h in mine if not _is_done(before, h, changed)}
         has = [n for n in fit if _has_turn(after, rollout, n) and (n in new or not _is_silent(before, n, now))]
         # Those that fences remember count as nodes, too; they are not seen here, and so one more may be.
