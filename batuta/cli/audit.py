@@ -27,7 +27,9 @@ SERVER_FIELDS = ("uid", "generation", "resourceVersion", "creationTimestamp", "m
 @click.option("--kind", default="", help="Only this kind, or `tokens` or `artifacts`.")
 @click.option("--name", default="", help="Only what has this name.")
 @click.option(
-    "--verb", default="", help="Only create, apply, patch, replace, delete, enrol, approve, revoke or upload."
+    "--verb",
+    default="",
+    help="Only create, apply, patch, replace, delete, enrol, approve, revoke, upload; of rollouts also undo, pause, …",
 )
 @click.option("--limit", default=100, show_default=True, type=click.IntRange(1, 5_000), help="So many newest entries.")
 @click.option("-f", "--follow", is_flag=True, help="Go on until Ctrl-C.")

@@ -90,10 +90,21 @@ def _for_people(status: Mapping[str, Any]) -> dict[str, Any]:
     unsaid = {"conditions", "reason", "next"} if status.get("reasons") else {"conditions"}
     shown = {key: value for key, value in status.items() if key not in unsaid}
     components = [
-        {**each, "instances": [{key: _short(key, i.get(key)) for key in INSTANCE} for i in each.get("instances", ())]}
+        {
+            **each,
+            **_follows(each),
+            "instances": [{key: _short(key, i.get(key)) for key in INSTANCE} for i in each.get("instances", ())],
+        }
         for each in status.get("components") or ()
+        if isinstance(each, dict)  # of a rollout they are told by name
     ]
     return {**shown, "components": components} if components else shown
+
+
+def _follows(component: Mapping[str, Any]) -> dict[str, str]:
+    from batuta.cli.why import following
+
+    return {"follows": following(component["follows"])} if "follows" in component else {}
 
 
 def _short(key: str, value: Any) -> Any:

@@ -64,6 +64,8 @@ def told(answer: Mapping[str, Any]) -> Iterator[str]:
             yield f"  it would not be placed there today: {clean(holder['today']['sentence'])}"
     if not holders:
         yield f"{painted(what, 'strong')} {_NOWHERE.get(answer.get('state', ''), 'is nowhere')}"
+    if "follows" in answer:
+        yield f"  follows {following(answer['follows'])}"
     if "autoscale" in answer:
         yield f"  {clean(answer['autoscale']['says'])}"
     for reason in answer.get("reasons") or ():
@@ -82,6 +84,11 @@ def told(answer: Mapping[str, Any]) -> Iterator[str]:
         else:
             yield f"  on {clean(asked['node'])}: it fits"
             yield from _scored(asked)
+
+
+def following(follows: Mapping[str, str]) -> str:
+    """Which channel, and the version that it stood for when the release was made."""
+    return clean(f"channel {follows['channel']} of model {follows['model']}: version {follows['version']}")
 
 
 _NOWHERE = {

@@ -82,6 +82,11 @@ def application_status(state: State, application: Application, now: int, fleet: 
     reasons = [] if at_rest else list(tend(draft, app).reasons)
     if rollout is not None and rollout.phase == "undone" and rollout.reason is not None:
         reasons.append(rollout.reason)
+    if rollout is not None and rollout.phase == "done" and rollout.turned_down:
+        count = len(rollout.turned_down)
+        detail = f"{count} node{'s' if count != 1 else ''} of those that have had their turn"
+        subject = f"application/{rollout.application}"
+        reasons.append(Reason(code="release_turned_down", subject=subject, detail=detail))
     components = [_component(draft, app, released[name], slots) for name, slots in filled.items()]
     reasons += [r for slots in filled.values() for f in slots for h in f.holders if (r := ails(draft, h)) is not None]
     reasons.sort(key=lambda r: r.is_waiting)

@@ -12,6 +12,7 @@ import numpy as np
 
 from batuta.core import traits
 from batuta.core.autoscale import as_scaled, autoscale_status
+from batuta.core.channels import followed_by
 from batuta.core.constraints import FILTERS, MIB, disk_lacks
 from batuta.core.draft import Draft
 from batuta.core.fleet import fleet_of
@@ -89,6 +90,8 @@ def why(
             if node is None and entry["state"] == "placed" and compared < COMPARED_MAX:
                 compared += 1
                 entry |= _second(draft, ask, f)
+            if (follows := followed_by(released)) is not None:
+                entry["follows"] = follows
             answers.append(entry)
     return answers
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from msgspec.structs import replace
 
+from batuta.cli.why import told
 from batuta.core.channels import channels, followed_by
 from batuta.core.state import Change, State
-from tests.core.fleets import APP, application, component, machines, model, settled, state_of
+from batuta.core.view_application import application_status
+from batuta.core.why import why
+from tests.core.fleets import APP, NOW, application, component, machines, model, settled, state_of
 
 
 def moved(state: State, **aliases: str) -> State:
@@ -31,6 +34,10 @@ def test_a_component_that_names_a_channel_follows_it():
     assert [r.revision for r in state.releases[APP]] == [1, 2]
     (released,) = state.releases[APP][-1].components
     assert followed_by(released) == {"model": "digits", "channel": "stable", "version": "2"}
+    (answer,) = why(state, NOW, APP)
+    assert list(told(answer))[-1] == "  follows channel stable of model digits: version 2"
+    status = application_status(state, state.declared[APP], NOW)
+    assert status["components"][0]["follows"]["channel"] == "stable"
 
 
 def test_a_component_that_names_a_version_follows_nothing():

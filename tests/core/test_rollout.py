@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from batuta.core import rollout as rolling
 from batuta.core.evidence import Interval
@@ -289,3 +290,25 @@ def test_a_share_is_rounded_up_and_never_nobody(of: int, share: float) -> None:
     assert 1 <= target <= of
     assert target >= share * of - 1e-6
     assert target - 1 < share * of
+
+
+def test_one_that_was_through_and_that_no_node_runs_after_all_is_undone():
+    orders = {name: order_of(APP, 2, name) for name in ("n1", "n2", "n3")}
+
+    def standings(*states: str) -> list[Standing]:
+        return [
+            Standing(name, orders[name], f"class-{name}", state, detail="it ended")  # type: ignore[arg-type]
+            for name, state in zip(orders, states, strict=True)
+        ]
+
+    plan = Plan(waves_of(["1 node", "100%"]))
+    done = replace(begin(APP, 2, 1, 0), phase="done", reach=WHOLE)
+    some = advance(done, plan, standings("down", "new", "old"), 1_000, held()).rollout
+    assert (some.phase, some.turned_down) == ("done", {"n1": "class-n1"})
+    none = advance(done, plan, standings("down", "down", "old"), 1_000, held()).rollout
+    assert (none.phase, none.reason and none.reason.code) == ("undoing", "release_turned_down")
+    over = advance(none, plan, standings("old", "old", "old"), 2_000, held()).rollout
+    over = advance(over, plan, standings("old", "old", "old"), 3_000, held()).rollout
+    assert over.phase == "undone"
+    nobody = advance(done, plan, standings("old", "old", "old"), 1_000, held()).rollout
+    assert nobody.phase == "done"
