@@ -55,7 +55,8 @@ def decide(state: State, now: int, subjects: Iterable[str] | None = None, fleet:
         draft.rooms.doubted.clear()
         for app in _in_order(state, turn):
             tended = tend(draft, app)
-            reasons[app] = tended.reasons
+            made_room = (r for r in reasons.get(app, ()) if r.code == "making_room" and r not in tended.reasons)
+            reasons[app] = (*made_room, *tended.reasons)
             (pending.add if tended.pending else pending.discard)(app)
             unmet.pop(app, None)
             if tended.unmet is not None:

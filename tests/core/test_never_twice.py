@@ -168,7 +168,7 @@ def test_at_least_once_becomes_never_twice_by_its_node_s_own_word_only():
     state = state.with_changes([one()])
     now = NOW + 3_600_000  # it has no lease, so no silence is long enough
     after, decision = decided(beats(state, now, but={"a"}), now)
-    assert (places(after), codes(decision)) == ([("read-1-0", "a")], ["may_be_alive"])
+    assert (places(after), codes(decision)) == ([("read-1-0", "a")], ["may_be_alive", "rollout_waits"])
     assert places(settled(beats(state, NOW))) == [("read-2-0", "a")]
 
 

@@ -18,7 +18,7 @@ from batuta.core.view_rollout import rollout_status
 from batuta.kinds.base import Millis
 from batuta.kinds.rolling import Rollout
 from tests.core.fleets import APP, component, model, node, report
-from tests.core.test_rolling import World, rolled
+from tests.core.rolling_world import World, rolled
 
 if TYPE_CHECKING:
     from batuta.core.decided import Instance
@@ -193,6 +193,7 @@ def test_where_there_is_no_room_for_both_the_node_is_passed_by() -> None:
     world.change(version("2", tried))
     world.until(lambda: "2 shadow" in world.ways())
     assert world.ways()["2 shadow"] == {"big"}
+    assert "no_room_beside" in world.step()
     world.until(world.is_("done"), steps=300)
     world.until(lambda: world.ways() == {"2 whole": set(names)}, steps=100)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from tests.core.test_rolling import WAVES, World, release, started
+from tests.core.rolling_world import WAVES, World, release, started
 
 
 def lock(world: World, *nodes: str) -> None:
