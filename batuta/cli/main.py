@@ -56,7 +56,8 @@ VERBS: dict[str, Verb] = {
 SYNONYMS = {
     "create": "apply", "ls": "get", "list": "get", "rm": "delete", "remove": "delete", "log": "logs", "start": "up",
     "serve": "up", "check": "doctor", "status": "get", "show": "describe", "install": "join", "tokens": "token",
-    "models": "model", "flags": "flag", "feature": "flag", "images": "image", "push": "model push", "simulate": "twin run", "scenario": "twin run",
+    "models": "model", "flags": "flag", "feature": "flag", "images": "image", "push": "model push",
+    "simulate": "twin run", "scenario": "twin run",
     "rehearse": "twin rehearse", "plan": "twin rehearse", "replay": "twin replay", "record": "twin record",
     "undo": "rollout undo", "rollback": "rollout undo", "history": "rollout history", "pause": "rollout pause",
     "resume": "rollout resume", "approve": "rollout approve",

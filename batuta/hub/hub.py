@@ -72,6 +72,7 @@ class Hub:
             config.directory / "recording", self.counters, bytes_max=config.recording_bytes_max
         )
         self.attention = Attention(clock, fabric)
+        self.flags = Flags(fabric, clock, self.counters, lambda: self.loop.known, changed)
         self.sightings = Sightings(
             clock,
             self.counters,
@@ -80,9 +81,8 @@ class Hub:
             newest_serial=self.loop.newest_serial,
             epoch=lambda: self.store.epoch,
             deaf_ms=self.attention.look,
-            flags=lambda node: self.flags.digest(node),
+            flags=self.flags.digest,
         )
-        self.flags = Flags(fabric, clock, self.counters, lambda: self.loop.known, changed)
         self.declarations = Declarations(self.store, clock, self.counters, lambda: self.loop.state)
         self.declarations.before_removal = self._before_removal
         self.audit = Audit(fabric, clock, self.counters)
