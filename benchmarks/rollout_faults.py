@@ -211,7 +211,7 @@ def play(fleet: Fleet, fault: Fault, files: faulty_models.Files, *, swap_rate: f
         stream.start()
     began = time.monotonic()
     stage.client.apply(manifest(fault.name, in_shadow=fault.in_shadow))
-    release = wait_for("the new release", lambda: _newer(fleet, trusted), 30)
+    release = wait_for("the new release", lambda: _newer(fleet, trusted), 120)
     watch = Watch(fleet, release)
     watch.start()
     alone_s = _without_hub(fleet, release, trusted) if fault.leaks else None
