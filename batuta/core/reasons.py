@@ -279,6 +279,11 @@ CATALOGUE: dict[str, Entry] = {
     ),
     "rolling_out": Entry("a release is under way, wave by wave", "see `batuta rollout status`", waits=True),
     "rollout_waits": Entry("the rollout waits for nodes", "bring them back, or wait", waits=True),
+    "no_room_beside": Entry(
+        "there is no room for the new model beside the old one, so it is not tried there",
+        "make room on the node, or leave out `shadow` and `split`",
+        waits=True,
+    ),
     "rollout_unapproved": Entry(
         "the next wave waits for somebody to agree",
         "`batuta rollout approve APP`, or `batuta rollout undo APP`",

@@ -63,7 +63,7 @@ def tend(draft: Draft, app: str) -> Tended:
     draft.rooms.show_to(app)
     notes = Notes(draft)
     turns = roll(notes, app) if rollout is not None else None
-    settle_trials(draft, app, turns)
+    settle_trials(notes, app, turns)
     before = draft.stirred.get(app, 0), dict(draft.fences(app))
     to_run = followed(draft, app)
     notes.reasons += resolved.reasons

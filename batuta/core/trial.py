@@ -18,6 +18,7 @@ from batuta.core.rollout import trial_of
 from batuta.core.wish import Ask, Slot, Wish
 
 if TYPE_CHECKING:
+    from batuta.core.care import Notes
     from batuta.core.decided import Instance, Released
     from batuta.core.draft import Draft
     from batuta.core.fleet import Bools
@@ -113,6 +114,14 @@ class Trials:
         made = self._ask(held.instance.component).instance(slot.name, held.instance.epoch, found.variant, found.row)
         return _numbered(made, held, self.beside)
 
+    def lacks_room(self, held: Held) -> bool:
+        """Of one that nothing is put beside: is that why?"""
+        row = self.fleet.row_of.get(held.node)
+        if self.beside is None or row is None or not self.rows[row] or not self.fleet.fresh[row]:
+            return False
+        is_frozen = self.frozen is not None and bool(self.frozen[row])
+        return not is_frozen and self.tries(held) and self.placed(held, row) is None
+
     def _ask(self, component: str) -> Ask:
         """The new release's, without what only one instance can have."""
         found = self._asks.get(component)
@@ -132,11 +141,15 @@ def _numbered(instance: Instance, held: Held, beside: Beside | None) -> Instance
     return msgspec.structs.replace(instance, beside=beside, epoch=epoch)
 
 
-def settle_trials(draft: Draft, app: str, turns: Turns | None) -> None:
+def settle_trials(notes: Notes, app: str, turns: Turns | None) -> None:
     """Puts beside every holder what is to be there, and takes away what is not, before anything else is decided."""
+    draft = notes.draft
     trials = Trials(turns) if turns is not None and turns.plan.trials else None
     for held in tuple(draft.held(app)):
         wanted = trials.newcomer(held) if trials is not None else None
+        if trials is not None and wanted is None and trials.lacks_room(held):
+            notes.say("no_room_beside", f"component/{held.instance.component}/{held.instance.slot}", f"on {held.node}")
+            notes.turn_away()
         if wanted != held.instance.newcomer:
             draft.take(held)
             draft.give(held.node, msgspec.structs.replace(held.instance, newcomer=wanted))
