@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from batuta.core.care import Holder
     from batuta.core.decided import Beside, Instance, ModelOrder, Released
     from batuta.core.fleet import Fleet
+    from batuta.core.observed import Measures
     from batuta.core.state import Held, State
     from batuta.core.wish import Slot
     from batuta.kinds.application import Application
@@ -188,8 +189,10 @@ def _instance(draft: Draft, holder: Holder) -> dict[str, Any]:
         "since": report.since if report is not None else None,
         "starts": report.starts if report is not None else 0,
         "reason": plain_reason(reason) if reason is not None else None,
-        "measures": msgspec.to_builtins(report.measures, enc_hook=encode_hook) if report and report.measures else None,
+        "measures": _measured(report.measures) if report and report.measures else None,
     }
+    if report is not None and report.locked:
+        found["locked"] = True
     model, newcomer = holder.instance.model, holder.instance.newcomer
     if model is not None:
         found["model"] = _named(model)
@@ -213,6 +216,12 @@ def _tried(draft: Draft, node: str, newcomer: Instance, beside: Beside) -> dict[
         "reason": plain_reason(report.reason) if report is not None and report.reason is not None else None,
         "measures": msgspec.to_builtins(measures, enc_hook=encode_hook) if measures is not None else None,
     }
+
+
+def _measured(measures: Measures) -> dict[str, Any]:
+    """Without what gates are asked on: hundreds of numbers, which say nothing to people."""
+    told: dict[str, Any] = msgspec.to_builtins(msgspec.structs.replace(measures, sample=None), enc_hook=encode_hook)
+    return told
 
 
 def _named(model: ModelOrder) -> dict[str, str]:
