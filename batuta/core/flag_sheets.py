@@ -141,61 +141,58 @@ class Sheets:
         before, self._state = self._state, state
         if before is state:
             return
-        keys = (
-            state.trail.between(before.step, state.step) if before is not None and before.trail is state.trail else None
-        )
-        if keys is None:
+        if before is None:
             self._again(state)
             return
-        desired = keys.get("desired", set())
+        desired, observed = _changed(before, state)
         if any(key.startswith("sites.") for key in desired):
             self._again(state)
             return
-        changed = self._read_flags(state) if any(key.startswith("flags.") for key in desired) else set()
+        if any(key.startswith("flags.") for key in desired):
+            count = len(self.flags)
+            origins = self._read_flags(state)
+            if origins != tuple(range(count)):
+                self._every(state, origins)
         named = {key.partition(".")[2] for key in desired if key.startswith("nodes.")}
-        for node in keys.get("observed", ()):
+        for node in observed:
             if node not in named and self._inventories.get(node) != _inventory(state.observed.get(node)):
                 named.add(node)
-        if changed is None:
-            self._every(state, None)
-            return
-        if changed:
-            self._every(state, changed)
         for node in named:
             self._one(state, node)
 
     def _again(self, state: State) -> None:
         self._read_flags(state)
         self._asked = _Asked({site.metadata.name: site for site in state.desired.values() if isinstance(site, Site)})
-        self._every(state, None)
+        self._every(state, (None,) * len(self.flags))
 
-    def _read_flags(self, state: State) -> set[int] | None:
-        """The places of those that changed; None when they are others than before."""
+    def _read_flags(self, state: State) -> tuple[int | None, ...]:
+        """For each of them, where it was before; None for those that were not, or are others now."""
         found = sorted((r for r in state.desired.values() if isinstance(r, Flag)), key=lambda flag: flag.ref)
-        before, self.flags = self.flags, tuple(found)
+        before = {flag.ref: (n, flag.spec) for n, flag in enumerate(self.flags)}
+        self.flags = tuple(found)
         self._told.clear()
         self._place = {flag.ref.key: n for n, flag in enumerate(self.flags)}
-        if [flag.ref for flag in before] != [flag.ref for flag in found]:
-            return None
-        pairs = zip(before, found, strict=True)
-        return {n for n, (old, new) in enumerate(pairs) if old is not new and old.spec != new.spec}
+        known = ((before.get(flag.ref), flag.spec) for flag in self.flags)
+        return tuple(was[0] if was is not None and was[1] == spec else None for was, spec in known)
 
-    def _every(self, state: State, places: set[int] | None) -> None:
-        """Each node's choices anew; of these flags alone, where it is known that all others came out as before."""
+    def _every(self, state: State, origins: tuple[int | None, ...]) -> None:
+        """Each node's choices anew, where they do not come out as before."""
         self.version += 1
         olds, self._interned, self._vectors = self._vectors, {}, {}
         merged: dict[tuple[Vector, Vector], Vector] = {}
+        anew = [flag for flag, origin in zip(self.flags, origins, strict=True) if origin is None]
         for name, node in state.nodes.items():
             report = state.observed.get(name)
             self._inventories[name] = _inventory(report)
             old = olds.get(name)
-            if places is None or old is None:
+            if old is None:
                 self._vectors[name] = self._intern(tuple(self._choose(flag, node, report) for flag in self.flags))
                 continue
-            new = tuple(self._choose(self.flags[n], node, report) for n in sorted(places))
+            new = tuple(self._choose(flag, node, report) for flag in anew)
             if (found := merged.get((old, new))) is None:
-                fresh = dict(zip(sorted(places), new, strict=True))
-                found = merged[old, new] = self._intern(tuple(fresh.get(n, choice) for n, choice in enumerate(old)))
+                fresh = iter(new)
+                found = self._intern(tuple(next(fresh) if n is None else old[n] for n in origins))
+                merged[old, new] = found
             self._vectors[name] = found
         for gone in self._inventories.keys() - self._vectors.keys():
             del self._inventories[gone]
@@ -262,6 +259,19 @@ class _Asked:
         if key not in self._of_sites:
             self._of_sites[key] = look_up({"site": site_facts(node, self._sites)}, path)
         return self._of_sites[key]
+
+
+def _changed(before: State, state: State) -> tuple[set[str], set[str]]:
+    """Keys of what was declared and of what was reported that may differ. A State that was only tried takes the trail
+    along with it, so two States of the hub need not share one; what is the same object there has not changed."""
+    keys = state.trail.between(before.step, state.step) if before.trail is state.trail else None
+    if keys is not None:
+        return keys.get("desired", set()), keys.get("observed", set())
+    pairs = ((before.desired, state.desired), (before.observed, state.observed))
+    desired, observed = (
+        {key for key in old.keys() | new.keys() if old.get(key) is not new.get(key)} for old, new in pairs
+    )
+    return desired, observed
 
 
 def _settled_facts(node: Node, report: Report | None) -> dict[str, Any]:

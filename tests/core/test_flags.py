@@ -179,6 +179,10 @@ def test_followed_step_by_step_it_comes_to_the_same_as_from_the_start():
     ]  # fmt: skip
     state = State(hub_since=NOW)
     for step in steps:
+        # As the hub does: what is to be declared is tried first, and dropped.
+        tried = state.with_changes([flag("tried", rule(None, "new")), node("nobody")])
+        assert len(sheets_of(tried).flags) == len(sheets_of(state).flags) + 1
+        sheets_of(tried)
         state = state.with_changes(step if isinstance(step, list) else [step])
         fresh = Sheets()
         fresh.refresh(state)
