@@ -225,6 +225,13 @@ async def test_a_kept_release_comes_back_as_a_release_of_its_own(tmp_path: Path)
         items = (await call("GET", f"{APPS}/reader/history")).json["items"]
         assert [(i["revision"], i["by"]) for i in items] == [(3, "local"), (2, "local"), (1, "local")]
 
+        # One that is over is shown as it is now, too.
+        assert (await call("GET", f"{ROLLOUTS}/reader")).json["status"]["nodes"]["total"] == 3
+        assert (await call("DELETE", f"{BASE}/nodes/pi-3")).status == 200
+        async with asyncio.timeout(60):
+            while (await call("GET", f"{ROLLOUTS}/reader")).json["status"]["nodes"]["total"] != 2:
+                await hub.loop.turned.wait(hub.loop.turned.rings, hub.clock, hub.clock.now() + 50)
+
 
 async def test_operators_ask_in_their_namespaces_and_viewers_look(tmp_path: Path) -> None:
     broker = MemoryBroker()
