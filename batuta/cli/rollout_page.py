@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 SORTS: Final = ("done", "updating", "waiting", "deferred", "held", "failed")
 TOLD: Final = {
     "updating": "in the middle of it", "deferred": "cannot be reached; they follow when they are back",
-    "held": "kept as they are by their owner, their link or their update window", "failed": "turned it down",
+    "held": "kept as they are: by their owner, a lock, their link or their update window", "failed": "turned it down",
 }  # fmt: skip
 NAMED_MAX: Final = 8
 GATE_WIDTH: Final = 72
