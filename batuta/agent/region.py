@@ -38,7 +38,7 @@ log = logging.getLogger(__name__)
 LOOK_EVERY_MS: Final = 30_000
 CARD_EVERY_S: Final = 1.0
 WHOLE_EVERY_S: Final = 5.0
-FIRST_WORD_MS: Final = 5_000
+FIRST_WORD_MS: Final = 10_000
 """So long a file that was just begun waits for the region's first word, before it goes to the hub."""
 ASK_HUB_S: Final = 5.0
 CARD_S: Final = 5.0
@@ -279,7 +279,8 @@ class Region:
         if before is None or before.has != has:
             sought.wake()
         sought.cards[depot.node] = card, Peer(
-            node=depot.node, has=has, claims=0, wants=card.wants,
+            # Who is to have it and has nothing yet is only a moment behind us.
+            node=depot.node, has=has, claims=0, wants=card.wants or (depot.is_due and not has),
             since=before.since if before is not None else now, heard_at=now,
             moved_at=now if before is None or before.has != has else before.moved_at,
         )  # fmt: skip

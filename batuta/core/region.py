@@ -36,6 +36,8 @@ class DepotOf(Record):
     address: str
     is_metered: bool = False
     """An uplink on the way to it has windows, a budget or a price: ask the hub before each answer."""
+    is_due: bool = False
+    """It is to run something that needs the file, so it has begun to fetch it, or is about to."""
 
 
 class DepotsAnswer(Record, forbid_unknown_fields=False):
@@ -61,8 +63,11 @@ def depots(state: State, asker: str, digest: str, now: int) -> tuple[DepotOf, ..
         for node in state.nodes_of_site.get(site, ()):
             report = state.observed.get(node)
             if report is not None and report.depot and link(state, node, now) == "online":
-                rows.append((not _has(state, node, digest), node, report.depot))
-        found += [DepotOf(node=node, address=at, is_metered=is_metered) for _, node, at in sorted(rows)]
+                holds, is_due = digest in report.artifacts, _needs(state, node, digest)
+                rows.append((not (holds or is_due), node, report.depot, is_due and not holds))
+        found += [
+            DepotOf(node=node, address=at, is_metered=is_metered, is_due=is_due) for _, node, at, is_due in sorted(rows)
+        ]
         if len(found) >= TOLD_MOST:
             break
     return tuple(found[:TOLD_MOST])
@@ -108,8 +113,6 @@ def _is_ruled(site: Site) -> bool:
     return bool(uplink.windows or uplink.budget or uplink.metered)
 
 
-def _has(state: State, node: str, digest: str) -> bool:
-    report, assignment = state.observed.get(node), state.assignments.get(node)
-    return (report is not None and digest in report.artifacts) or (
-        assignment is not None and any(digest in instance.artifacts for instance in assignment.instances)
-    )
+def _needs(state: State, node: str, digest: str) -> bool:
+    assignment = state.assignments.get(node)
+    return assignment is not None and any(digest in instance.artifacts for instance in assignment.instances)

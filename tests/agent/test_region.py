@@ -240,6 +240,18 @@ async def test_what_the_region_is_just_fetching_is_waited_for(tmp_path: Path) ->
         assert files.books()["regionBytes"] == len(DATA)
 
 
+async def test_who_is_only_about_to_fetch_it_is_waited_for_as_well(tmp_path: Path) -> None:
+    async with country(tmp_path) as land:
+        north, _ = await land.holder("north-0", holds=False)
+        land.depots = [msgspec.structs.replace(each, is_due=True) for each in land.depots]
+        files, region = land.shop()
+        following = asyncio.create_task(files.fetch(DIGEST))
+        await until(lambda: region.peers(DIGEST, ""))
+        assert land.uplink.asked == []
+        assert (await north.fetch(DIGEST)).read_bytes() == (await following).read_bytes() == DATA
+        assert sorted(n for some in land.uplink.asked for n in some) == list(range(41)), "one copy, for both"
+
+
 async def test_on_a_ruled_link_the_hub_is_asked_before_each_answer(tmp_path: Path) -> None:
     async with country(tmp_path) as land:
         await land.holder("north-0")

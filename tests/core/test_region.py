@@ -5,10 +5,12 @@ from __future__ import annotations
 import msgspec
 
 from batuta.core.decide import decide
+from batuta.core.decided import Assignment, Instance, ModelOrder, assignment_key
 from batuta.core.region import TOLD_MOST, depots, way
 from batuta.core.state import Change
 from batuta.core.touched import touched
 from batuta.kinds.base import Bytes
+from batuta.kinds.model import Variant
 from batuta.kinds.site import Budget, Depot, Uplink
 from tests.core.fleets import NOW, decided, machines, site, state_of
 
@@ -50,6 +52,17 @@ def test_who_holds_it_comes_before_who_does_not_and_who_is_silent_is_not_told() 
     state = fleet()
     state = state.with_changes([gives(state, "north-1", artifacts=(DIGEST,))])
     assert told(state, "a")[:2] == ["north-1", "north-0"]
+    # Who is to run it is about to fetch it, and worth waiting for.
+    variant = Variant(name="fp32", format="onnx", digest=DIGEST, size_bytes=Bytes(1))
+    instance = Instance(
+        namespace="default", application="a", component="c", revision=1, slot="0", epoch=1,
+        model=ModelOrder(name="m", version="1", variant=variant),
+    )  # fmt: skip
+    row = Assignment(node="eu-0", site="eu", serial=9, instances=(instance,))
+    due = state.with_changes([Change("decided", assignment_key("eu-0"), row)])
+    assert [each.is_due for each in depots(due, "north", DIGEST, NOW)] == [True]
+    holds = due.with_changes([gives(due, "eu-0", artifacts=(DIGEST,))])
+    assert [each.is_due for each in depots(holds, "north", DIGEST, NOW)] == [False]
     silent = msgspec.structs.replace(state.observed["north-1"], depot="")
     assert "north-1" not in told(state.with_changes([Change("observed", "north-1", silent)]), "a")
     assert told(state, "a", now=NOW + 600_000) == []
