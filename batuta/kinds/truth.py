@@ -34,6 +34,8 @@ class Truth(Record):
     """Of a hundred messages, those that cannot be answered; 0.2 when left out."""
     unsure: Percent | None = None
     """Of a hundred answers, those of which it is unsure and was not to be; none when left out."""
+    agrees: Percent | None = None
+    """In another version's shadow: of a hundred answers, those that are the other's too; all when left out."""
     memory_percent: Annotated[float, Meta(gt=0, le=100_000)] | None = None
     """How much of the memory that it asked for it takes; 50 when left out."""
     refused: Annotated[str, Meta(min_length=1, max_length=1024)] | None = None
@@ -57,5 +59,5 @@ def truth_problems(here: str, truth: Truth, hardware: Collection[str]) -> Iterat
         yield Problem(path=here, code="missing_field", message=f"say what is so: one of {', '.join(WIRE)}")
 
 
-EFFECTS = ("per_second", "latency_ms", "errors", "unsure", "memory_percent", "refused", "fails_after_ms")
-WIRE = ("perSecond", "latencyMs", "errors", "unsure", "memoryPercent", "refused", "failsAfter")
+EFFECTS = ("per_second", "latency_ms", "errors", "unsure", "agrees", "memory_percent", "refused", "fails_after_ms")
+WIRE = ("perSecond", "latencyMs", "errors", "unsure", "agrees", "memoryPercent", "refused", "failsAfter")

@@ -57,6 +57,8 @@ def amiss(play: Play) -> list[str]:
             found.append(f"{name} follows serial {node.serial}, not {assignment.serial}")
     ready_slots: dict[tuple[str, str, str], list[Process]] = {}
     for process in processes(play):
+        if process.instance.beside is not None:
+            continue  # it is on trial in another's slot
         ready_slots.setdefault(slot_of(process.instance), []).append(process)
     there = set(ready_slots)
     for resource in sorted((r for r in state.desired.values() if isinstance(r, Application)), key=lambda r: r.ref):
@@ -88,10 +90,12 @@ def amiss(play: Play) -> list[str]:
 
 
 def _running(instance: Instance, refused: set[str]) -> list[str]:
-    """What is to run for it: itself, or what stands by for it when its node refused it."""
+    """What is to run for it: itself, or what stands by for it when its node refused it; and what is tried beside it."""
+    newcomer = instance.newcomer
+    beside = [newcomer.name] if newcomer is not None and newcomer.name not in refused else []
     if instance.name not in refused:
-        return [instance.name]
-    return [instance.fallback.name] if instance.fallback is not None else []
+        return [instance.name, *beside]
+    return [instance.fallback.name, *beside] if instance.fallback is not None else beside
 
 
 def _may_rest(rollout: Rollout, spec: Rolling, now: int) -> bool:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from batuta.core.decided import Assignment
 from batuta.core.liveness import MISSED_MS
+from batuta.core.load import load_of
 from batuta.core.rollout import Rollout
 from batuta.core.standing import Displaced, Looked, Scaled
 from batuta.kinds.application import Application
@@ -135,15 +136,16 @@ class Laws:
         if isinstance(change.value, Assignment):
             assignment = change.value
             self._raises(f"assignment of {assignment.node}", assignment.serial)
-            standing_by = (i.fallback.name for i in assignment.instances if i.fallback is not None)
+            more = (each for i in assignment.instances for each in (i.fallback, i.newcomer))
+            standing_by = (each.name for each in more if each is not None)
             self._ever_assigned[assignment.node].update(standing_by, (i.name for i in assignment.instances))
             self._fits(assignment)
             self._moves(before, assignment)
 
     def _fits(self, assignment: Assignment) -> None:
         machine = self.machines[assignment.node]
-        cpu = sum(i.cpu_millis for i in assignment.instances)
-        memory = sum(i.memory_bytes for i in assignment.instances)
+        loads = [load_of(i) for i in assignment.instances]
+        cpu, memory = sum(load.cpu_millis for load in loads), sum(load.memory_bytes for load in loads)
         if cpu > machine.cpu_millis or memory > machine.memory_bytes:
             self.breaks("capacity", f"{assignment.node}: {cpu}m of {machine.cpu_millis}m, {memory} bytes")
 

@@ -85,12 +85,15 @@ def measured(truth: Truth, instance: Instance, node: str, ready_ms: int, restart
     """What it counted in so much time; None where nothing is measured."""
     if truth.per_second is None:
         return None
-    came = int(truth.per_second * ready_ms / 1_000)
+    beside = instance.beside
+    is_shadow = beside is not None and beside.mode == "shadow"
+    came = int(truth.per_second * ready_ms / 1_000 * (beside.share if beside is not None else 1.0))
     # Each instance rounds in a way of its own: together they come to what is true.
     luck = zlib.crc32(f"{node}/{instance.name}".encode()) % 1_000 / 1_000
     errors = math.floor(came * (ERRORS if truth.errors is None else truth.errors) / 100 + luck)
     errors = min(errors, came)
     answered = came - errors
+    agreed = math.floor(came * (100.0 if truth.agrees is None else truth.agrees) / 100 + luck) if is_shadow else 0
     buckets, shares = _latencies(truth.latency_ms or LATENCY_MS)
     latency = _spread(answered, shares, luck)
     memory = instance.memory_bytes * (MEMORY_PERCENT if truth.memory_percent is None else truth.memory_percent) / 100
@@ -99,6 +102,8 @@ def measured(truth: Truth, instance: Instance, node: str, ready_ms: int, restart
         errors=errors,
         latency={b: n for b, n in zip(buckets, latency, strict=True) if n},
         confidence=tuple(_spread(answered, _sureness(truth.unsure or 0.0), luck)),
+        compared=came if is_shadow else 0,
+        agreed=min(agreed, answered),
         restarts=restarts,
         memory_bytes=int(memory),
         instance_ms=ready_ms,
