@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import pytest
 
+from batuta.agent.actuator import unlock
 from batuta.core.decided import Instance
 from batuta.errors import RuntimeFailure
 from batuta.fabric.broker import free_port
@@ -18,7 +19,7 @@ from batuta.kinds.base import Bytes, Millis
 from batuta.kinds.container import Archive, ContainerUse, Mount, Publish
 from batuta.kinds.program import HttpProbe, Probe
 from batuta.model_sign import make_key, sign_file
-from batuta.runtimes.base import Order
+from batuta.runtimes.base import Order, lock_of
 from batuta.runtimes.container import ContainerRuntime
 from batuta.runtimes.container_order import Whose
 from batuta.runtimes.logs import FILE_BYTES_MAX, OLD_FILES
@@ -127,6 +128,17 @@ async def test_its_last_words_are_kept(bench: Bench) -> None:
     await bench.until_printed(order, "up\n")
     await bench.runtime.stop(order.instance.name, 5_000)
     assert "goodbye\n" in bench.printed(order)
+
+
+async def test_it_can_take_its_update_lock_whoever_it_is_inside(bench: Bench) -> None:
+    order = bench.order('echo busy > "$BATUTA_UPDATE_LOCK" && echo locked; exec sleep 600', user="1234:1234")
+    unlock(order.directory)
+    await bench.runtime.start(order)
+    await bench.until_printed(order, "locked\n")
+    assert lock_of(order.directory).exists()
+    await bench.runtime.stop(order.instance.name, 0)
+    unlock(order.directory)
+    assert not lock_of(order.directory).exists()
 
 
 async def test_probes_ask_by_http_and_by_commands_inside(bench: Bench) -> None:
