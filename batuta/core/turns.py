@@ -19,6 +19,7 @@ from batuta.core.rollout import WHOLE, Plan, Rollout, Standing, Trial, begun_at,
 from batuta.core.sample import Sample, total
 from batuta.core.trial import Trials, Tried, can_try
 from batuta.core.trusted import as_now, trusted_of
+from batuta.core.wish import Ask
 from batuta.kinds.calendar import opening
 from batuta.kinds.gate import asks_agreement
 from batuta.kinds.waves import EVERYTHING, share_of, waves_of
@@ -93,6 +94,7 @@ class Turns:
             self.plan = self.plan._replace(trials=(), gates=gates)
         self._shut: Bools | None = None
         self._selected: Ints | None = None
+        self._fits: dict[str, Bools] = {}
 
     def _changed(self) -> frozenset[str]:
         both = self.old.keys() & self.new.keys()
@@ -205,6 +207,17 @@ class Turns:
             self.draft.wake(int(later.min()))
         return at > self.draft.now
 
+    def fits(self, component: str) -> Bools:
+        """By row: can the node ever take a changed component as the new release has it, were there nothing else?"""
+        found = self._fits.get(component)
+        if found is None:
+            ask, fleet = Ask(self.app, self.new[component], self.fleet), self.fleet
+            found = np.zeros(fleet.capacity, np.bool_)
+            for variant, memory_bytes in enumerate(ask.requests):
+                found |= ask.suits(variant) & (fleet.memory_total >= memory_bytes)
+            found = self._fits[component] = found & ask.eligible() & (fleet.cpu_total >= ask.cpu_millis)
+        return found
+
     # --- By node ---
 
     def places(self) -> list[Place]:
@@ -242,7 +255,8 @@ class Turns:
                     node=node, order=int(self.order[row]), hardware=by_code[int(codes[row])], state=state,
                     reachable=bool(fleet.fresh[row]), detail=detail, selected=None if wave == _LAST else wave,
                     may=bool(fleet.held_until[row] <= now) and not (metered is not None and metered[row])
-                    and (tried is None or tried.has_room) and not self._is_locked(node, held),
+                    and (tried is None or tried.has_room) and not self._is_locked(node, held)
+                    and all(self.is_new(h.instance) or self.fits(h.instance.component)[row] for h in held),
                     shut=bool(shut is not None and shut[row]),
                 )
             )  # fmt: skip

@@ -9,11 +9,12 @@ import pytest
 from batuta.core import rollout as rolling
 from batuta.core.reasons import Reason
 from batuta.core.sample import Sample
+from batuta.core.state import Change
 from batuta.core.view import status
 from batuta.core.view_rollout import rollout_status
 from batuta.kinds.base import Millis, Ref
 from batuta.kinds.rolling import Deadline, Disruption, Rollout, UpdateWindow
-from tests.core.fleets import APP, component, node
+from tests.core.fleets import APP, component, node, report
 from tests.core.rolling_world import NAMES, World, command_of, refusing, release, rolled, started
 
 if TYPE_CHECKING:
@@ -412,3 +413,17 @@ def test_the_last_node_that_comes_after_everything_and_refuses_gets_back_what_it
     world.until(lambda: "n05" in world.rollout.turned_down)
     world.until(lambda: world.runs("old") == {"n05"})
     assert world.is_("done")()
+
+
+def test_nodes_that_can_never_take_it_hold_nobody_up():
+    world = World(release("old", cpu=100))
+    for name in NAMES[:3]:
+        small = report(name, cpu=500)
+        world.change(Change("observed", name, small))
+    for _ in range(4):
+        world.step()
+    world.change(release("new", cpu=1000))
+    world.until(world.is_("done"))
+    assert world.runs("new") == set(NAMES[3:])
+    assert world.runs("old") == set(NAMES[:3])
+    assert rollout_status(world.state, APP, world.now)["nodes"]["held"] == 3
