@@ -139,7 +139,7 @@ def test_the_guide_does_what_it_says(
         monkeypatch.delenv(name, raising=False)
     names: dict[str, object] = {"__name__": "guide"}
     examples = re.findall(r"^```python\n(.*?)^```", GUIDE.read_text(), re.MULTILINE | re.DOTALL)
-    assert len(examples) == 6
+    assert len(examples) == 7
     for example in examples:
         exec(compile(example, str(GUIDE), "exec"), names)
     said = capsys.readouterr().out
