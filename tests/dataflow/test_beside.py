@@ -20,6 +20,7 @@ from batuta.dataflow.beside.agreement import rows, same
 from batuta.dataflow.beside.newcomer import Newcomer, shown
 from batuta.dataflow.beside.requests import key_of
 from batuta.dataflow.mesh.talk import Ask, of_release
+from batuta.dataflow.mesh.unix import UnixPath
 from batuta.dataflow.oip.heads import Heads
 from batuta.dataflow.oip.messages import Call, Given
 from batuta.dataflow.unix import listen_unix
@@ -362,3 +363,19 @@ def test_a_gateway_says_whether_its_caller_named_a_version() -> None:
     assert not pinned("/v2/models/m/versions/1/infer", "Batuta-Version: any")
     assert not pinned("/v2/models/m/infer")
     assert pinned("/v2/models/m/infer", "Batuta-Version: 1")
+
+
+async def test_a_gateway_hears_which_of_the_two_answered(tmp_path: Path) -> None:
+    heard: list[bytes] = []
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        heard.append(await reader.readuntil(b"\r\n\r\n"))
+        writer.write(b"HTTP/1.1 200 OK\r\nBatuta-Instance: default/reader/read-2-0\r\nContent-Length: 2\r\n\r\n{}")
+
+    server = await asyncio.start_unix_server(answer, sock=listen_unix(tmp_path / "oip.sock"))
+    path = UnixPath(str(tmp_path / "oip.sock"))
+    ask = Ask("default", "m", "", "", "infer", "normal", 0, key="door")
+    assert (await path.send(ask, "1", 5_000, "")).by == "default/reader/read-2-0"
+    assert b"Batuta-Key: door\r\nBatuta-Version: any\r\n" in heard[0]
+    path.close()
+    server.close()
