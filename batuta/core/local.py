@@ -235,7 +235,7 @@ def _onwards(  # noqa: PLR0917
     start."""
     instance = local.instance
     if (fell := probation.fell_before(instance, known.bench, known.fallen)) is not None:
-        return _refused(local, now, fell.reason, fell.key)
+        return _refused(local, now, probation.again(fell), fell.key)
     if local.phase == "backoff" and local.retry_at is not None and now < local.retry_at <= now + BACKOFF_LONGEST_MS:
         return local
     if any(digest not in known.held for digest in instance.artifacts):

@@ -39,6 +39,7 @@ START_WITHIN_MS = 300_000
 FALLEN_MAX = 64
 """So much is remembered; what fell longest ago goes first."""
 ERROR_CHARACTERS_MAX = 300
+UNTRIED = "not tried again: nothing has changed here since"
 _MARK = "fell "
 
 
@@ -188,6 +189,14 @@ def fell_before(instance: Instance, bench: Bench, fallen: Mapping[str, Fallen]) 
     if found is None or (found.name == instance.name and instance.epoch > found.epoch):
         return None
     return found
+
+
+def again(fell: Fallen) -> Reason:
+    """Why it is not tried: what was wrong with it then, and that it would be now."""
+    reason = fell.reason
+    if reason.detail.endswith(UNTRIED):
+        return reason
+    return msgspec.structs.replace(reason, detail=f"{reason.detail}; {UNTRIED}")
 
 
 def marked(local: Local, bench: Bench) -> Local:

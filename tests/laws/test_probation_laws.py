@@ -31,7 +31,7 @@ from batuta.core.local import (
     remembered,
     step,
 )
-from batuta.core.probation import START_WITHIN_MS
+from batuta.core.probation import START_WITHIN_MS, UNTRIED
 from batuta.core.proving import Bench, Proven, proof_key
 from batuta.core.reasons import Reason
 from batuta.kinds.application import ProcessUse
@@ -278,6 +278,7 @@ def test_the_same_thing_under_another_revision_is_not_tried_but_asked_for_anew_i
     assert (refused.phase, world.starts_of_new) == ("refused", tried)
     assert refused.reason is not None
     assert refused.reason.subject == f"instance/{third.name}"
+    assert refused.reason.detail.count(UNTRIED) == 1
     world.order = Assignment(node="n", site="s", serial=4, instances=(old,))
     world.play()
     retried = msgspec.structs.replace(third, epoch=9)
