@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from batuta.agent.exchange import LACKING_FOR_MS, LIED_FOR_MS, SILENT_FOR_MS, TOTAL_MOST
+from batuta.agent.exchange import LIED_FOR_MS, SILENT_FOR_MS, TOTAL_MOST
 from batuta.agent.fetch import Held, Part
 from batuta.agent.tunnelling import Tunnel
 from batuta.core.delivery import Peer
@@ -48,6 +48,8 @@ CHUNKS_S: Final = 60.0
 IDLE_S: Final = 30.0
 """The tunnel is kept so long after the last file."""
 DEPOTS_MOST: Final = 4
+LACKING_MOST: Final = 5
+AGAIN_S: Final = 0.3
 UNASKED_MS: Final = 2_000
 """While the hub cannot say whether a ruled link is open, it is not."""
 AGAIN_MOST_MS: Final = 60_000
@@ -75,6 +77,8 @@ class Sought(msgspec.Struct):
     """What is known of one file that is being collected here."""
 
     wake: Callable[[], None]
+    again: asyncio.Event
+    """Look at once who has what."""
     began: int
     task: asyncio.Task[None] | None = None
     has_word: bool = False
@@ -96,6 +100,8 @@ class Region:
         self._file = directory / "region.json"
         self._sought: dict[str, Sought] = {}
         self._lines: dict[str, Line] = {}
+        self._lacking: dict[str, int] = {}
+        """By node: how often in a row it did not have what its card said."""
         self._next = 1
         self._shunned: dict[str, tuple[int, Reason | None]] = {}
         self._tunnel = Tunnel(self._heard, self._told)
@@ -124,7 +130,7 @@ class Region:
     # --- Collecting ---
 
     def begin(self, digest: str, wake: Callable[[], None]) -> None:
-        sought = self._sought[digest] = Sought(wake, _now())
+        sought = self._sought[digest] = Sought(wake, asyncio.Event(), _now())
         sought.task = asyncio.create_task(self._seek(digest, sought), name=f"region {digest[:19]}")
 
     def end(self, digest: str) -> None:
@@ -177,7 +183,7 @@ class Region:
                 self.lied(depot.node, str(error))
                 continue
             if head.error or head.size < 0 or head.bytes < 0 or not head.recipe:
-                self._shun(depot.node, LACKING_FOR_MS)
+                self._lacks(depot.node, wanted.digest)
                 continue
             return depot.node, Part(head.size, head.recipe, head.bytes, bytes(data))
         raise FabricUnavailable("no node of the region has the recipe")
@@ -197,9 +203,25 @@ class Region:
             raise ArtifactRefused("artifact_missing", f"{depot.node}: {error}") from error
         if head.error or len(found) != len(wanted.chunks):
             self.unanswered += 1
-            self._shun(depot.node, LACKING_FOR_MS)
+            self._lacks(depot.node, wanted.digest)
             raise ArtifactRefused("artifact_missing", f"{depot.node}: {head.error or 'fewer chunks than asked for'}")
+        self._lacking.pop(depot.node, None)
         return found
+
+    def _lacks(self, node: str, digest: str) -> None:
+        """It did not have what its card said: it may be putting the file in its place just now, and its next card will
+        tell. Only who goes on so is not asked for a while."""
+        sought = self._sought.get(digest)
+        card, peer = sought.cards.get(node, (None, None)) if sought is not None else (None, None)
+        if sought is None or card is None or peer is None or not peer.has:
+            return  # several questions were under way, and one of them was heard of before
+        times = self._lacking[node] = self._lacking.get(node, 0) + 1
+        if times >= LACKING_MOST:
+            self._lacking.pop(node)
+            self._shun(node, SILENT_FOR_MS)
+            return
+        sought.cards[node] = card, peer._replace(has=0, wants=True, moved_at=_now())
+        asyncio.get_running_loop().call_later(AGAIN_S, sought.again.set)
 
     async def _pass(self, depot: DepotOf, digest: str, size_bytes: int) -> None:
         """What the links between us let through is the hub's to say, and to count."""
@@ -234,7 +256,10 @@ class Region:
             sought.has_word = True
             sought.wake()
             is_settled = all(card.whole for card, _ in sought.cards.values())
-            await asyncio.sleep(WHOLE_EVERY_S if is_settled else CARD_EVERY_S)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(WHOLE_EVERY_S if is_settled else CARD_EVERY_S):
+                    await sought.again.wait()
+            sought.again.clear()
 
     async def _depots(self, digest: str) -> tuple[DepotOf, ...]:
         try:

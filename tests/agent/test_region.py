@@ -198,6 +198,32 @@ async def test_a_lying_region_is_refused_counted_said_and_the_hub_gives_the_file
         assert (problem.code, problem.subject) == ("neighbour_lied", "node/north-0")
 
 
+class Boaster(Exchange):
+    """Says that it has everything, and gives nothing, so often."""
+
+    refuses = 3
+
+    async def answer_to(self, data: bytes) -> bytes:
+        if b'"chunks"' in data and self.refuses > 0:
+            self.refuses -= 1
+            return line({"error": "artifact_missing"})
+        return await super().answer_to(data)
+
+
+@pytest.mark.parametrize("refuses", [2, 10_000])
+async def test_who_has_it_not_just_now_is_asked_again_and_who_never_has_it_is_not(tmp_path: Path, refuses: int) -> None:
+    async with country(tmp_path) as land:
+        files, depot = await land.holder("north-0", exchange=Boaster)
+        depot.exchange.refuses = refuses
+        land.uplink.asked.clear()
+        shop, region = land.shop()
+        assert (await shop.fetch(DIGEST)).read_bytes() == DATA
+        books = shop.books()
+        assert books["regionBytes"] == (len(DATA) if refuses == 2 else 0)
+        assert books["regionBytes"] + books["hubBytes"] == len(DATA)
+        assert region.problems() == files.problems == ()
+
+
 async def test_a_region_that_dies_half_way_leaves_the_rest_to_the_hub(tmp_path: Path) -> None:
     async with country(tmp_path) as land:
         _, depot = await land.holder("north-0")
