@@ -100,7 +100,8 @@ def _fill(care: Care, slot: Slot, before: Holder | None, left: list[Holder]) -> 
         care.say("nothing_fits", slot, ask.turned_away)
         return
     wish = _wish(care, slot, before, left)
-    epoch = 1 + max((h.instance.epoch for h in left), default=0) if left else 1
+    rollout = draft.rollout(ask.app)
+    epoch = 1 + max((h.instance.epoch for h in left), default=0) + (rollout.tries if rollout is not None else 0)
     asked = before is not None and before.rule.sentence == ASKED
     pinned = towards(care, wish)
     found = choose(pinned, fleet) if pinned.only is not None else None

@@ -317,11 +317,12 @@ def aborted(rollout: Rollout, now: int, reason: Reason) -> Rollout:
 
 def retried(rollout: Rollout, now: int) -> Rollout:
     """As if nobody had refused it: from the beginning when it was undone, from where it stands when it was not."""
+    tries = rollout.tries + 1
     if rollout.phase in ("undoing", "undone"):
-        return begin(rollout.app, rollout.revision, rollout.previous, now)
+        return msgspec.structs.replace(begin(rollout.app, rollout.revision, rollout.previous, now), tries=tries)
     return msgspec.structs.replace(
         rollout, phase="done" if rollout.phase == "done" else "rolling", since=now, wave_since=now, turned_down={},
-        stopped=(), reason=None, seen=(), turns=((rollout.reach, now),),
+        stopped=(), reason=None, seen=(), turns=((rollout.reach, now),), tries=tries,
     )  # fmt: skip
 
 

@@ -105,6 +105,9 @@ class Rollout(Record):
     to come."""
     asked_at: int = 0
     """When the gates were asked last."""
+    tries: int = 0
+    """How often people asked for it again. Nodes remember what they turned down, and try it once more only when it is
+    placed anew."""
     stage: int = 0
     """How many of the trials this wave is through with; when that is all of them, its nodes are switched."""
     stage_since: int = 0
