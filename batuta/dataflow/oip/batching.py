@@ -317,6 +317,10 @@ class Batching:
         if job.guest:
             self.guests -= 1
         job.end(outputs, fault)
+        self.settle()
+
+    def settle(self) -> None:
+        """Whoever waits for the last guest hears when there is none."""
         if self._drained is not None and not self.guests and not self._drained.done():
             self._drained.set_result(None)
 

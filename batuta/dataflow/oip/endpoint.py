@@ -162,10 +162,12 @@ class Endpoint:
                     self._run(call, asking, urgency, deadline, answer, newcomer.own)
                 except Fault as fault:
                     answer(fault.body, None, fault, newcomer.own)
+                self.batching.settle()
 
             def done(said: bytes, size: int | None, by: str) -> None:
                 self.batching.guests -= 1
                 answer(said, size, None, by)
+                self.batching.settle()
 
             handing(newcomer, request, done, go_on)
             return
