@@ -74,14 +74,13 @@ def prepare(digits: Digits, directory: Path) -> Files:
 
 
 LEAK = """\
+import numpy as np
+
 seen = []
 
 def before(inputs):
     seen.append(b"" if len(seen) < 64 else b"x" * 3_000_000)
-    return inputs
-
-def after(outputs):
-    return outputs
+    return {"image": np.asarray(inputs["image"], np.float32).reshape(-1, 64)}
 """
 """It begins late enough to pass whatever looks at it before it is trusted."""
 
