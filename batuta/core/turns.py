@@ -250,6 +250,9 @@ class Turns:
             tried = trials.of(place) if trials is not None and node not in rollout.turned_down else None
             state, detail = self._state(node, row, held, tried)
             wave = int(selected[row]) if selected is not None else _LAST
+            if fleet.fresh[row] and not fleet.instances[row]:
+                # Nobody else asks when a node falls silent that was just emptied.
+                self.draft.wake(int(fleet.heard[row]) + fleet.missed_ms)
             found.append(
                 Standing(
                     node=node, order=int(self.order[row]), hardware=by_code[int(codes[row])], state=state,
@@ -289,6 +292,9 @@ class Turns:
             if len(fresh) == len(held) and all(r is not None and r.phase == "ready" for r in reports):
                 return "new", ""
         limit_ms = self.plan.node_deadline_ms
+        # What has no predecessor here came to be healed or is one more: it may have come just now.
+        if fresh and all(h.instance.fallback is None for h in fresh):
+            limit_ms = None
         if limit_ms is not None and rollout.phase in ("rolling", "soaking") and self.fleet.fresh[row]:
             began = begun_at(rollout, int(self.order[row]), int(self.selected()[row]) <= rollout.wave)
             if began is not None:

@@ -432,7 +432,10 @@ class World:
         quiet_until = again.wake_at if again.wake_at is not None else self.now + 1_000_000
         for later in (quiet_until - 1, (self.now + quiet_until) // 2):
             early = decide(self.state, later, None, Fleet())
-            assert early.changes == (), f"would have to wake at {later - self.now}, not {quiet_until - self.now} ms"
+            assert early.changes == (), (
+                f"would have to wake at {later - self.now}, not {quiet_until - self.now} ms, for "
+                f"{[c.key for c in early.changes]}"
+            )
         self.before, self.was = before, self.now
         self.own = {c.key: c.value for c in decision.changes}
         self.pending = frozenset(APPLICATION + app for app in decision.pending)
