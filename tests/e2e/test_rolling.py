@@ -26,6 +26,7 @@ with open(sys.argv[1], "a") as diary:
     diary.write(sys.argv[2] + "\\n")
 if sys.argv[2] == "broken":
     sys.exit("it cannot work")
+open("ready", "w").close()
 while True:
     time.sleep(3600)
 """
@@ -36,12 +37,15 @@ metadata: {name: reader}
 spec:
   components:
   - name: read
-    process: {command: [PYTHON, WORKER, DIARY, "WORD"], stopGrace: 2s}
+    process:
+      command: [PYTHON, WORKER, DIARY, "WORD"]
+      stopGrace: 2s
+      ready: {exec: [test, -e, ready]}
     replicas: {everyNode: true}
     resources: {cpu: 10m, memory: 16Mi}
   rollout:
     waves: [1 node, 100%]
-    soak: 3s
+    soak: 10s
     probation: 20s
 """
 
