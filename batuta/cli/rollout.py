@@ -30,8 +30,9 @@ reason_option = click.option("--reason", default="", metavar="WORDS", help="For 
 
 def waits_options(command: F) -> F:
     timeout = click.option(
-        "--timeout", default="1h", show_default=True, metavar="DURATION", help="How long --wait waits."
-    )
+        "--timeout", "timeout_s", default="1h", show_default=True, metavar="DURATION", help="How long --wait waits.",
+        callback=lambda _context, _option, said: milliseconds(said, "--timeout") / 1000,
+    )  # fmt: skip
     waits = click.option("--wait", "waits", is_flag=True, help="Stay until it is over, and tell every change.")
     return waits(timeout(command))
 
@@ -143,9 +144,15 @@ def pause(hub: Client, name: str, *, reason: str, namespace: str) -> None:
 @waits_options
 @namespace_option
 @talks_to_hub
-def resume(hub: Client, name: str, *, reason: str, waits: bool, timeout: str, namespace: str) -> None:
+def resume(hub: Client, name: str, *, reason: str, waits: bool, timeout_s: float, namespace: str) -> None:
     """Go on where it was paused. What was measured meanwhile counts."""
-    _ask(hub, name, namespace, hub.rollouts.resume(name, reason=reason, namespace=namespace), timeout if waits else "")
+    _ask(
+        hub,
+        name,
+        namespace,
+        hub.rollouts.resume(name, reason=reason, namespace=namespace),
+        timeout_s if waits else None,
+    )
 
 
 @rollout.command()
@@ -154,9 +161,15 @@ def resume(hub: Client, name: str, *, reason: str, waits: bool, timeout: str, na
 @waits_options
 @namespace_option
 @talks_to_hub
-def approve(hub: Client, name: str, *, reason: str, waits: bool, timeout: str, namespace: str) -> None:
+def approve(hub: Client, name: str, *, reason: str, waits: bool, timeout_s: float, namespace: str) -> None:
     """Let the next wave begin as soon as this one is through. For applications with spec.rollout.approvals."""
-    _ask(hub, name, namespace, hub.rollouts.approve(name, reason=reason, namespace=namespace), timeout if waits else "")
+    _ask(
+        hub,
+        name,
+        namespace,
+        hub.rollouts.approve(name, reason=reason, namespace=namespace),
+        timeout_s if waits else None,
+    )
 
 
 @rollout.command()
@@ -176,7 +189,7 @@ def abort(hub: Client, name: str, *, reason: str, namespace: str) -> None:
 @waits_options
 @namespace_option
 @talks_to_hub
-def undo(hub: Client, name: str, *, to: int | None, reason: str, waits: bool, timeout: str, namespace: str) -> None:
+def undo(hub: Client, name: str, *, to: int | None, reason: str, waits: bool, timeout_s: float, namespace: str) -> None:
     """Give every node back what it had, the last to have changed first.
 
     Of a rollout that is done, or with --to, that release is declared again: it comes as a release of its own, by the
@@ -186,8 +199,17 @@ def undo(hub: Client, name: str, *, to: int | None, reason: str, waits: bool, ti
     batuta rollout undo meter-reader
     batuta rollout undo meter-reader --to 3 --wait
     """
+    from batuta.cli.progress import Goal, wait
+    from batuta.kinds.application import Application
+
+    known = int(hub.get(Application, name, namespace=namespace).status.get("release") or 0) if waits else 0
     said = hub.rollouts.undo(name, to=to, reason=reason, namespace=namespace)
-    _ask(hub, name, namespace, said, timeout if waits else "", is_undone=said.endswith("undone"))
+    if said.endswith("undone"):
+        _ask(hub, name, namespace, said, timeout_s if waits else None, is_undone=True)
+        return
+    click.echo(said)
+    if waits:
+        wait(hub, Goal(name, namespace, known + 1), timeout_s)
 
 
 @rollout.command()
@@ -196,14 +218,18 @@ def undo(hub: Client, name: str, *, to: int | None, reason: str, waits: bool, ti
 @waits_options
 @namespace_option
 @talks_to_hub
-def retry(hub: Client, name: str, *, reason: str, waits: bool, timeout: str, namespace: str) -> None:
+def retry(hub: Client, name: str, *, reason: str, waits: bool, timeout_s: float, namespace: str) -> None:
     """Try again what nodes turned down, as if none had; what was undone begins anew with its first wave."""
-    _ask(hub, name, namespace, hub.rollouts.retry(name, reason=reason, namespace=namespace), timeout if waits else "")
+    _ask(
+        hub, name, namespace, hub.rollouts.retry(name, reason=reason, namespace=namespace), timeout_s if waits else None
+    )
 
 
-def _ask(hub: Client, name: str, namespace: str, said: str, timeout: str, *, is_undone: bool = False) -> None:
+def _ask(
+    hub: Client, name: str, namespace: str, said: str, timeout_s: float | None, *, is_undone: bool = False
+) -> None:
     click.echo(said)
-    if timeout:
+    if timeout_s is not None:
         from batuta.cli.rollout_progress import wait_until_over
 
-        wait_until_over(hub, name, namespace, milliseconds(timeout, "--timeout") / 1000, is_undone=is_undone)
+        wait_until_over(hub, name, namespace, timeout_s, is_undone=is_undone)

@@ -8,6 +8,7 @@ import pytest
 
 from batuta.answers import Found
 from batuta.cli.rollout_page import brief, figure, page
+from batuta.cli.rollout_progress import Screen
 from batuta.kinds.base import Metadata
 from batuta.kinds.rollout import Rollout, RolloutSpec
 
@@ -104,6 +105,16 @@ def test_it_says_when_it_may_be_through():
 
 def test_one_line_says_how_far_it_is():
     assert brief(found().status) == "wave 1 of 2: under way  (1 updating, 7 waiting, 1 deferred of 9)"
+
+
+def test_at_a_terminal_it_is_painted_over(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    monkeypatch.setenv("NO_COLOR", "1")
+    screen = Screen("text")
+    screen.show(found())
+    lines = capsys.readouterr().out.count("\n")
+    screen.show(found(phase="done", says="done"))
+    assert capsys.readouterr().out.startswith(f"\x1b[{lines}Frollouts/reader")
 
 
 def test_names_of_others_cannot_paint_the_terminal():

@@ -142,3 +142,16 @@ def test_programs_ask_the_same_with_and_without_await(stage: Stage) -> None:
     with pytest.raises(Refused) as refused:
         asyncio.run(ask())
     assert "resume is for one that is paused" in refused.value.problems[0].message
+
+
+def test_to_go_back_from_one_that_is_done_is_waited_for_too(stage: Stage, manifest: Path) -> None:
+    write(manifest, "five")
+    ran = batuta(stage, "apply", "-f", str(manifest), "--wait")
+    assert ran.code == 0, ran.err
+    before = stage.client.rollouts.get("reader").resource.spec.release
+    undone = batuta(stage, "rollout", "undo", "reader", "--wait")
+    assert undone.code == 0, undone.err
+    assert f"release {before - 1} is declared again" in undone.out
+    assert "applications/reader is ok: 2/2 ready" in undone.out
+    found = stage.client.rollouts.get("reader")
+    assert (found.resource.spec.release, found.status["phase"]) == (before + 1, "done")
