@@ -105,12 +105,14 @@ def _may_rest(rollout: Rollout, spec: Rolling, now: int) -> bool:
         return True
     if spec.disruption.per_site == 0:
         return True  # Nothing may be missing, not even for as long as a change takes that cannot be made beside it.
+    if rollout.reason is not None and rollout.reason.code == "rollout_unapproved":
+        return True
     if rollout.reason is None or spec.deadline.wave_ms is not None:
         return False
     if rollout.reason.code == "gate_undecided":
         is_reported = now - rollout.since > spec.soak_ms + 2 * MEASURED_MS
         return is_reported and all(seen.verdict == "held" or seen.missing for seen in rollout.seen)
-    return rollout.reason.code in ("rollout_unapproved", "rollout_waits")
+    return rollout.reason.code == "rollout_waits"
 
 
 def _followed(state: State, app: str, resource: Application) -> Sequence[Component]:
@@ -190,6 +192,10 @@ def _is_left_behind(play: Play, state: State, copy: Process) -> bool:
     instance, rollout = copy.instance, state.rollouts.get(copy.instance.app)
     if rollout is None:
         return False
+    here = play.nodes[copy.node].ledger.locals.values()
+    orders = (x.instance for x in here if x.phase == "refused")
+    if any(order.fallback is not None and order.fallback.name == instance.name for order in orders):
+        return True
     application = state.application(instance.app)
     if rollout.phase in ("paused", "aborted") or (application is not None and application.spec.rollout.windows):
         return True  # Windows are shut by the end of a run, and nothing changes outside of them.

@@ -44,10 +44,14 @@ def beyond_wave(before: State, after: State, now: int) -> Iterator[str]:
             continue
         changed = _changed(after, app, rollout)
         mine = [h for h in before.held.get(app, ()) if h.instance.component in changed]
-        nodes = {h.node for h in mine}
+        stays = {h.node for h in after.held.get(app, ()) if h.instance.component in changed}
+        nodes = {h.node for h in mine} & stays
         fit = [n for n in nodes if n in after.nodes and _hardware(after, n) not in rollout.stopped]
         new = {h.node for h in mine} - {h.node for h in mine if not _is_done(before, h, changed)}
-        has = [n for n in fit if _has_turn(after, rollout, n) and (n in new or not _is_silent(before, n, now))]
+        # Who had it before its turn, of a rollout that this one superseded, takes nobody's turn.
+        early = {n for n in new if not _has_turn(after, was, n)}
+        has = [n for n in fit if n not in early and _has_turn(after, rollout, n)]
+        has = [n for n in has if n in new or not _is_silent(before, n, now)]
         # Those that fences remember count as nodes, too; they are not seen here, and so one more may be.
         target = waves[rollout.wave].target(len(fit) + len(after.fences.get(app, ())))
         if len(has) > max(target, sum(_has_turn(after, was, n) for n in has)):
