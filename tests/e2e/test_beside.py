@@ -250,6 +250,7 @@ async def test_in_split_the_new_one_answers_its_share_and_when_it_dies_the_old_o
         await site.until(lambda: len(device.heard) >= 3 * FRAMES)
         await site.until(lambda: inbox.books()[0].stored == 0)
         assert sorted(worker.numbers(device.heard)) == list(range(3 * FRAMES)), "each answered, and once"
+        await site.until(lambda: handover(both.old).asked > asked.asked)
         print(f"after kill -9: {handover(both.old)}")
 
 
