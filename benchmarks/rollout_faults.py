@@ -13,7 +13,7 @@ under one and the same set of gates; what runs before is always the release that
     leak    it keeps what it sees; the hub is killed as soon as it runs: the node must fall back alone
     better  nothing is wrong with it: it has to arrive everywhere
 
-For each: the share of the fleet that ever ran it (in shadow too), seconds from `apply` to the verdict and until every
+For each: the share of the fleet that ever answered with it, seconds from `apply` to the verdict and until every
 node ran the trusted release again, its answers and how many of those were wrong by the labels. Two rates come from
 `gates.py`: rollouts played with nothing wrong that were stopped, and bad ones that passed. `swap_lost_requests` counts
 requests that failed or were answered twice while the better model was switched in under a steady stream of them.
