@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from batuta.core.rollout import Rollout
     from batuta.core.turns import Place, Turns
 
+NO_ROOM = frozenset(("nothing_fits", "no_room_beside"))
 STEPS_MAX = 100
 """In one decision: two for each wave, and some."""
 
@@ -85,5 +86,6 @@ def say(notes: Notes, turns: Turns) -> None:
             what = f"{what}, {trial}"
         detail = f"release {rollout.revision}, wave {min(rollout.wave + 1, many)} of {many}: {what}"
         reason = Reason(code="rolling_out", subject=f"application/{rollout.application}", detail=detail)
-    if reason is not None:
-        notes.reasons.append(reason)
+    if reason is None or (reason.code == "rollout_waits" and any(r.code in NO_ROOM for r in notes.reasons)):
+        return  # why it waits for them is said already, slot by slot
+    notes.reasons.append(reason)
