@@ -26,6 +26,7 @@ from batuta.kinds.policy import Moves, Policy, PolicySpec
 from batuta.kinds.rolling import Disruption, Rollout
 from batuta.twin.chance import Chance
 from batuta.twin.scenario import Demand, Edit, Machine, Scenario
+from batuta.twin.sketch_rollouts import arriving
 
 if TYPE_CHECKING:
     from batuta.twin.scenario import FaultKind
@@ -59,8 +60,8 @@ USUAL_RATES: dict[FaultKind, int] = {
 }
 
 
-def sketch(seed: int, *, nodes: int = 8, duration_ms: int = 300_000) -> Scenario:
-    """Another scenario for every seed, the same for the same."""
+def sketch(seed: int, *, nodes: int = 8, duration_ms: int = 300_000, rollouts: bool = False) -> Scenario:
+    """Another scenario for every seed, the same for the same; with `rollouts`, releases arrive in waves."""
     chance = Chance(seed, "sketch")
     sites = ("berlin", "lyon", "oslo")[: chance.between(1, 3)]
     machines = tuple(
@@ -90,7 +91,7 @@ def sketch(seed: int, *, nodes: int = 8, duration_ms: int = 300_000) -> Scenario
         kind: usual * chance.pick((1, 1, 2, 4)) for kind, usual in USUAL_RATES.items() if chance.happens(700)
     }
     lost = tuple(m.name for m in machines if chance.happens(60))
-    return Scenario(
+    scenario = Scenario(
         name=f"sketch-{seed}",
         machines=machines,
         edits=tuple(sorted(edits, key=lambda e: e.at_ms)),
@@ -99,6 +100,7 @@ def sketch(seed: int, *, nodes: int = 8, duration_ms: int = 300_000) -> Scenario
         duration_ms=duration_ms,
         lost=lost,
     )
+    return arriving(scenario, seed, MODEL, VERSIONS) if rollouts else scenario
 
 
 def _model() -> Model:

@@ -8,13 +8,22 @@ import pytest
 from batuta.core.decide import decide
 from batuta.core.state import Change
 from batuta.kinds.application import Application
-from batuta.kinds.truth import Truth
+from batuta.kinds.truth import EFFECTS, Truth
 from batuta.twin.play import Play
 from batuta.twin.rules import RULES
 from batuta.twin.run import run
 from batuta.twin.scenario import Scenario
+from batuta.twin.sketch import sketch
 from benchmarks.rollout_fleet import APP, ARRIVES, arriving, told
+from tests.laws.test_twin import keep
 
+QUICK = (3, 4, 29, 61)
+"""These are played always; 29 and 61 once found something."""
+SWEPT = 150
+OPEN = {
+    24: "while a rollout is paused, a slot whose only node refused the release stays empty",
+}
+"""Seeds that break a law and are not mended yet: each must go from here when it is."""
 ASKED = (Truth(model="eyes", per_second=5),)
 
 
@@ -45,10 +54,10 @@ def test_a_model_reaches_all_but_the_class_that_refuses_it():
 
 @pytest.mark.slow
 def test_of_a_larger_fleet_too():
-    plan = arriving(500, 2)
+    plan = arriving(400, 2)
     verdict = run(plan, 2)
     assert verdict.ok, verdict.broken[:5]
-    assert told(plan, verdict)["updated"] >= 390
+    assert told(plan, verdict)["updated"] >= 310
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +81,50 @@ def ever_ran(play: Play, revision: int) -> set[str]:
     }
 
 
+# --- Sketches: whatever fails, with rollouts --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", QUICK)
+def test_whatever_fails_the_laws_hold_for_rollouts_too(seed):
+    holds(seed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("chunk", range(0, SWEPT, 10))
+def test_whatever_fails_the_laws_hold_for_many_rollouts(chunk):
+    for seed in range(chunk, chunk + 10):
+        if seed not in OPEN:
+            holds(seed)
+
+
+def holds(seed):
+    """A seed that breaks a law is kept for ever after."""
+    scenario = sketch(seed, rollouts=True)
+    verdict = run(scenario, seed)
+    if not verdict.ok:
+        kept = keep(scenario, seed, tuple(sorted({b.law for b in verdict.broken})))
+        pytest.fail(f"seed {seed}, kept as {kept.name}:\n" + "\n".join((*map(str, verdict.broken), *verdict.story)))
+
+
+def test_sketches_of_rollouts_try_everything():
+    waves, asks, ills = set(), set(), set()
+    for seed in range(SWEPT):
+        scenario = sketch(seed, rollouts=True)
+        for edit in scenario.edits:
+            asks |= {edit.rollout.ask} if edit.rollout is not None else set()
+            if isinstance(edit.apply, Application):
+                said = edit.apply.spec.rollout
+                waves |= {name for name in said.__struct_fields__ if getattr(said, name) not in (None, (), False)}
+                assert list(edit.apply.problems()) == []
+        ills |= {name for truth in scenario.truths for name in EFFECTS if getattr(truth, name) is not None}
+    assert asks == {"pause", "resume", "approve", "abort", "undo", "retry"}
+    assert waves >= {"waves", "gates", "soak_ms", "windows", "approvals", "jitter_ms", "concurrency", "disruption"}
+    assert ills >= {"per_second", "errors", "latency_ms", "refused", "fails_after_ms"}
+
+
+# --- Some that are made up --------------------------------------------------------------------------------------------
+
+
 def test_a_healthy_version_passes_its_gates(small):
     scenario = msgspec.structs.replace(
         gated(small, "errors.rate < 0.05", "latency.p95 < baseline.latency.p95 * 1.5"), truths=(*small.truths, *ASKED)
@@ -87,7 +140,7 @@ def test_a_version_that_answers_badly_is_stopped_in_its_first_wave_and_undone(sm
     scenario = msgspec.structs.replace(gated(small, "errors.rate < 0.05"), truths=(*small.truths, *ASKED, bad))
     play = Play(scenario, 1, RULES)
     ran: set[str] = set()
-    for at_ms in range(240_000, 600_001, 1_000):
+    for at_ms in range(120_000, 420_001, 1_000):
         play.run_to(at_ms)
         ran |= ever_ran(play, 2)
     assert phase_of(play)[0] == "undone"
@@ -109,7 +162,7 @@ def test_a_hub_that_gives_turns_to_everybody_is_caught(small):
         return decide(state, now, subjects, fleet)
 
     play = Play(small, 1, RULES._replace(decide=hasty))
-    play.run_to(300_000)
+    play.run_to(180_000)
     assert "waves" in {b.law for b in play.laws.broken}
 
 
@@ -125,7 +178,7 @@ def test_a_hub_that_forgets_whose_turn_it_is_is_caught(small):
         return decision._replace(changes=tuple(c for c in decision.changes if c.key != rollout.key))
 
     play = Play(small, 1, RULES._replace(decide=forgetful))
-    play.run_to(260_000)
+    play.run_to(130_000)
     assert "turns" in {b.law for b in play.laws.broken}
 
 
