@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 
 from tests.laws.rolling import RollingWorld, rolling_worlds
@@ -30,6 +31,7 @@ def test_whatever_happens_the_laws_hold(history):
         world.step(*step)
 
 
+@pytest.mark.slow
 @given(rolling_worlds)
 @laws
 def test_a_rollout_comes_to_an_end_or_says_what_it_waits_for(history):
@@ -37,8 +39,8 @@ def test_a_rollout_comes_to_an_end_or_says_what_it_waits_for(history):
     for step in history:
         world.step(*step)
     world.settle()
-    for _ in range(20):
-        world.step("wait", 15_000)
+    for _ in range(8):
+        world.step("wait", 10_000)
         world.step("obey", set())
     for app, rollout in world.state.rollouts.items():
         held = world.state.held.get(app, ())
