@@ -144,10 +144,12 @@ def counted(local: Local, reason: Reason) -> Local:
 
 def lost(local: Local) -> Local:
     """It was not there when the node agent came back. Once is no fault of its own; what takes the machine along each
-    time is told by the number. What has a lease ends with every node agent, and is not blamed for it."""
+    time is told by the number. What has a lease ends with every node agent, and is not blamed for it. Nobody watched
+    it meanwhile, for however long: its probation begins again."""
     if local.instance.lease_ms is not None or not is_on_probation(local, local.since):
         return local
-    return counted(local, because(local, "exited", "it was gone when the node agent came back"))
+    told = counted(local, because(local, "exited", "it was gone when the node agent came back"))
+    return msgspec.structs.replace(told, first_ready_at=None)
 
 
 def is_lost_too_often(local: Local) -> bool:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from batuta.core.decided import Instance
+    from batuta.core.rollout import Rollout as Record
     from batuta.twin.machine import Process
     from batuta.twin.node import Node
 
@@ -96,6 +97,8 @@ class Step(NamedTuple):
     key: tuple[object, ...]
     moved: str
     """The node whose state made it another."""
+    place: tuple[object, ...]
+    """Phase, wave and trial."""
 
 
 class Watched(Play):
@@ -109,17 +112,18 @@ class Watched(Play):
     # --- What there is ---
 
     @property
-    def record(self) -> object:
-        return self.broker.store.get("decided", "rollout.default.app")
+    def record(self) -> Record | None:
+        found: Record | None = self.broker.store.get("decided", "rollout.default.app")
+        return found
 
     @property
     def phase(self) -> str:
-        return str(getattr(self.record, "phase", ""))
+        return "" if self.record is None else self.record.phase
 
     @property
     def turned_down(self) -> tuple[str, ...]:
         """Nodes that turned it down."""
-        return tuple(getattr(self.record, "turned_down", ()))
+        return () if self.record is None else tuple(self.record.turned_down)
 
     @property
     def is_over(self) -> bool:
@@ -167,17 +171,19 @@ class Watched(Play):
             key = self.key()
             if key not in found:
                 moved = [name for name, was, now in zip(NAMES, last[1:], key[1:], strict=True) if was != now]
-                found[key] = Step(self.at_ms, key, (moved or list(NAMES))[0])
+                rollout = self.record
+                place = () if rollout is None else (rollout.phase, rollout.wave, rollout.stage)
+                found[key] = Step(self.at_ms, key, (moved or list(NAMES))[0], place)
                 news_ms = self.at_ms
             last = key
         return list(found.values())
 
-    def play_on(self, limit_ms: int = 180_000) -> None:
-        """Until it is over and rests."""
-        until, last, news_ms = self.at_ms + limit_ms, self.key(), self.at_ms
+    def play_on(self, for_ms: int = 0, limit_ms: int = 180_000) -> None:
+        """For so long, and then until it is over and rests."""
+        until, last, news_ms = self.at_ms + limit_ms, self.key(), self.at_ms + for_ms
         while self.at_ms < until and not (self.is_over and self.at_ms - news_ms > 5_000):
             if self._went_on() and (key := self.key()) != last:
-                last, news_ms = key, self.at_ms
+                last, news_ms = key, max(news_ms, self.at_ms)
 
     def _went_on(self) -> bool:
         """Some milliseconds more, and a look at what runs. False when nothing happened in them."""
