@@ -128,7 +128,7 @@ def _best(scores: Any) -> Any:
     best = scores.max(axis=1)
     if not (told := np.isfinite(best)).all():
         scores, best = scores[told], best[told]
-    if not best.size or best.max() <= 1.001 and scores.min() >= -0.001:
+    if not best.size or (best.max() <= 1.001 and scores.min() >= -0.001):
         return best
     with np.errstate(over="ignore", invalid="ignore"):
         return 1.0 / np.exp(scores.astype(np.float64) - best[:, None]).sum(axis=1)

@@ -18,9 +18,9 @@ from batuta.cli.twin_replay import told as parted
 from batuta.core.decide import decide
 from batuta.core.state import Change, State
 from batuta.errors import BatutaError, NotFound, Refused
-from batuta.kinds.rolling import Disruption, Rollout
 from batuta.kinds.base import BitsPerSecond, Millis
 from batuta.kinds.node import Power
+from batuta.kinds.rolling import Disruption, Rollout
 from batuta.kinds.site import Uplink
 from batuta.twin.rehearse import Rehearsal, rehearse
 from batuta.twin.replay import replay

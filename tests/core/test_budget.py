@@ -9,8 +9,8 @@ from batuta.core.standing import Moving
 from batuta.core.state import Change, State
 from batuta.core.view import status
 from batuta.core.why import why
-from batuta.kinds.rolling import Disruption, Rollout
 from batuta.kinds.node import Taint
+from batuta.kinds.rolling import Disruption, Rollout
 from tests.core.fleets import (
     APP,
     NOW,

@@ -12,11 +12,11 @@ from batuta.core.looking import SOON_MS
 from batuta.core.standing import Looked, Moved, Moving
 from batuta.core.state import Change
 from batuta.core.unasked import LEFT_MAX, REMEMBERED_MS
-from batuta.kinds.rolling import Disruption, Rollout
 from batuta.kinds.base import Millis
 from batuta.kinds.instants import Instant
 from batuta.kinds.node import Hold
 from batuta.kinds.policy import Hours, Moves
+from batuta.kinds.rolling import Disruption, Rollout
 from tests.core.fleets import (
     APP,
     NOW,

@@ -1,4 +1,4 @@
-"""An instance that asks to be left as it is: its node keeps what it has until it says otherwise, and holds nobody up."""
+"""An instance that asks to be left as it is: its node keeps what it has until then, and holds nobody up."""
 
 from __future__ import annotations
 

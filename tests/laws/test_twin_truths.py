@@ -96,7 +96,8 @@ spec:
   fleet: [{name: shop, nodes: 3, hardware: [{name: new, weight: 2}, {name: old}]}]
   truths:
   - {model: eyes, version: "2", hardware: [old], refused: no such instruction}
-  - {command: read, perSecond: 20.5, latencyMs: 40, errors: 1.5, unsure: 10, agrees: 90, memoryPercent: 120, failsAfter: 40s}
+  - {command: read, perSecond: 20.5, latencyMs: 40, errors: 1.5, unsure: 10, agrees: 90, memoryPercent: 120,
+     failsAfter: 40s}
 """
 
 
