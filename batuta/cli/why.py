@@ -94,6 +94,7 @@ def following(follows: Mapping[str, str]) -> str:
 _NOWHERE = {
     "unplaced": "is nowhere",
     "unresolved": "cannot be resolved",
+    "undone": "is as it was before its newest release",
     "unwanted": "is not wanted anywhere",
     "autoscaled": "has as many replicas as its hours and its load ask for",
 }

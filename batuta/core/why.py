@@ -30,6 +30,7 @@ from batuta.core.wish import Ask, Wish
 
 if TYPE_CHECKING:
     from batuta.core.care import Holder
+    from batuta.core.decided import Release
     from batuta.core.fleet import Fleet
     from batuta.core.state import State
 
@@ -63,6 +64,7 @@ def why(
     draft = Draft(state, fleet, now)
     answers = _unresolved(state, app, component)
     to_run = followed(draft, app)
+    answers += _taken_back(draft, app, to_run, component)
     filled = [(r, fill(draft, app, r)) for r in (to_run.components if to_run is not None else ())]
     # What deciding says of each slot, on a draft that nobody keeps; afterwards the fleet is read afresh.
     said: dict[str, list[Reason]] = {}
@@ -149,6 +151,17 @@ def _unresolved(state: State, app: str, component: str | None) -> list[dict[str,
         if isinstance(version, Reason) and component in (None, each.name):
             found.append(_entry(each.name, "", [version]) | {"state": "unresolved"})
     return found
+
+
+def _taken_back(draft: Draft, app: str, to_run: Release | None, component: str | None) -> list[dict[str, Any]]:
+    """Components that are as they were before the newest release, and why."""
+    rollout = draft.rollout(app)
+    if rollout is None or rollout.phase != "undone" or rollout.reason is None or to_run is None:
+        return []
+    kept = {r.component.name: r.revision for r in to_run.components}
+    changed = (r.component.name for r in draft.releases(app)[-1].components if kept.get(r.component.name) != r.revision)
+    said = [rollout.reason]
+    return [_entry(name, "", said) | {"state": "undone"} for name in changed if component in (None, name)]
 
 
 def _entry(component: str, slot: str, reasons: list[Reason]) -> dict[str, Any]:

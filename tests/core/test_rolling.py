@@ -12,6 +12,7 @@ from batuta.core.sample import Sample
 from batuta.core.state import Change
 from batuta.core.view import status
 from batuta.core.view_rollout import rollout_status
+from batuta.core.why import why
 from batuta.kinds.base import Millis, Ref
 from batuta.kinds.rolling import Deadline, Disruption, Rollout, UpdateWindow
 from tests.core.fleets import APP, component, node, report
@@ -62,6 +63,9 @@ def test_a_release_that_the_first_node_refuses_goes_to_others_until_its_class_is
     assert world.rollout.reason is not None
     assert world.rollout.reason.code == "release_turned_down"
     assert "outputs differ" in world.rollout.reason.detail
+    told = why(world.state, world.now, APP)[0]
+    assert told["state"] == "undone"
+    assert "outputs differ" in told["reasons"][0]["sentence"]
     world.step()
     world.step()
     assert world.runs("old") == set(NAMES)

@@ -9,7 +9,7 @@ import pytest
 from msgspec.structs import replace
 
 from batuta.demo.stage import wait_for
-from batuta.kinds import Application, Node
+from batuta.kinds import Node
 from batuta.kinds.model import Model
 from batuta.model_push import push
 from batuta.tuning import golden, sketch
@@ -36,10 +36,10 @@ def cases(digits: Digits, path: Path, off: float = 0.0) -> bytes:
     return path.read_bytes()
 
 
-def turned_down(stage: Stage) -> str | None:
-    """Why the nodes did not take the newest release."""
-    found = stage.client.get(Application, "reader").status["reasons"]
-    return next((str(reason["detail"]) for reason in found if reason["code"] == "release_turned_down"), None)
+def undone(stage: Stage, release: int) -> dict[str, Any] | None:
+    """The status of the rollout of this release, once it was taken back."""
+    found = [each.status for each in stage.client.rollouts.list() if each.resource.spec.release == release]
+    return dict(found[0]) if found and found[0]["phase"] == "undone" else None
 
 
 def test_only_what_answers_its_golden_inputs_is_switched_in(stage: Stage, digits: Digits, tmp_path: Path) -> None:
@@ -53,24 +53,31 @@ def test_only_what_answers_its_golden_inputs_is_switched_in(stage: Stage, digits
         device.show("proved", digits.held_out[0])
         assert device.read("proved", 120)["model"] == "digits:1"
 
-        # Another version, that is not what it should be: it is refused with its Reason, and the first one goes on.
+        # Another version, that is not what it should be: it is turned down with its Reason, and the first one goes on.
         push(stage.client, digits.second, name="digits", version="2", golden=wrong)
         stage.client.apply(READER.format(version="2"))
-        told = wait_for("the refusal", lambda: turned_down(stage), 120)
-        assert "does not answer its golden inputs" in told
-        assert "output probabilities of case" in told
+        told = wait_for("the refusal", lambda: undone(stage, release=2), 120)
+        assert [each["node"] for each in told["turnedDown"]] == ["pi"]
+        assert "golden inputs" in told["firstError"], told
+        assert "output probabilities of case" in told["firstError"], told
         assert doctor(stage)["proofs"] == {"passed": 1, "golden_mismatch": 1}
         device.show("still", digits.held_out[1])
         assert device.read("still", 120)["model"] == "digits:1"
+    why = run("why", "reader", state=stage.hub_state)
+    assert "does not answer its golden inputs" in why.out, why.out
     described = run("describe", "application", "reader", state=stage.hub_state)
-    assert "golden_mismatch" in described.out or "golden inputs" in described.out, described.out
+    assert "golden inputs" in described.out, described.out
 
-    # A node agent that comes back remembers both: nothing is proved again.
+    # A node agent that comes back remembers both: the one goes on, the other is turned down under another number too,
+    # and nothing is proved again.
     stage.kill_node("pi")
     stage.restart_node("pi")
     wait_for("the node", lambda: stage.online("pi"), 60, alive=stage.nodes["pi"].running)
     wait_for("the first version again", lambda: len(workers(stage)) == 1 or None, 120)
     wait_for("its being ready", lambda: ready(stage, revision=1), 60)
+    stage.client.apply(READER.format(version="2").replace("cpu: 100m", "cpu: 101m"))
+    told = wait_for("the second refusal", lambda: undone(stage, release=3), 120)
+    assert "golden inputs" in told["firstError"], told
     assert doctor(stage)["proofs"] == {}
 
     # Pushed anew with golden inputs that are right, it is proved and switched in.
@@ -78,7 +85,7 @@ def test_only_what_answers_its_golden_inputs_is_switched_in(stage: Stage, digits
     golden.write(tmp_path / "third.npz", golden.make(Session(digits.second), {"image": inputs}))
     push(stage.client, digits.second, name="digits", version="3", golden=(tmp_path / "third.npz").read_bytes())
     stage.client.apply(READER.format(version="3"))
-    wait_for("the third version", lambda: ready(stage, revision=3), 120)
+    wait_for("the third version", lambda: ready(stage, revision=4), 120)
     assert doctor(stage)["proofs"] == {"passed": 1}
 
 
