@@ -333,7 +333,8 @@ def approved(rollout: Rollout) -> Rollout:
 
 def _turned_down_everywhere(rollout: Rollout, nodes: Sequence[Standing]) -> Reason:
     first = next((n for n in nodes if n.state == "down" and n.detail), None)
-    detail = f"{len(rollout.turned_down)} nodes, and none that can be reached has taken it"
+    count = len(rollout.turned_down)
+    detail = f"{count} node{'s' if count != 1 else ''}, and none that can be reached has taken it"
     if first is not None:
         detail = f"{first.node}: {first.detail}; {detail}"
     return Reason(code="release_turned_down", subject=f"application/{rollout.application}", detail=detail)
