@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint test-slow test-torch test-executorch fuzz bench clean twin-large
+.PHONY: demo test lint test-slow test-torch test-executorch fuzz bench clean twin-large twin-rollout
 
 demo: .venv/ready
 	$(BIN)/batuta demo
@@ -43,6 +43,10 @@ fuzz: .venv/ready
 # An hour of ten thousand nodes and a storm of a hundred thousand, each played twice: minutes.
 twin-large: .venv/ready
 	$(BIN)/python benchmarks/twin.py --twice
+
+# A new model reaches ten thousand nodes of which one class refuses it: an hour or more.
+twin-rollout: .venv/ready
+	$(BIN)/python benchmarks/rollout_fleet.py
 
 bench: .venv/ready
 	for script in apply_to_healthy footprint placement recording api; do $(BIN)/python benchmarks/$$script.py || exit 1; done

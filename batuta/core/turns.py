@@ -293,7 +293,8 @@ class Turns:
                 return "new", ""
         limit_ms = self.plan.node_deadline_ms
         # What has no predecessor here came to be healed or is one more: it may have come just now.
-        if fresh and all(h.instance.fallback is None for h in fresh):
+        left = [h for h in fresh if not self._is_ready(node, h)]
+        if fresh and len(fresh) == len(held) and all(h.instance.fallback is None for h in left):
             limit_ms = None
         if limit_ms is not None and rollout.phase in ("rolling", "soaking") and self.fleet.fresh[row]:
             began = begun_at(rollout, int(self.order[row]), int(self.selected()[row]) <= rollout.wave)
@@ -304,6 +305,10 @@ class Turns:
                     return "down", f"not done within {limit_ms // 1000} s"
                 self.draft.wake(due)
         return state, ""
+
+    def _is_ready(self, node: str, held: Held) -> bool:
+        report = self.draft.reported(node, held.instance)
+        return report is not None and report.phase == "ready"
 
     def wrong(self, report: InstanceReport) -> str | None:
         """Why an instance of the new release does not work there; None while it may."""
