@@ -16,6 +16,8 @@ worker crash loop        crash_loop: at_every_start          `memory_exceeded`, 
 kill -9: hub             survival: a_killed_hub              same processes; every decided row of the same revision
                          hub: the_hub_process_dies           no decision, epoch 2, old watches get 410
 kill -9: broker          agent: a_broker_that_dies           same ports, `broker_restarted`; hub: every row is there
+kill -9: in a rollout    rollout_kills                       hub, agent, worker at each of ten steps: the same end, one
+                                                             process on every node, none twice
 full disk: node          full_disks: a_full_disk_at_a_node   `disk_full` of broker, ledger, fetch; old version serves;
                                                              each frame answered once; all well when there is room
                          full_disks: a_broker_that_dies      begins again from what was put by; the node is heard
