@@ -128,11 +128,11 @@ def test_a_mixture_is_never_more_than_there_was(sizes: dict[str, int], seed: int
 
 def test_healthy_releases_get_through_and_bad_ones_do_not() -> None:
     for release in HEALTHY.values():
-        assert {play(seed, release).phase for seed in range(12)} == {"done"}
+        assert {play(seed, release).phase for seed in range(6)} == {"done"}
     for kind, (_, releases) in BAD.items():
-        ended = [play(seed, releases[STATED]) for seed in range(8)]
+        ended = [play(seed, releases[STATED]) for seed in range(4)]
         stopped = [e for e in ended if e.phase == "undoing"]
-        assert len(stopped) >= 7, kind
+        assert len(stopped) >= 3, kind
         assert all(e.phase in ("undoing", "paused") and e.nodes <= 3 for e in ended), kind
         assert all(e.gate.startswith(kind[:5]) for e in stopped), kind
 

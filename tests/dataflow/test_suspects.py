@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from batuta.dataflow import suspects as suspects_module
 from batuta.dataflow.answers import Place
 from batuta.dataflow.hand import Frame
-from batuta.dataflow.suspects import CLEARED_MAX, DEATHS_MAX, HANDED_OUT_MAX, REMEMBERED_MAX, Suspects
+from batuta.dataflow.suspects import DEATHS_MAX, HANDED_OUT_MAX, REMEMBERED_MAX, Suspects
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    import pytest
 
 
 class Plain:
@@ -108,14 +111,15 @@ def test_what_cannot_be_read_or_written_is_said(tmp_path: Path) -> None:
     assert "cannot be written down" in lives.complaints[0]
 
 
-def test_memories_are_bounded(tmp_path: Path) -> None:
+def test_memories_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(suspects_module, "CLEARED_MAX", 20)  # each is written down twice
     lives = Lives(tmp_path)
     for sequence in range(REMEMBERED_MAX + 10):
         lives.dies_of(frame(sequence))
     suspects = lives.begin()
     known = [s for s in range(REMEMBERED_MAX + 10) if suspects.deaths_of(frame(s))]
     assert known == list(range(10, REMEMBERED_MAX + 10))
-    for sequence in range(CLEARED_MAX + 1):
+    for sequence in range(21):
         with suspects.alone(frame(sequence, 4)):
             pass
-    assert len(suspects._cleared) == CLEARED_MAX
+    assert len(suspects._cleared) == 20
