@@ -90,12 +90,10 @@ def amiss(play: Play) -> list[str]:
 
 
 def _running(instance: Instance, refused: set[str]) -> list[str]:
-    """What is to run for it: itself, or what stands by for it when its node refused it; and what is tried beside it."""
-    newcomer = instance.newcomer
-    beside = [newcomer.name] if newcomer is not None and newcomer.name not in refused else []
-    if instance.name not in refused:
-        return [instance.name, *beside]
-    return [instance.fallback.name, *beside] if instance.fallback is not None else beside
+    """What is to run for it: itself, or what stands by for it when its node refused it; and what is tried beside it.
+    What stands by may have been refused too: for that its own order says what does."""
+    found = [instance, instance.newcomer] if instance.name not in refused else [instance.fallback, instance.newcomer]
+    return [each.name for each in found if each is not None and each.name not in refused]
 
 
 def _may_rest(rollout: Rollout, spec: Rolling, now: int) -> bool:
