@@ -104,7 +104,7 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
         return self._virtual_time_s
 
     def run_in_executor(  # type: ignore[override]  # what the loop promises is a future, and this is one
-        self, executor: Any, func: Callable[..., Any], *args: Any
+        self, _executor: Any, func: Callable[..., Any], *args: Any
     ) -> asyncio.Future[Any]:
         done: asyncio.Future[Any] = self.create_future()
         try:
