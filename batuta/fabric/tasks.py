@@ -6,8 +6,6 @@ import asyncio
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
-from nats.errors import Error as NatsError
-
 if TYPE_CHECKING:
     from nats.aio.client import Client
 
@@ -35,6 +33,9 @@ async def end(*tasks: asyncio.Task[Any] | None) -> None:
 async def hang_up(client: Client) -> None:
     """Closes a broker's client for certain. It cancels its own tasks once; when that meets a connection that was just
     refused, it goes on trying for ever, and the process never ends."""
+    # Who only ends tasks needs no client of a broker, and its fifteen megabytes.
+    from nats.errors import Error as NatsError
+
     with suppress(NatsError, OSError, TimeoutError):
         await client.close()
     await end(client._reconnection_task, client._reading_task, client._ping_interval_task, client._flusher_task)
