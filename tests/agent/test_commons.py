@@ -14,7 +14,11 @@ from batuta.fabric.clock import run_virtually
 if TYPE_CHECKING:
     from pathlib import Path
 
-pytestmark = pytest.mark.filterwarnings("error")
+pytestmark = [
+    pytest.mark.filterwarnings("error"),
+    # There is no socket here: one that is found now was left by another test of this process, and is told.
+    pytest.mark.filterwarnings("default:Exception ignored in. <socket:pytest.PytestUnraisableExceptionWarning"),
+]
 
 
 @pytest.fixture

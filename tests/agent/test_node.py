@@ -22,7 +22,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-pytestmark = pytest.mark.filterwarnings("error")
+pytestmark = [
+    pytest.mark.filterwarnings("error"),
+    # There is no socket here: one that is found now was left by another test of this process, and is told.
+    pytest.mark.filterwarnings("default:Exception ignored in. <socket:pytest.PytestUnraisableExceptionWarning"),
+]
 
 
 def play(story: Callable[[], Any]) -> None:
